@@ -1,0 +1,55 @@
+#!/usr/bin/env python
+"""Starts one rank of a training; `deepspeed`, `torchrun` and plain `python` all run this file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vggdist.config_file import load_config, to_yaml
+from vggdist.errors import ConfigError
+
+EXAMPLES = """\
+examples:
+  deepspeed --num_gpus 8 launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet
+  torchrun --nproc-per-node 8 launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet
+  python launch/train.py --config configs/quickstart.yaml model.batch_norm=false
+
+The same command again continues from the newest checkpoint of the run folder. Every key, with its
+default and its source in the paper, is shown by --print-config and explained in vggdist/config.py.
+"""
+
+
+def main() -> int:
+    """Reads the command line and trains; the exit code is that of `vggdist/errors.py`."""
+    parser = argparse.ArgumentParser(
+        description="Train a VGG network. Without --config: configuration D, as in the paper.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of sections")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="on top of the file, such as optimizer.learning_rate=0.005; @FILE reads such lines",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+    # The deepspeed launcher gives it to every script; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    if arguments.print_config:
+        sys.stdout.write(to_yaml(config))
+        return 0
+    from vggdist.pretrain import run
+
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

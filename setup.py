@@ -1,0 +1,41 @@
+"""Packages the library `vggdist`; `requirements.lock` holds the exact versions that are tested."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vggdist",
+    version="0.1.0",
+    description="Train VGG networks A to E on ImageNet, from one CPU to hundreds of GPUs",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vggdist", "vggdist.*"]),
+    package_data={"vggdist": ["py.typed"]},
+    install_requires=[
+        "torch>=2.14",
+        "torchvision>=0.29",
+        "nvidia-dali-cuda130>=2.4",
+        "deepspeed>=0.19.8",
+        "tensorboard>=2.20",
+        "pyyaml>=6.0",
+        "submitit>=1.5.4",
+        "pydantic>=2.11",
+        "safetensors>=0.5",
+        "rich>=13.0",
+        "pillow>=11.0",
+        "matplotlib>=3.9",
+        "scikit-learn>=1.5",
+        "ninja>=1.11",
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "pytest-timeout>=2",
+            "ruff>=0.9",
+            "mypy>=1.15",
+            "pre-commit>=4",
+            "types-PyYAML",
+        ],
+    },
+    entry_points={"console_scripts": ["vggdist=vggdist.cli:main"]},
+)

@@ -1,0 +1,114 @@
+"""The oracle is section A2 of the reference, which is torchvision's where it has the network."""
+
+import json
+
+import pytest
+
+from vggdist.config import ModelConfig
+from vggdist.model.summary import ModelSummary, render_summary, summarize
+
+NUM_PARAMETERS = {
+    ("A", False): 132_863_336,
+    ("A-LRN", False): 132_863_336,
+    ("B", False): 133_047_848,
+    ("C", False): 133_638_952,
+    ("D", False): 138_357_544,
+    ("E", False): 143_667_240,
+    ("A", True): 132_868_840,
+    ("A-LRN", True): 132_868_840,
+    ("B", True): 133_053_736,
+    ("C", True): 133_647_400,
+    ("D", True): 138_365_992,
+    ("E", True): 143_678_248,
+}
+GIGA_MULTIPLY_ADDS = {
+    "A": 7.609, "A-LRN": 7.609, "B": 11.308, "C": 11.771, "D": 15.470, "E": 19.632,
+}  # fmt: skip
+NUM_WEIGHT_LAYERS = {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
+
+
+@pytest.fixture(scope="module")
+def d() -> ModelSummary:
+    return summarize(ModelConfig(), 224)
+
+
+@pytest.mark.parametrize(("configuration", "batch_norm"), NUM_PARAMETERS)
+def test_parameters_and_multiply_adds_are_those_of_the_reference(
+    configuration: str, batch_norm: bool
+) -> None:
+    config = ModelConfig(configuration=configuration, batch_norm=batch_norm)
+    summary = summarize(config, 224)
+    assert summary.num_parameters == NUM_PARAMETERS[configuration, batch_norm]
+    assert round(summary.multiply_adds / 1e9, 3) == GIGA_MULTIPLY_ADDS[configuration]
+    assert summary.num_weight_layers == NUM_WEIGHT_LAYERS[configuration]
+
+
+def test_ds_layers_have_the_shapes_and_counts_of_the_reference(d: ModelSummary) -> None:
+    layers = {layer.name: layer for layer in d.layers}
+    counts = {
+        name: (layers[name].output_shape, layers[name].num_parameters)
+        for name in ("conv1_1", "conv1_2", "pool1", "conv3_1", "conv5_3", "pool5", "fc6", "fc8")
+    }
+    assert counts == {
+        "conv1_1": ((64, 224, 224), 1_792),
+        "conv1_2": ((64, 224, 224), 36_928),
+        "pool1": ((64, 112, 112), 0),
+        "conv3_1": ((256, 56, 56), 295_168),
+        "conv5_3": ((512, 14, 14), 2_359_808),
+        "pool5": ((512, 7, 7), 0),
+        "fc6": ((4096,), 102_764_544),
+        "fc8": ((1000,), 4_097_000),
+    }
+    assert round(layers["conv1_1"].multiply_adds / 1e6, 1) == 86.7
+    assert layers["fc7"].multiply_adds == 4096 * 4096
+
+
+def test_the_shallow_net_of_section_4_1_has_its_parameters() -> None:
+    """B with each pair of 3x3 as one 5x5: 134,503,528 parameters."""
+    channels = (64, 128, 256, 512, 512)
+    config = ModelConfig(configuration=tuple((f"5-{width}",) for width in channels))
+    summary = summarize(config, 224)
+    assert summary.num_parameters == 134_503_528
+    assert summary.configuration == (("5-64",), ("5-128",), ("5-256",), ("5-512",), ("5-512",))
+
+
+def test_batch_normalization_and_lrn_have_lines_of_their_own() -> None:
+    config = ModelConfig(configuration="A-LRN", batch_norm=True)
+    first = [(layer.name, layer.kind) for layer in summarize(config, 64).layers[:4]]
+    assert first == [
+        ("conv1_1", "convolution 3x3"),
+        ("norm1_1", "batch normalization"),
+        ("lrn1_1", "LRN"),
+        ("pool1", "max-pooling 2x2"),
+    ]
+
+
+def test_the_dictionary_survives_json_and_has_these_keys(d: ModelSummary) -> None:
+    summary = json.loads(json.dumps(d.to_dict()))
+    assert summary.keys() == {
+        "num_parameters",
+        "multiply_adds",
+        "layers",
+        "configuration",
+        "crop_size",
+    }
+    assert summary["configuration"] == "D"
+    assert summary["crop_size"] == 224
+    assert summary["layers"][0] == {
+        "name": "conv1_1",
+        "kind": "convolution 3x3",
+        "output_shape": [64, 224, 224],
+        "num_parameters": 1792,
+        "multiply_adds": 86_704_128,
+    }
+
+
+def test_the_table_has_a_line_per_layer_and_the_totals(d: ModelSummary) -> None:
+    table = render_summary(d)
+    lines = table.splitlines()
+    assert lines[2].split() == (
+        ["conv1_1", "convolution", "3x3", "64", "x", "224", "x", "224", "1,792", "86,704,128"]
+    )
+    assert len(lines) == 2 + len(d.layers) + 3
+    assert "configuration D: 16 weight layers, 138,357,544 parameters," in table
+    assert "15.470 G multiply-adds for one image of 224 x 224 pixels" in table

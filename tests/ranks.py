@@ -1,0 +1,67 @@
+"""Runs a function of a test in several ranks, each a process of its own, over gloo."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+from vggdist.distributed import process as world
+
+
+def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """Calls `function(process, *arguments)` in every rank; returns the results in rank order.
+
+    `function` must be importable (defined at a test module's top level), its results picklable.
+    A failure in any rank fails the test with that rank's traceback.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    port = _free_port()
+    processes = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, results, arguments))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    answers = dict(results.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+    for rank, (good, answer) in sorted(answers.items()):
+        assert good, f"rank {rank}:\n{answer}"
+    return [answers[rank][1] for rank in range(world_size)]
+
+
+def _rank(
+    function: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    port: int,
+    results: Any,
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    try:
+        torch.set_num_threads(1)
+        answer = (True, function(world.start("cpu"), *arguments))
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    results.put((rank, answer))
+    world.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

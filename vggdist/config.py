@@ -1,0 +1,369 @@
+"""Every knob of a training, typed and frozen; the defaults are the paper's (arXiv:1409.1556v6).
+
+A field says its unit, its range and where its default comes from. What follows from several fields
+or from the world size is a function at the end of this file, never a field. Reading and writing
+YAML is the job of `vggdist/config_file.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vggdist.errors import ConfigError
+from vggdist.model.configurations import Configuration, parse_configuration
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A group of fields: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_by_name=True, serialize_by_alias=True
+    )
+
+
+class ModelConfig(Section):
+    """The network: a column of Table 1 or blocks of one's own, and how its weights begin."""
+
+    configuration: str | tuple[tuple[str, ...], ...] = Field(
+        "D",
+        description="Column of Table 1 (A, A-LRN, B, C, D, E), or one's own blocks, each a list of "
+        "layers such as 3-64 (kernel size 3, 64 channels) or LRN, every block ending in a "
+        "max-pooling.",
+    )
+    batch_norm: bool = Field(
+        False, description="Batch normalization after every convolution (not in the paper)."
+    )
+    num_classes: int = Field(1000, ge=1, description="Width of the last layer, fc8.")
+    fc_width: int = Field(4096, ge=1, description="Width of fc6 and fc7 (Table 1: 4096).")
+    dropout: float = Field(
+        0.5, ge=0.0, lt=1.0, description="Dropout ratio after fc6 and fc7 (section 3.1)."
+    )
+    initialization: Literal["glorot", "gaussian", "kaiming"] = Field(
+        "glorot",
+        description="How random weights are drawn (Glorot: the paper's own later advice, section "
+        "3.1).",
+    )
+    initial_std: float = Field(
+        0.1,
+        gt=0.0,
+        description="Standard deviation of gaussian initialization. The paper prints a variance of "
+        "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
+        "from nothing.",
+    )
+    initialize_from: str | None = Field(
+        None,
+        description="Run folder or .safetensors file of a trained shallower network: its layers of "
+        "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
+    )
+
+    @field_validator("configuration", mode="before")
+    @classmethod
+    def _lists_are_blocks(cls, value: object) -> object:
+        if isinstance(value, list):
+            return tuple(tuple(block) if isinstance(block, list) else block for block in value)
+        return value
+
+    @field_validator("configuration")
+    @classmethod
+    def _known(cls, value: str | tuple[tuple[str, ...], ...]) -> str | tuple[tuple[str, ...], ...]:
+        parse_configuration(value)
+        return value
+
+    def blocks(self) -> Configuration:
+        """The convolution blocks, from Table 1 or written by hand."""
+        return parse_configuration(self.configuration)
+
+
+class DataConfig(Section):
+    """Images: where they are, and what happens to each on its way into the network."""
+
+    root: str | None = Field(
+        None, description="Folder with train/ and val/, each with one folder of images per class."
+    )
+    crop_size: int = Field(
+        224, ge=32, multiple_of=32, description="Side of the network's input, in pixels."
+    )
+    train_scale_min: int = Field(
+        256, ge=1, description="Smallest training scale S: the rescaled shorter side, pixels."
+    )
+    train_scale_max: int = Field(
+        256, ge=1, description="Largest training scale S, pixels; S is drawn per image."
+    )
+    validation_scale: int | None = Field(
+        None,
+        ge=1,
+        description="Shorter side Q in evaluations, pixels; none: 0.5 (train_scale_min + "
+        "train_scale_max).",
+    )
+    flip: bool = Field(True, description="Mirror half of the training images (section 3.1).")
+    color_shift: float = Field(
+        0.1,
+        ge=0.0,
+        description="Standard deviation of the random RGB shift along the principal components of "
+        "ImageNet's colours, in units of the eigenvalues of [0, 1] pixels (Krizhevsky "
+        "2012: 0.1; 0 switches it off). At 0.1 the first component moves a pixel by 5.5 "
+        "of 255 grey levels, one sigma.",
+    )
+    mean: tuple[float, float, float] = Field(
+        (123.68, 116.779, 103.939),
+        description="Mean RGB of the training set, subtracted from every pixel, 0 to 255.",
+    )
+    num_threads: int | None = Field(
+        None,
+        ge=1,
+        description="Decoding threads of each rank; none: the node's cores divided by its ranks.",
+    )
+    prefetch: int = Field(2, ge=1, description="Finished micro batches waiting for the network.")
+
+    @field_validator("mean", mode="before")
+    @classmethod
+    def _list_is_mean(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Self:
+        problems = []
+        if self.train_scale_min > self.train_scale_max:
+            problems.append(
+                f"train_scale_min {self.train_scale_min} is above train_scale_max "
+                f"{self.train_scale_max}; swap them, or set both to one fixed scale S."
+            )
+        for name, scale in (
+            ("train_scale_min", self.train_scale_min),
+            ("validation_scale", self.validation_scale),
+        ):
+            if scale is not None and scale < self.crop_size:
+                problems.append(
+                    f"{name} {scale} is below crop_size {self.crop_size}, so a crop would not fit "
+                    f"into the rescaled image; set it to at least {self.crop_size}."
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def evaluation_scale(self) -> int:
+        """Shorter side Q of evaluations, pixels: 0.5 (S_min + S_max) unless set (section 4.1)."""
+        return self.validation_scale or (self.train_scale_min + self.train_scale_max) // 2
+
+
+class BatchConfig(Section):
+    """How many images make a step, and how they are cut into pieces."""
+
+    global_: int = Field(
+        256, ge=1, alias="global", description="Images of one step over all ranks (paper: 256)."
+    )
+    micro: int | None = Field(
+        None,
+        ge=1,
+        description="Images that a rank sends through the network at once; none: the largest "
+        "divisor of its share that is at most 64.",
+    )
+
+
+class OptimizerConfig(Section):
+    """SGD with momentum (section 3.1)."""
+
+    learning_rate: float = Field(
+        0.01, gt=0.0, description="Learning rate at the start, after warm-up."
+    )
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum.")
+    weight_decay: float = Field(
+        5e-4, ge=0.0, description="Factor of the weights added to their gradients."
+    )
+    gradient_clipping: float = Field(
+        0.0, ge=0.0, description="Largest norm of the whole gradient; 0: no clipping."
+    )
+
+
+class ScheduleConfig(Section):
+    """How the learning rate falls, and when training ends."""
+
+    name: Literal["plateau", "step", "cosine"] = Field(
+        "plateau",
+        description="plateau: divided when the validation error stops improving (section 3.1).",
+    )
+    num_epochs: float = Field(
+        74.0, gt=0.0, description="Length of the training in epochs (paper: 74, 370,000 steps)."
+    )
+    num_steps: int | None = Field(
+        None, ge=1, description="Length in steps, in place of num_epochs."
+    )
+    warmup_epochs: float = Field(
+        0.0, ge=0.0, description="Epochs in which the learning rate rises from 0, linearly."
+    )
+    factor: Fraction = Field(
+        0.1, description="The learning rate is multiplied by this at each decrease."
+    )
+    patience: int = Field(
+        5,
+        ge=1,
+        description="plateau: evaluations without a new lowest top-1 error before a decrease.",
+    )
+    num_decreases: int = Field(
+        3,
+        ge=0,
+        description="plateau: decreases before the next plateau ends the training (paper: 3).",
+    )
+    step_epochs: float = Field(30.0, gt=0.0, description="step: epochs between decreases.")
+
+
+class EvaluationConfig(Section):
+    """Evaluations on the validation set while training: one centre crop per image."""
+
+    every_epochs: float = Field(
+        1.0, gt=0.0, description="Epochs between evaluations; there is always one at the end."
+    )
+    micro: int | None = Field(
+        None, ge=1, description="Images per forward pass; none: as in training."
+    )
+
+
+class CheckpointConfig(Section):
+    """When the state of the training is committed to disk, and how much of it stays there."""
+
+    every_epochs: float = Field(
+        1.0, gt=0.0, description="Epochs between checkpoints; there is always one at the end."
+    )
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps between checkpoints, in place of every_epochs."
+    )
+    keep: int = Field(
+        2,
+        ge=2,
+        description="Newest checkpoints kept; at least 2, so that there is one if the last is "
+        "damaged.",
+    )
+
+
+class LogConfig(Section):
+    """What is written about the training."""
+
+    every_steps: int = Field(
+        20, ge=1, description="Steps between two points of the curves and two log lines."
+    )
+    num_images: int = Field(
+        16, ge=0, description="Images of the first batch shown in TensorBoard; 0: none."
+    )
+
+
+class RunConfig(Section):
+    """Where this training lives."""
+
+    folder: str | None = Field(
+        None, description="Run folder; none: runs/vgg_ and the configuration's name."
+    )
+    resume: str = Field(
+        "auto",
+        min_length=1,
+        description="auto: continue from the newest good checkpoint of the run folder, if there is "
+        "one; never: start anew, and refuse a folder that has a training; or the path of "
+        "a checkpoint.",
+    )
+
+
+class Config(Section):
+    """One training, completely described."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    run: RunConfig = RunConfig()
+    precision: Precision = Field(
+        "bf16", description="Arithmetic of the network; the weights are kept in fp32."
+    )
+    device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Everything random in a run follows from this number."
+    )
+    zero_stage: Literal[0, 1, 2] = Field(
+        0,
+        description="DeepSpeed ZeRO stage: 0 keeps the whole optimizer on each rank, 1 and 2 share "
+        "it out.",
+    )
+    exchange: Literal["all_reduce"] = Field(
+        "all_reduce", description="How gradients travel between ranks (stage 0)."
+    )
+
+    @property
+    def run_folder(self) -> str:
+        """The run folder: as configured, or named after the configuration."""
+        if self.run.folder is not None:
+            return self.run.folder
+        name = self.model.configuration if isinstance(self.model.configuration, str) else "custom"
+        return f"runs/vgg_{name.lower().replace('-', '_')}" + (
+            "_bn" if self.model.batch_norm else ""
+        )
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """How a step's images are divided: global batch = micro x accumulation steps x world size."""
+
+    global_batch: int
+    micro: int
+    accumulation_steps: int
+    world_size: int
+
+    @property
+    def per_rank(self) -> int:
+        """Images of one step on one rank."""
+        return self.micro * self.accumulation_steps
+
+
+LARGEST_AUTOMATIC_MICRO = 64
+
+
+def split_batch(batch: BatchConfig, world_size: int) -> BatchSplit:
+    """Divides the global batch among `world_size` ranks and micro batches.
+
+    Raises:
+        ConfigError: the numbers do not divide; the message holds all three and the nearest that do.
+    """
+    per_rank, rest = divmod(batch.global_, world_size)
+    if rest or per_rank == 0:
+        below, above = per_rank * world_size, (per_rank + 1) * world_size
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError(
+            f"batch.global {batch.global_} cannot be shared equally by {world_size} ranks; set it "
+            f"to {nearest}, or change the number of ranks."
+        )
+    if batch.micro is None:
+        micro = max(
+            m for m in range(1, min(per_rank, LARGEST_AUTOMATIC_MICRO) + 1) if per_rank % m == 0
+        )
+    else:
+        micro = batch.micro
+    if per_rank % micro:
+        divisors = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
+        raise ConfigError(
+            f"batch.micro {micro} does not divide the {per_rank} images of each rank (batch.global "
+            f"{batch.global_} / {world_size} ranks), so gradient accumulation would be uneven; set "
+            f"batch.micro to {max(m for m in divisors if m <= micro or m == 1)}, for example."
+        )
+    return BatchSplit(batch.global_, micro, per_rank // micro, world_size)
+
+
+def steps_of_epochs(num_epochs: float, num_images: int, global_batch: int) -> int:
+    """Steps that show `num_images` `num_epochs` times, rounded up, at least one."""
+    return max(1, math.ceil(num_epochs * num_images / global_batch - 1e-9))
+
+
+def total_steps(config: Config, num_images: int) -> int:
+    """Steps of the whole training: `schedule.num_steps`, or from `schedule.num_epochs`."""
+    if config.schedule.num_steps is not None:
+        return config.schedule.num_steps
+    return steps_of_epochs(config.schedule.num_epochs, num_images, config.batch.global_)

@@ -1,0 +1,231 @@
+"""YAML and `section.key=value` -> `Config`, and back; every problem in one error.
+
+Precedence: the paper's defaults < the YAML file < overrides in the order they are given. Closes
+YAML's traps: `1e-2` is a number here, `off` a word, and a duplicate key an error.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from vggdist.config import Config
+from vggdist.errors import ConfigError
+
+
+_REDEFINED = ("bool", "float", "timestamp")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's booleans and floats, and unique keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[object, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise ConfigError(
+                    f"line {line}: {key!r} stands a second time (first in line {seen[key]}), and "
+                    "only one value can count; delete one of them."
+                )
+            if isinstance(key, str | int | float | bool):
+                seen[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in _REDEFINED]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file (or the paper's defaults) with overrides on top.
+
+    Args:
+        path: a YAML file of sections; None for the defaults.
+        overrides: `section.key=value`, or `@FILE` for a file of such lines.
+
+    Raises:
+        ConfigError: lists every problem: where, what, what is allowed, what to do.
+    """
+    problems: list[str] = []
+    values = _read_yaml(path) if path is not None else {}
+    for override in _expand(overrides, problems):
+        _apply(override, values, problems)
+    return make_config(values, problems, source=str(path) if path else "the command line")
+
+
+def make_config(
+    values: Mapping[str, Any], problems: Sequence[str] = (), source: str = "the configuration"
+) -> Config:
+    """Nested mappings -> `Config`, joining `problems` found before with those of the values."""
+    found = list(problems)
+    config = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        found += [_sentence(detail) for detail in error.errors(include_url=False)]
+    if found or config is None:
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        listing = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in found)
+        raise ConfigError(f"{count} in {source}:\n{listing}")
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[object, object]]:
+    """`section.key` -> (old value, new value), for the keys in which two configurations differ."""
+    flat_old, flat_new = _flatten(old.model_dump()), _flatten(new.model_dump())
+    return {
+        key: (flat_old[key], flat_new[key]) for key in flat_old if flat_old[key] != flat_new[key]
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; give --config a YAML file, such as configs/vgg_d.yaml."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds a {type(values).__name__}; a configuration is sections of keys, such as "
+            "`model:` with `configuration: D` below it."
+        )
+    return values
+
+
+def _expand(overrides: Iterable[str], problems: list[str]) -> Iterable[str]:
+    for override in overrides:
+        if not override.startswith("@"):
+            yield override
+            continue
+        path = Path(override[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{override}: the file of overrides cannot be read: {error}.")
+            continue
+        yield from (line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
+
+
+def _apply(override: str, values: dict[str, Any], problems: list[str]) -> None:
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        problems.append(
+            f"{override!r} is not of the form section.key=value, such as "
+            "optimizer.learning_rate=0.01."
+        )
+        return
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ConfigError) as error:
+        problems.append(f"{override!r}: the value is not valid YAML: {error}")
+        return
+    section = values
+    for name in names[:-1]:
+        inner = section.setdefault(name, {})
+        if not isinstance(inner, dict):
+            problems.append(f"{override!r}: {name} is a value, not a section.")
+            return
+        section = inner
+    section[names[-1]] = value
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """One pydantic error -> where, what, what is allowed."""
+    location = [str(part) for part in detail["loc"]]
+    where, value = ".".join(location), detail["input"]
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(location)
+    if detail["type"] == "value_error":
+        text = str(detail["ctx"]["error"])
+        return f"{where}: {text}" if where else text
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: {value!r} is a value, but {where} is a section with keys of its own."
+    rule = detail["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{where}: {value!r} {rule}.{_description(location)}"
+
+
+def _unknown_key(location: list[str]) -> str:
+    section = _section(location[:-1])
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    key, where = location[-1], ".".join(location[:-1])
+    everywhere = {
+        (field.alias or name): top
+        for top, outer in Config.model_fields.items()
+        if isinstance(outer.annotation, type) and issubclass(outer.annotation, BaseModel)
+        for name, field in outer.annotation.model_fields.items()
+    }
+    place = f"section {where} has" if where else "a configuration has"
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+    elif key in everywhere:
+        hint = f"did you mean {everywhere[key]}.{key}?"
+    else:
+        hint = f"{place} {', '.join(known)}."
+    return f"{'.'.join(location)}: unknown key; {hint}"
+
+
+def _section(path: Sequence[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Config
+    for name in path:
+        annotation = section.model_fields[name].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        section = annotation
+    return section
+
+
+def _description(location: Sequence[str]) -> str:
+    """What the field is for, to end an error with; empty where the location is inside a value."""
+    try:
+        fields = _section(location[:-1]).model_fields
+    except (KeyError, AssertionError):
+        return ""
+    for name, field in fields.items():
+        if location[-1] in (name, field.alias) and field.description:
+            return f" ({field.description.rstrip('.')}.)"
+    return ""

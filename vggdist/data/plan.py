@@ -1,0 +1,163 @@
+"""The sample plan: what happens to every image of a run, as a pure function of the seed and the
+position in the run.
+
+Position p counts the images of the whole run: step x global batch + place in the global batch.
+Epoch e = p div N shows each of the N images once, in the order of a permutation that belongs to
+(seed, e). Scale, crop, flip, colour shift and dropout key belong to (seed, p). No stream of random
+numbers is ever advanced, so a step's batch does not depend on how many ranks there are nor on where
+the run was resumed, and the data state of a run is one integer.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vggdist.config import DataConfig
+from vggdist.data.geometry import CENTER, POSITIONS
+
+_PERMUTATION, _DRAWS = (
+    1,
+    2,
+)  # second half of the Philox key: one independent generator for each purpose
+_COUNTERS_PER_POSITION = 2
+_WORDS_PER_COUNTER = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Which images, and what is done to each; n of them."""
+
+    image: NDArray[np.int64]
+    """(n,), numbers of the images in their manifest."""
+    scale: NDArray[np.int32]
+    """(n,), S: the rescaled shorter side, pixels."""
+    position: NDArray[np.int32]
+    """(n, 2), place of the crop along y and x, in [0, 65536)."""
+    flip: NDArray[np.bool_]
+    """(n,), whether the crop is mirrored."""
+    color_draw: NDArray[np.float32]
+    """(n, 3), factors of the colour shift; see `data/color.py`."""
+    dropout_key: NDArray[np.int64]
+    """(n,), not negative; whoever draws dropout masks derives the image's masks from it."""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+class SamplePlan:
+    """Every batch of a training.
+
+    Args:
+        num_images: N, images of the training set.
+        data: scales, flip and colour shift.
+        global_batch: images of one step over all ranks.
+        seed: in [0, 2**63).
+    """
+
+    def __init__(self, num_images: int, data: DataConfig, global_batch: int, seed: int) -> None:
+        assert num_images > 0
+        assert global_batch > 0
+        self.num_images = num_images
+        self.global_batch = global_batch
+        self._data = data
+        self._seed = seed
+        # Two, because a batch may span two epochs. For ImageNet an entry is 10 MB and takes 0.2 s.
+        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
+
+    def batch(self, step: int, start: int = 0, stop: int | None = None) -> Samples:
+        """The images [start, stop) of the global batch of `step` (counted from 0); all of it by
+        default.
+        """
+        stop = self.global_batch if stop is None else stop
+        assert 0 <= start <= stop <= self.global_batch
+        first = step * self.global_batch
+        return self._samples(first + start, first + stop)
+
+    def _samples(self, first: int, last: int) -> Samples:
+        words = _philox_words(
+            (self._seed, _DRAWS),
+            (first * _COUNTERS_PER_POSITION, 0),
+            (last - first) * _COUNTERS_PER_POSITION * _WORDS_PER_COUNTER,
+        ).reshape(last - first, _COUNTERS_PER_POSITION * _WORDS_PER_COUNTER)
+        place, key, normals = words[:, 1], words[:, 2], words[:, 4:8]
+        low, high = self._data.train_scale_min, self._data.train_scale_max
+        # (word x range) >> 32 instead of a remainder: no value is favoured by more than one part in
+        # 2**32 / range.
+        scale = low + (
+            ((words[:, 0] >> np.uint64(32)) * np.uint64(high - low + 1)) >> np.uint64(32)
+        )
+        position = np.stack(
+            [place & np.uint64(POSITIONS - 1), (place >> np.uint64(16)) & np.uint64(POSITIONS - 1)],
+            axis=1,
+        )
+        flip = ((place >> np.uint64(32)) & np.uint64(1)).astype(bool) & self._data.flip
+        return Samples(
+            image=self._images(first, last),
+            scale=scale.astype(np.int32),
+            position=position.astype(np.int32),
+            flip=flip,
+            color_draw=(_normals(normals)[:, :3] * self._data.color_shift).astype(np.float32),
+            dropout_key=(key >> np.uint64(1)).astype(np.int64),
+        )
+
+    def _images(self, first: int, last: int) -> NDArray[np.int64]:
+        position = np.arange(first, last, dtype=np.int64)
+        epoch, place = np.divmod(position, self.num_images)
+        image = np.empty_like(position)
+        for one in np.unique(epoch):
+            chosen = epoch == one
+            image[chosen] = self._permutation(int(one))[place[chosen]]
+        return image
+
+    def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
+        words = _philox_words((self._seed, _PERMUTATION), (0, epoch), self.num_images)
+        return np.argsort(words, kind="stable")
+
+
+def evaluation_samples(images: ArrayLike, scale: int) -> Samples:
+    """The centre crop at shorter side Q = `scale` of each image: no flip, no colour shift, dropout
+    keys 0.
+    """
+    image = np.asarray(images, dtype=np.int64)
+    n = len(image)
+    return Samples(
+        image=image,
+        scale=np.full(n, scale, dtype=np.int32),
+        position=np.full((n, 2), CENTER, dtype=np.int32),
+        flip=np.zeros(n, dtype=bool),
+        color_draw=np.zeros((n, 3), dtype=np.float32),
+        dropout_key=np.zeros(n, dtype=np.int64),
+    )
+
+
+def evaluation_share(num_images: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """The images that `rank` evaluates: every `world_size`-th, so that the ranks' shares are the
+    set, each image once.
+    """
+    assert 0 <= rank < world_size
+    return np.arange(rank, num_images, world_size, dtype=np.int64)
+
+
+def _philox_words(key: tuple[int, int], counter: tuple[int, int], count: int) -> NDArray[np.uint64]:
+    """`count` random 64-bit words from counter (low, high) on.
+
+    Raw words, because numpy promises the stream of a bit generator for ever, but not that of
+    `Generator`'s methods.
+    """
+    generator = np.random.Philox(
+        key=np.array(key, dtype=np.uint64), counter=np.array([*counter, 0, 0], dtype=np.uint64)
+    )
+    return generator.random_raw(count)
+
+
+def _normals(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Standard normal numbers by Box and Muller's transform, (n, 4) from (n, 4) words."""
+    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1), 53 bits
+    # Contiguous whatever n is: numpy may take another routine, one bit off, for strided arrays.
+    radius = np.sqrt(-2.0 * np.log(np.ascontiguousarray(1.0 - uniform[:, :2])))
+    angle = 2.0 * np.pi * np.ascontiguousarray(uniform[:, 2:])
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)

@@ -1,0 +1,162 @@
+"""This process among the others: rank, world size, device; starting, agreeing, adding up.
+
+The only interface to launchers is the environment that all of them set (RANK, LOCAL_RANK,
+WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). A process without it is a world of one.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed
+from torch._C._distributed_c10d import HashStore
+
+from vggdist.errors import ConfigError, DistributedError
+
+START_TIMEOUT = timedelta(seconds=300)
+RENDEZVOUS_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One rank of the world, and the device that it works on."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """The main rank writes files and speaks to people."""
+        return self.rank == 0
+
+    @property
+    def num_cores(self) -> int:
+        """This rank's share of the processor cores that its node may use, at least one."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> the device of this local rank.
+
+    Raises:
+        ConfigError: cuda is wanted and there is none, or fewer GPUs than local ranks.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but this machine has no usable GPU; set device to cpu.")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU of its own: this machine shows "
+            f"{torch.cuda.device_count()}; start at most that many ranks on it."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def start(device: str = "auto") -> Process:
+    """Joins the world that the launcher's environment describes, or makes a world of one.
+
+    Raises:
+        DistributedError: the environment is incomplete, or not all ranks came within five minutes.
+    """
+    process = _from_environment(device)
+    _put_environment_on_path()
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
+    elif "OMP_NUM_THREADS" not in os.environ or process.world_size > 1:
+        # torchrun sets one thread per rank, the deepspeed launcher none at all.
+        torch.set_num_threads(process.num_cores)
+    backend = "nccl" if process.device.type == "cuda" else "gloo"
+    if process.world_size == 1:
+        store = HashStore()
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        return process
+    try:
+        distributed.init_process_group(
+            backend, rank=process.rank, world_size=process.world_size, timeout=START_TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise DistributedError(
+            f"rank {process.rank} of {process.world_size} did not meet the others at {address}: "
+            f"{error}. Check that every rank was started, that the address can be reached from "
+            "every node, and that the port is free; GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME "
+            "names the network interface to use."
+        ) from error
+    return process
+
+
+def _from_environment(device: str) -> Process:
+    present = [name for name in RENDEZVOUS_VARIABLES if name in os.environ]
+    if not present or present == ["MASTER_ADDR"] or present == ["MASTER_ADDR", "MASTER_PORT"]:
+        return Process(0, 0, 1, 1, choose_device(device, 0))
+    missing = [name for name in RENDEZVOUS_VARIABLES if name not in os.environ]
+    if missing:
+        raise DistributedError(
+            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with "
+            "deepspeed, torchrun or submitit, which set all of them, or unset them all for one "
+            "process."
+        )
+    rank, local_rank, world_size = (_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    local_world_size = _integer("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else 0
+    if local_world_size == 0:
+        # The deepspeed launcher names it LOCAL_SIZE; a single node needs no name.
+        local_world_size = int(os.environ.get("LOCAL_SIZE", world_size))
+    if not 0 <= rank < world_size:
+        raise DistributedError(f"RANK {rank} must be from 0 to WORLD_SIZE - 1 = {world_size - 1}.")
+    chosen = choose_device(device, local_rank)
+    return Process(rank, local_rank, world_size, local_world_size, chosen)
+
+
+def _integer(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise DistributedError(f"{name} is {os.environ[name]!r}, not a whole number.") from None
+
+
+def _put_environment_on_path() -> None:
+    """DeepSpeed compiles with the ninja that pip put beside this Python; it looks on PATH."""
+    folder = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if folder not in path.split(os.pathsep):
+        os.environ["PATH"] = folder + os.pathsep + path
+
+
+def stop() -> None:
+    """Leaves the world."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of every rank's `values`, on all ranks; changes `values` in place."""
+    if distributed.get_world_size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def all_agree(yes: bool, device: torch.device) -> bool:
+    """Whether every rank says yes."""
+    refusals = torch.tensor([0 if yes else 1], device=device)
+    return int(sum_over_ranks(refusals).item()) == 0
+
+
+def from_main(value: int, device: torch.device) -> int:
+    """The main rank's whole number, on all ranks."""
+    number = torch.tensor([value], dtype=torch.int64, device=device)
+    if distributed.get_world_size() > 1:
+        distributed.broadcast(number, src=0)
+    return int(number.item())
+
+
+def wait_for_all() -> None:
+    """Returns when every rank has come here."""
+    if distributed.get_world_size() > 1:
+        distributed.barrier()

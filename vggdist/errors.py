@@ -1,0 +1,46 @@
+"""The errors that a user can cause, each with the exit code of the process that meets it.
+
+A message is one or more whole sentences: the value, the rule, the remedy. Commands print the
+message without a traceback; anything that is not a `VggdistError` is a mistake of ours and keeps
+its traceback.
+"""
+
+
+class VggdistError(Exception):
+    """A problem that the user can solve; `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(VggdistError):
+    """The configuration cannot be used; the message lists every problem found."""
+
+    exit_code = 2
+
+
+class DataError(VggdistError):
+    """Images or class folders are missing, unreadable or not the ones this run was started with."""
+
+    exit_code = 3
+
+
+class NumericError(VggdistError):
+    """A loss or gradient was not finite; the weights are those before that step."""
+
+    exit_code = 4
+
+
+class CheckpointError(VggdistError):
+    """No usable checkpoint, or one that belongs to another training."""
+
+    exit_code = 5
+
+
+class DistributedError(VggdistError):
+    """The ranks cannot be started or do not belong together."""
+
+    exit_code = 6
+
+
+EXIT_STOPPED = 75
+"""Stopped by a signal, after a checkpoint: the same command continues (EX_TEMPFAIL, sysexits.h)."""

@@ -1,0 +1,52 @@
+"""One protocol over a set of images, over all ranks: each image counted exactly once."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vggdist.distributed.process import sum_over_ranks
+from vggdist.evaluation.metrics import Errors, count_errors
+
+
+class LabelledImages(Protocol):
+    """A micro batch: images (n, 3, c, c) and labels (n,) on one device."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+
+
+@torch.no_grad()
+def evaluate(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[LabelledImages],
+    num_images: int,
+    device: torch.device,
+) -> Errors:
+    """Top-1 error, top-5 error and mean loss of `network` over every rank's share of the images.
+
+    Args:
+        network: images -> logits (n, num_classes), in evaluation mode.
+        batches: this rank's share.
+        num_images: how many images all shares hold together.
+        device: where the counts are kept until the end; nothing is read back before.
+
+    Raises:
+        RuntimeError: the shares together are not `num_images`.
+    """
+    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    loss = torch.zeros(1, dtype=torch.float64, device=device)
+    for batch in batches:
+        logits = network(batch.images).float()
+        counts[:2] += count_errors(logits, batch.labels)
+        counts[2] += len(batch.labels)
+        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
+    top1, top5, counted = sum_over_ranks(counts).tolist()
+    if counted != num_images:
+        raise RuntimeError(f"an evaluation counted {counted} images of {num_images}")
+    mean_loss = float(sum_over_ranks(loss).item()) / num_images
+    return Errors(num_images, top1 / num_images, top5 / num_images, mean_loss)

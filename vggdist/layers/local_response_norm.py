@@ -1,0 +1,36 @@
+"""Local response normalization, which only A-LRN has (Krizhevsky et al. 2012, section 3.3)."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LocalResponseNorm(nn.Module):
+    """Divides each unit by the activity of the neighbouring channels, its own included, per pixel.
+
+    b_i = a_i / (k + alpha * sum of a_j^2 over the channels |j - i| <= size // 2) ^ beta
+
+    VGG takes AlexNet's parameters, the defaults here. The printed formula does not divide alpha by
+    `size`; `torch.nn.LocalResponseNorm` and Caffe do, so theirs equals this one with alpha = 5e-4.
+    Which of the two VGG was trained with is unknown: its code descends from Caffe, its text from
+    AlexNet.
+    """
+
+    def __init__(
+        self, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.k = k
+        self.alpha = alpha
+        self.beta = beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, h, w), of the same type."""
+        # In fp32: fp16 squares are infinite from 256 on, and bf16 rounds small sums away beside k.
+        normalized = F.local_response_norm(
+            x.float(), self.size, alpha=self.alpha * self.size, beta=self.beta, k=self.k
+        )
+        return normalized.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, k={self.k}, alpha={self.alpha}, beta={self.beta}"

@@ -1,0 +1,160 @@
+"""How weights begin: drawn at random, or copied from a trained shallower network (section 3.1)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from vggdist.errors import ConfigError
+from vggdist.model.vgg import VGG, layer_name
+
+Method = Literal["glorot", "gaussian", "kaiming"]
+
+NUM_COPIED_CONVOLUTIONS = 4
+"""The paper copies the first four convolutions, and the fully connected layers, of network A."""
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, method: Method, initial_std: float, seed: int) -> None:
+    """Draws all weights; biases become 0 and batch normalizations the identity.
+
+    A function of the arguments alone: the numbers are drawn on the CPU in fp32, in the order of the
+    layers, so that rank, device and memory format do not matter.
+
+    How large the first logits are (RMS, measured on four ImageNet images minus the mean, whose RMS
+    is 60, at 224 pixels, without batch normalization):
+
+    method           | A      | D      | E
+    glorot           | 1.0    | 0.19   | 0.06
+    kaiming          | 144    | 89     | 97
+    gaussian, 0.1    | 6e7    | 1e10   | 1e12
+    gaussian, 0.01   | 6e-4   | 1e-6   | 1e-7
+
+    Args:
+        model: the network, on any device.
+        method: glorot: uniform within sqrt(6 / (fan_in + fan_out)), equation 16 of Glorot & Bengio
+            (2010), to which section 3.1 points. trzy/VGG16 trained D to the paper's errors with the
+            normal distribution of the same variance, and the variance is what matters.
+            kaiming: normal with variance 2 / fan_in (He et al. 2015), which keeps the RMS through
+            ReLUs, and so the large RMS of pixels: use it with batch normalization or a smaller
+            learning rate. (It is the "Xavier-Gaussian" that did not converge at 0.01 in
+            apache/mxnet issue 9866: rnd_type gaussian, factor_type in, magnitude 2.)
+            gaussian: normal with `initial_std`. The paper prints a *variance* of 10^-2, which is a
+            standard deviation of 0.1; many ports use 0.01. Neither trains D or E from nothing.
+        initial_std: standard deviation, for gaussian only.
+        seed: of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = torch.empty(module.weight.shape, dtype=torch.float32, device="cpu")
+            match method:
+                case "glorot":
+                    nn.init.xavier_uniform_(weight, generator=generator)
+                case "gaussian":
+                    nn.init.normal_(weight, std=initial_std, generator=generator)
+                case "kaiming":
+                    nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+                case _:
+                    assert_never(method)
+            module.weight.copy_(weight)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()  # weight 1, bias 0, running mean 0 and variance 1
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """Where the weights came from: `copied` pairs (own layer, source layer), `random` the rest."""
+
+    copied: tuple[tuple[str, str], ...]
+    random: tuple[str, ...]
+
+
+@torch.no_grad()
+def copy_trained(model: VGG, state: Mapping[str, Tensor]) -> CopyReport:
+    """Copies layers of a trained network into an initialized one (section 3.1).
+
+    Layers go together when they belong to the same block, in order, and all their tensors (weight,
+    bias, batch normalization) have equal shapes. Of these the first four convolutions are copied,
+    and fc6 to fc8. From A they are conv1_1, conv2_1, conv3_1 and conv3_2: A's first four would not
+    fit the first four of a deeper network. If all convolutions of both networks go together, it is
+    the same configuration at another training scale S, and all are copied, as section 3.1 does for
+    S = 384.
+
+    Args:
+        model: the deeper network; already initialized, since the rest stays as it is.
+        state: the trained network's `VGG.state_dict()`.
+
+    Raises:
+        ConfigError: no convolution fits, or the state is not that of a `VGG`.
+    """
+    own, source = _layers(model.state_dict()), _layers(state)
+    convolutions, fully_connected = _fitting(own, source, "conv"), _fitting(own, source, "fc")
+    if not convolutions:
+        raise ConfigError(
+            "model.initialize_from: no convolution of the trained network fits one of this network "
+            f"in the same block (trained: {_describe(source)}; here: {_describe(own)}); choose a "
+            "network that begins with the same layers, or set model.initialize_from to none."
+        )
+    if not len(convolutions) == _num_convolutions(own) == _num_convolutions(source):
+        convolutions = convolutions[:NUM_COPIED_CONVOLUTIONS]
+    copied = convolutions + fully_connected
+    for own_name, source_name in copied:
+        for key, tensor in own[own_name].items():
+            tensor.copy_(source[source_name][key])
+    random = own.keys() - dict(copied).keys()
+    return CopyReport(tuple(copied), tuple(name for name in own if name in random))
+
+
+_Layers = dict[str, dict[str, Tensor]]
+"""Layer name -> tensor name without the layer's number, such as `norm.running_mean` -> tensor."""
+
+
+def _layers(state: Mapping[str, Tensor]) -> _Layers:
+    """Sorts a state by weight layer; a batch normalization belongs to its convolution."""
+    layers: _Layers = {}
+    for path, tensor in state.items():
+        try:
+            name = layer_name(path).replace("norm", "conv")
+        except ValueError as error:
+            raise ConfigError(
+                f"model.initialize_from: the trained network cannot be read: {error}"
+            ) from error
+        key = re.sub(r"\d", "", ".".join(path.split(".")[-2:]))
+        layers.setdefault(name, {})[key] = tensor
+    return layers
+
+
+def _fitting(own: _Layers, source: _Layers, kind: str) -> list[tuple[str, str]]:
+    """Pairs (own, source) of equal shapes in the same block, in order, each source layer once."""
+    pairs = []
+    unused = [name for name in source if name.startswith(kind)]
+    for name in own:
+        for candidate in unused:
+            if _block_and_shapes(source, candidate) == _block_and_shapes(own, name):
+                pairs.append((name, candidate))
+                unused.remove(candidate)
+                break
+    return pairs
+
+
+def _block_and_shapes(layers: _Layers, name: str) -> tuple[str, dict[str, torch.Size]]:
+    """What two layers must share: `conv3` of `conv3_2` (`fc6` of `fc6`), and all shapes."""
+    return name.partition("_")[0], {key: tensor.shape for key, tensor in layers[name].items()}
+
+
+def _num_convolutions(layers: _Layers) -> int:
+    return sum(name.startswith("conv") for name in layers)
+
+
+def _describe(layers: _Layers) -> str:
+    """The first convolutions, in words for an error."""
+    convolutions = [name for name in layers if name.startswith("conv")][:NUM_COPIED_CONVOLUTIONS]
+    shapes = [f"{name} {tuple(layers[name]['conv.weight'].shape)}" for name in convolutions]
+    normalized = any("norm.weight" in layer for layer in layers.values())
+    return f"{', '.join(shapes)}, {'with' if normalized else 'without'} batch normalization"

@@ -1,0 +1,138 @@
+"""The network: blocks of convolutions, each pooled, then three fully connected layers.
+
+It knows nothing of ranks, files or DeepSpeed. Its weights come from `initialization.py` or from a
+checkpoint.
+"""
+
+import re
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from vggdist.config import ModelConfig
+from vggdist.layers.conv_block import ConvBlock
+from vggdist.layers.fc_layer import FCLayer
+from vggdist.layers.flatten_layer import FlattenLayer
+from vggdist.layers.maxpool_layer import MaxPoolLayer
+from vggdist.model.configurations import Configuration
+
+
+class VGG(nn.Module):
+    """A column of Table 1, or one's own blocks: images (n, 3, crop, crop) -> logits (n, classes).
+
+    `features` holds `block1`, `pool1`, `block2`, `pool2` and so on. The soft-max is left to the
+    loss and to the evaluation.
+    """
+
+    def __init__(
+        self,
+        blocks: Configuration,
+        *,
+        batch_norm: bool = False,
+        num_classes: int = 1000,
+        crop_size: int = 224,
+        fc_width: int = 4096,
+        dropout: float = 0.5,
+    ) -> None:
+        """Builds the network with torch's default weights, which takes seconds; see `build_vgg`.
+
+        Args:
+            blocks: the convolution blocks.
+            batch_norm: batch normalization after every convolution (not in the paper).
+            num_classes: width of fc8.
+            crop_size: side of the images in pixels, a multiple of 2^(number of blocks).
+            fc_width: width of fc6 and fc7.
+            dropout: dropout ratio after fc6 and fc7.
+
+        Raises:
+            ValueError: `crop_size` cannot be halved once per block.
+        """
+        super().__init__()
+        if crop_size % 2 ** len(blocks):
+            raise ValueError(
+                f"crop_size {crop_size} cannot be halved {len(blocks)} times, once per block; "
+                f"use a multiple of {2 ** len(blocks)}."
+            )
+        self.crop_size = crop_size
+        channels, side = 3, crop_size
+        features: OrderedDict[str, nn.Module] = OrderedDict()
+        for number, layers in enumerate(blocks, start=1):
+            block = ConvBlock(channels, layers, batch_norm)
+            features[f"block{number}"] = block
+            features[f"pool{number}"] = MaxPoolLayer()
+            channels, side = block.out_channels, side // 2
+        self.features = nn.Sequential(features)
+        self.flatten = FlattenLayer()
+        self.fc6 = FCLayer(channels * side * side, fc_width, number=6, dropout=dropout)
+        self.fc7 = FCLayer(fc_width, fc_width, number=7, dropout=dropout)
+        self.fc8 = FCLayer(fc_width, num_classes, number=8, last=True)
+
+    def forward(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
+        """Computes the logits.
+
+        Args:
+            images: (n, 3, crop_size, crop_size), RGB, minus the mean; channels_last is welcome.
+            dropout_keys: int64 (n,), one per image as in `KeyedDropout`; used in training only.
+
+        Returns:
+            Logits (n, num_classes).
+
+        Raises:
+            ValueError: images of another size.
+        """
+        size = self.crop_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"the images have shape {tuple(images.shape)}, but this network takes "
+                f"(n, 3, {size}, {size}); crop them to {size} pixels, or build it with their size."
+            )
+        maps = self.flatten(self.features(images))
+        units = self.fc7(self.fc6(maps, dropout_keys), dropout_keys)
+        logits: Tensor = self.fc8(units)
+        return logits
+
+
+def build_vgg(config: ModelConfig, crop_size: int, device: str = "cpu") -> VGG:
+    """Builds the configured network with NaN for weights: `initialize` it or load a checkpoint.
+
+    torch's default weights would cost seconds and be overwritten at once; unset memory is often
+    zero, and such a network trains in silence without ever learning. NaN shows in the first loss.
+
+    Args:
+        config: the network.
+        crop_size: side of the images in pixels.
+        device: where the weights are; `meta` gives shapes without memory.
+
+    Raises:
+        ValueError: `crop_size` cannot be halved once per block.
+    """
+    with torch.device("meta"):
+        model = VGG(
+            config.blocks(),
+            batch_norm=config.batch_norm,
+            num_classes=config.num_classes,
+            crop_size=crop_size,
+            fc_width=config.fc_width,
+            dropout=config.dropout,
+        )
+    model.to_empty(device=device)
+    for tensor in model.state_dict().values():
+        tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+    return model
+
+
+def layer_name(path: str) -> str:
+    """The paper's name of a layer, from the path of a module, parameter or buffer of `VGG`.
+
+    `features.block3.conv2.weight` -> `conv3_2`, `features.pool3` -> `pool3`,
+    `fc6.linear.bias` -> `fc6`.
+
+    Raises:
+        ValueError: not a path of `VGG`.
+    """
+    if match := re.match(r"features\.block(\d+)\.([a-z]+)(\d+)(\.|$)", path):
+        return f"{match[2]}{match[1]}_{match[3]}"
+    if match := re.match(r"(?:features\.)?(pool\d+|fc[678])(\.|$)", path):
+        return match[1]
+    raise ValueError(f"{path!r} is not part of a VGG network, which has such as fc6.linear.weight.")

@@ -1,0 +1,325 @@
+"""One rank of a training: builds everything from a `Config`, trains, and tells what came out."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors.torch import load_file
+
+from vggdist.config import BatchSplit, Config, split_batch, total_steps
+from vggdist.config_file import to_yaml
+from vggdist.data.loader import EvaluationLoader, TrainingLoader
+from vggdist.data.manifest import Dataset, Manifest, open_dataset
+from vggdist.data.plan import SamplePlan
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import (
+    EXIT_STOPPED,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DistributedError,
+    VggdistError,
+)
+from vggdist.evaluation.evaluator import evaluate
+from vggdist.evaluation.metrics import Errors
+from vggdist.model.initialization import copy_trained, initialize
+from vggdist.model.vgg import VGG, build_vgg
+from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
+from vggdist.training import checkpoint, run_folder
+from vggdist.training.engine import DTYPES, Engine, check_precision
+from vggdist.training.loop import Training
+from vggdist.training.metric_log import MetricLog
+from vggdist.training.schedule import Schedule
+
+logger = logging.getLogger("vggdist")
+
+NUM_PREDICTIONS = 40
+T = TypeVar("T")
+
+
+def run(config: Config) -> int:
+    """`pretrain` for a process of its own: prints what a user can solve, and returns the exit code.
+
+    Every rank may meet the same problem; those that all ranks meet are printed by the main one.
+    """
+    rank = int(os.environ.get("RANK", "0") or 0)
+    _log_to_terminal(rank)
+    try:
+        return pretrain(config)
+    except VggdistError as error:
+        if rank == 0 or isinstance(error, DataError):
+            where = f"rank {rank}: " if rank else ""
+            sys.stderr.write(f"error: {where}{error}\n")
+        return error.exit_code
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error) and "Connection reset" not in str(error):
+            raise
+        sys.stderr.write(f"error: rank {rank}: another rank has ended; its message says why.\n")
+        return DistributedError.exit_code
+
+
+def pretrain(config: Config) -> int:
+    """Trains (or continues, or only reports a finished training) on this rank.
+
+    Returns:
+        The exit code: 0 where the training is finished, `EXIT_STOPPED` after a signal.
+
+    Raises:
+        VggdistError: something that the user can solve.
+    """
+    with ExitStack() as stack:
+        process = world.start(config.device)
+        stack.callback(world.stop)
+        check_precision(config.precision, process.device)
+        split = split_batch(config.batch, process.world_size)
+        folder = Path(config.run_folder)
+        start = _on_main(process, lambda: _open_folder(config, folder, stack))
+        dataset = _open_data(config, folder, process)
+        saved = _load_checkpoint(folder, start, process)
+        if process.is_main:
+            _log_to_file(folder, stack)
+            _announce(config, process, split, dataset)
+        engine = Engine(_build_network(config, fresh=saved is None), config, split, process)
+        log = (
+            stack.enter_context(MetricLog(folder, saved.step if saved else 0))
+            if process.is_main
+            else None
+        )
+        if log is not None:
+            log.write_text("config", to_yaml(config))
+        training = _build_training(config, process, split, engine, dataset, log, folder)
+        if saved is not None:
+            _check_same_data(saved, dataset)
+            training.load(saved)
+            logger.info("continuing from step %d of %s", saved.step, folder)
+        if not training.train():
+            logger.info("stopped at step %d; the same command continues.", training.step)
+            return EXIT_STOPPED
+        _report(training, config, dataset.val, folder)
+    return 0
+
+
+def _on_main(process: Process, action: Callable[[], T | None]) -> T | None:
+    """Runs `action` on the main rank only; where it fails, all ranks end, and only it speaks."""
+    result, problem = None, None
+    if process.is_main:
+        try:
+            result = action()
+        except VggdistError as error:
+            problem = error
+    failed = not world.all_agree(problem is None, process.device)
+    if problem is not None:
+        raise problem
+    if failed:
+        raise SystemExit(VggdistError.exit_code)
+    return result
+
+
+def _log_to_terminal(rank: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logger.propagate = False
+
+
+def _log_to_file(folder: Path, stack: ExitStack) -> None:
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    stack.callback(handler.close)
+    stack.callback(logger.removeHandler, handler)
+
+
+def _announce(config: Config, process: Process, split: BatchSplit, dataset: Dataset) -> None:
+    """The numbers that follow from the configuration, before the first step."""
+    steps = total_steps(config, dataset.train.num_images)
+    logger.info(
+        "%s; %d classes, %d training and %d validation images",
+        config.data.root,
+        len(dataset.train.classes),
+        dataset.train.num_images,
+        dataset.val.num_images,
+    )
+    logger.info(
+        "global batch %d = %d ranks x %d micro batches x %d images; %d steps, %.1f epochs; "
+        "%s on %s",
+        split.global_batch,
+        split.world_size,
+        split.accumulation_steps,
+        split.micro,
+        steps,
+        steps * split.global_batch / dataset.train.num_images,
+        config.precision,
+        process.device,
+    )
+
+
+def _open_folder(config: Config, folder: Path, stack: ExitStack) -> Path | None:
+    """Takes the run folder for this job; the checkpoint to continue from, if any."""
+    stack.enter_context(run_folder.lock(folder))
+    start = run_folder.choose_checkpoint(config, folder)
+    run_folder.prepare(config, folder)
+    return start
+
+
+def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
+    root = config.data.root
+    if root is None:
+        raise ConfigError(
+            "data.root is not set; give the folder that holds train/ and val/, each with one "
+            "folder of images per class: data.root=/path/to/images."
+        )
+    dataset = _on_main(process, lambda: open_dataset(root, fallback=folder, write=True))
+    dataset = dataset or open_dataset(root, fallback=folder)
+    num_classes = len(dataset.train.classes)
+    if num_classes != config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, but {root} has {num_classes} "
+            f"classes; set model.num_classes={num_classes}."
+        )
+    return dataset
+
+
+def _load_checkpoint(
+    folder: Path, start: Path | None, process: Process
+) -> checkpoint.Checkpoint | None:
+    """Loads what the main rank has chosen, on all ranks; they must see the same folder."""
+    step = int(start.name.removeprefix("step-")) if start is not None else -1
+    step = world.from_main(step, process.device)
+    if step < 0:
+        return None
+    path = start or folder / run_folder.CHECKPOINTS / f"step-{step:08d}"
+    saved, problem = None, None
+    try:
+        saved = checkpoint.load(path)
+    except CheckpointError as error:
+        problem = error
+    if not world.all_agree(problem is None, process.device):
+        raise problem or CheckpointError(
+            f"another rank could not read {path}; the run folder must be on a file system that "
+            "every node sees."
+        )
+    return saved
+
+
+def _build_network(config: Config, fresh: bool) -> VGG:
+    """The network with its first weights; those of a checkpoint come later."""
+    network = build_vgg(config.model, config.data.crop_size)
+    initialize(network, config.model.initialization, config.model.initial_std, config.seed)
+    if fresh and config.model.initialize_from is not None:
+        path = run_folder.weights_file(config.model.initialize_from)
+        report = copy_trained(network, load_file(path))
+        logger.info(
+            "copied from %s: %s; random: %s",
+            path,
+            ", ".join(f"{own} <- {source}" for own, source in report.copied),
+            ", ".join(report.random) or "nothing",
+        )
+    return network
+
+
+def _build_training(
+    config: Config,
+    process: Process,
+    split: BatchSplit,
+    engine: Engine,
+    dataset: Dataset,
+    log: MetricLog | None,
+    folder: Path,
+) -> Training:
+    num_images = dataset.train.num_images
+    plan = SamplePlan(num_images, config.data, split.global_batch, config.seed)
+
+    def open_batches(first_step: int) -> TrainingLoader:
+        return TrainingLoader(
+            dataset.train,
+            plan,
+            config.data,
+            split,
+            rank=process.rank,
+            first_step=first_step,
+            device=process.device,
+            dtype=DTYPES[config.precision],
+            num_threads=config.data.num_threads or process.num_cores,
+        )
+
+    def evaluate_all() -> Errors:
+        with _evaluation_loader(config, process, split, dataset.val) as batches:
+            return evaluate(engine, batches, dataset.val.num_images, process.device)
+
+    schedule = Schedule(
+        config.schedule,
+        config.optimizer.learning_rate,
+        num_images / split.global_batch,
+        total_steps(config, num_images),
+    )
+    return Training(
+        config,
+        process,
+        split,
+        engine,
+        schedule,
+        num_images=num_images,
+        open_batches=open_batches,
+        evaluate=evaluate_all,
+        data_digests=_digests(dataset),
+        log=log,
+        run_folder=folder,
+    )
+
+
+def _evaluation_loader(
+    config: Config,
+    process: Process,
+    split: BatchSplit,
+    images: Manifest,
+    only: Sequence[int] | None = None,
+) -> EvaluationLoader:
+    """Centre crops of all ranks' shares, or on this rank of the images `only`."""
+    return EvaluationLoader(
+        images,
+        config.data,
+        scale=config.data.evaluation_scale,
+        batch_size=config.evaluation.micro or split.micro,
+        only=only,
+        rank=0 if only else process.rank,
+        world_size=1 if only else process.world_size,
+        device=process.device,
+        dtype=DTYPES[config.precision],
+        num_threads=config.data.num_threads or process.num_cores,
+    )
+
+
+def _check_same_data(saved: checkpoint.Checkpoint, dataset: Dataset) -> None:
+    digests = _digests(dataset)
+    if saved.state["data"] != digests:
+        raise DataError(
+            f"the images in {dataset.train.folder.parent} are not those that this run was trained "
+            "on until now (its checkpoint has other manifests). Point data.root to those, or "
+            "choose another run.folder."
+        )
+
+
+def _digests(dataset: Dataset) -> dict[str, str]:
+    return {"train": dataset.train.digest, "val": dataset.val.digest}
+
+
+def _report(training: Training, config: Config, val: Manifest, folder: Path) -> None:
+    """The main rank writes and prints what came out."""
+    if not training.process.is_main:
+        return
+    result = write_result(training, folder)
+    training.engine.eval()
+    count = min(NUM_PREDICTIONS, val.num_images)
+    only = [i * val.num_images // count for i in range(count)]
+    with _evaluation_loader(config, training.process, training.split, val, only) as batches:
+        draw_predictions(
+            training.engine, batches, val.classes, config.data.mean, folder / PREDICTIONS_FILE
+        )
+    print_result(result, folder)

@@ -1,0 +1,71 @@
+"""What a finished training leaves for people: `result.json`, `predictions.png`, a short table."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from vggdist.data.loader import Batch
+from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
+from vggdist.training.loop import Training
+from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
+from vggdist.training.progress import duration
+
+RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.png"
+
+
+def write_result(training: Training, folder: Path) -> dict[str, float]:
+    """Writes `result.json`; errors are fractions, speeds over all ranks and all steps."""
+    assert training.errors is not None
+    result = {
+        "top1_error": training.errors.top1_error,
+        "top5_error": training.errors.top5_error,
+        "images_per_second": training.throughput.images_per_second,
+        "steps": training.step,
+        "seconds": training.elapsed_seconds,
+    }
+    (folder / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+@torch.no_grad()
+def draw_predictions(
+    network: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    classes: tuple[str, ...],
+    mean: tuple[float, float, float],
+    path: Path,
+) -> None:
+    """Writes a contact sheet of the images in `batches` and what the network says of each."""
+    predictions = []
+    for batch in batches:
+        confidences, labels = network(batch.images).float().softmax(dim=1).max(dim=1)
+        pictures = displayable(batch.images, mean).permute(0, 2, 3, 1).numpy()
+        predictions += [
+            Prediction(picture, classes[truth], classes[label], confidence)
+            for picture, truth, label, confidence in zip(
+                pictures,
+                batch.labels.tolist(),
+                labels.tolist(),
+                confidences.tolist(),
+                strict=True,
+            )
+        ]
+    draw_contact_sheet(predictions, path)
+
+
+def print_result(result: dict[str, float], folder: Path) -> None:
+    """The short table at the end."""
+    table = Table(show_header=False, title=f"Training finished: {folder}", title_justify="left")
+    table.add_row("top-1 error", f"{100 * result['top1_error']:.2f} %")
+    table.add_row("top-5 error", f"{100 * result['top5_error']:.2f} %")
+    table.add_row("images/s", f"{result['images_per_second']:.1f}")
+    table.add_row("steps", f"{result['steps']:.0f} in {duration(result['seconds'])}")
+    table.add_row("run folder", str(folder))
+    table.add_row("predictions", str(folder / PREDICTIONS_FILE))
+    table.add_row("curves", f"tensorboard --logdir {folder / TENSORBOARD_FOLDER}")
+    Console(width=None if Console().is_terminal else 100).print(table)

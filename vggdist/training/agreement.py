@@ -1,0 +1,70 @@
+"""What the ranks tell each other in every step, in one tiny all-reduce: stop? and batch statistics.
+
+Batch normalization's running statistics differ between ranks after every forward pass. Averaged in
+every step, they are the same everywhere, whenever an evaluation or a checkpoint wants them; and
+where the update was masked they go back to what they were, so that nothing bad stays in them.
+"""
+
+import torch
+from torch import Tensor, distributed, nn
+
+from vggdist.training.engine import Engine
+
+
+class Agreement:
+    """The end of a step: one flat tensor holds the stop request and all running statistics."""
+
+    def __init__(self, engine: Engine) -> None:
+        statistics = [
+            (module, name)
+            for module in engine.module.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for name in ("running_mean", "running_var")
+        ]
+        sizes = [module.get_buffer(name).numel() for module, name in statistics]
+        self._flat = torch.zeros(1 + sum(sizes), device=engine.device)
+        self._statistics = self._flat[1:]
+        # The modules' buffers become views, so that averaging needs no copies.
+        start = 0
+        for (module, name), size in zip(statistics, sizes, strict=True):
+            view = self._statistics[start : start + size]
+            view.copy_(module.get_buffer(name))
+            setattr(module, name, view)
+            start += size
+        self._kept = self._statistics.clone()
+
+    def begin(self) -> None:
+        """Keeps the statistics as they are before the step."""
+        self._kept.copy_(self._statistics)
+
+    def end(self, engine: Engine, stop_requested: bool) -> Tensor:
+        """Float (3,) on the device, the same on all ranks: failed, masked, stop requested."""
+        self._flat[0] = float(stop_requested)
+        world_size = distributed.get_world_size()
+        if world_size > 1:
+            distributed.all_reduce(self._flat)
+            self._statistics.div_(world_size)
+        torch.where(engine.masked > 0, self._kept, self._statistics, out=self._statistics)
+        return torch.cat([engine.failed, engine.masked, self._flat[:1]])
+
+
+class Verdict:
+    """A step's agreed flags on their way to the host, which reads them a step later, unwaiting."""
+
+    def __init__(self, flags: Tensor, step: int) -> None:
+        self.step = step
+        self._event: torch.cuda.Event | None = None
+        if flags.is_cuda:
+            self._flags = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            self._flags.copy_(flags, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._flags = flags
+
+    def read(self) -> tuple[bool, bool, bool]:
+        """Whether the step failed, was masked, and whether any rank wants to stop."""
+        if self._event is not None:
+            self._event.synchronize()
+        failed, masked, stop = (value > 0 for value in self._flags.tolist())
+        return failed, masked, stop

@@ -1,0 +1,273 @@
+"""The DeepSpeed engine: configuration -> its JSON, and a network -> something that trains.
+
+The only door to DeepSpeed. Whatever differs between its ZeRO stages ends in this file: who reduces
+gradients, which memory format the weights keep, where momentum lies, how an overflow shows.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vggdist.config import BatchSplit, Config, Precision
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError
+from vggdist.training.gradients import GradientExchange
+from vggdist.training.optimizer import MaskedSGD
+
+logger = logging.getLogger(__name__)
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+SMALLEST_LOSS_SCALE = 1.0
+"""An fp16 overflow at this loss scale is an error: the gradients themselves do not fit."""
+
+
+def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
+    """DeepSpeed's JSON for a training; every value that has a surprising default is written out."""
+    settings: dict[str, Any] = {
+        "train_batch_size": split.global_batch,
+        "train_micro_batch_size_per_gpu": split.micro,
+        "gradient_accumulation_steps": split.accumulation_steps,
+        # DeepSpeed clips at 1.0 unless told otherwise.
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
+        # torch's SGD is not on ZeRO's list, though the two give equal weights.
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    if config.precision != "fp32":
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(DTYPES[config.precision]).removeprefix("torch."),
+            # Without this, ZeRO reduces the gradients of these modules in 16 bits.
+            "lower_precision_safe_modules": [],
+        }
+    return settings
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuses arithmetic that the device lacks.
+
+    Raises:
+        ConfigError: the precision, the device and what to use in its place.
+    """
+    if device.type == "cuda":
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError(
+                f"precision is bf16, which {torch.cuda.get_device_name(device)} lacks; use fp16."
+            )
+    elif precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise ConfigError(
+            "precision is fp16, which this processor lacks (it would be emulated, some 20 times "
+            "slower); use bf16, or fp32."
+        )
+
+
+class Engine:
+    """A network that trains under DeepSpeed, alike for every ZeRO stage and precision.
+
+    Attributes:
+        module: the network itself; its weights are fp32 in every precision.
+        optimizer: takes the learning rate and knows whether the latest update was masked.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: Config, split: BatchSplit, process: Process
+    ) -> None:
+        self.config = config
+        self.device = process.device
+        self.optimizer = MaskedSGD(network.parameters(), config.optimizer)
+        with _deepspeed(process) as deepspeed:
+            self._engine, *_ = deepspeed.initialize(
+                model=network,
+                optimizer=self.optimizer,
+                config=deepspeed_config(config, split),
+                dist_init_required=False,
+            )
+        self.module: nn.Module = self._engine.module
+        self._zero = self._engine.optimizer if config.zero_stage else None
+        self._exchange: GradientExchange | None = None
+        if self._zero is None:
+            self._engine.enable_backward_allreduce = False
+            self._exchange = GradientExchange(
+                list(self.module.parameters()), self._engine.is_gradient_accumulation_boundary
+            )
+            # After initialize, which views every parameter as bytes and so needs it contiguous.
+            self.module.to(memory_format=torch.channels_last)
+            assert convolutions_are_channels_last(self.module)
+        else:
+            logger.warning(
+                "zero_stage %d keeps weights in one flat buffer, so convolution weights are not "
+                "channels_last and are converted in every forward pass; zero_stage 0 keeps them.",
+                config.zero_stage,
+            )
+        self._scaler: torch.amp.GradScaler | None = (
+            self._zero.torch_autocast_gradscaler
+            if self._zero is not None
+            else self._engine.torch_autocast_z0_gradscaler
+        )
+
+    def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
+        """Images (n, 3, c, c) -> logits (n, num_classes), in the configured precision."""
+        logits: Tensor = self._engine(images, dropout_keys)
+        return logits
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates the gradients of a micro batch; in the last one they begin to travel."""
+        # A loss that is not finite can have finite gradients (an infinite logit of the wrong sign);
+        # times nan they are not, and one check of the gradients, shared by all ranks, sees both.
+        finite = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+        self._engine.backward(loss * finite)
+
+    def step(self) -> None:
+        """Ends a micro batch; the last one of a step updates the weights."""
+        if self._exchange is not None:
+            self._exchange.wait()
+        self._engine.step()
+        if self._zero is not None and self._scaler is not None and self._zero.overflow:
+            # ZeRO returns before its scaler is updated, and would overflow for ever.
+            self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
+
+    def train(self) -> None:
+        """Dropout and batch statistics as in training."""
+        self._engine.train()
+
+    def eval(self) -> None:
+        """No dropout, running statistics."""
+        self._engine.eval()
+
+    @property
+    def masked(self) -> Tensor:
+        """Float (1,) on the device, equal on all ranks: 1 where the latest update was left out."""
+        if self._zero is not None:
+            return torch.tensor([float(self._zero.overflow)], device=self.device)
+        assert self.optimizer.masked is not None
+        return self.optimizer.masked.reshape(1)
+
+    @property
+    def failed(self) -> Tensor:
+        """Float (1,) on the device: 1 where training must stop.
+
+        Every masked update in fp32 and bf16; in fp16 only one at the smallest loss scale.
+        """
+        if self._scaler is None or self._scaler._scale is None:
+            return self.masked
+        # The scale has been halved by now. `get_scale` would wait for the device.
+        return self.masked * (self._scaler._scale < SMALLEST_LOSS_SCALE)
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient of the latest step, if `optimizer.measure_norm` was set."""
+        if self._zero is not None:
+            norm = self._engine.get_global_grad_norm()
+        else:
+            norm = self.optimizer.gradient_norm
+        if norm is None:
+            return float("nan")
+        return float(norm) / self.loss_scale()
+
+    def loss_scale(self) -> float:
+        """fp16's loss scale, else 1; waits for the device."""
+        return self._scaler.get_scale() if self._scaler is not None else 1.0
+
+    def scaler_state(self) -> dict[str, Any]:
+        """What fp16's loss scaler must remember; empty without one."""
+        return self._scaler.state_dict() if self._scaler is not None else {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, contiguous, on the CPU."""
+        return {name: _to_store(value) for name, value in self.module.state_dict().items()}
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Momentum by parameter name, contiguous, on the CPU; collective under ZeRO."""
+        if self._zero is None:
+            self.optimizer.start_momentum()
+            return {
+                name: _to_store(self.optimizer.state[parameter]["momentum_buffer"])
+                for name, parameter in self.module.named_parameters()
+                if "momentum_buffer" in self.optimizer.state[parameter]
+            }
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._start_zero_momentum()
+        return {
+            name: _to_store(safe_get_full_optimizer_state(parameter, "momentum_buffer"))
+            for name, parameter in self.module.named_parameters()
+        }
+
+    @torch.no_grad()
+    def load(
+        self,
+        weights: Mapping[str, Tensor],
+        momentum: Mapping[str, Tensor],
+        scaler_state: Mapping[str, Any],
+    ) -> None:
+        """Continues from what `weights`, `momentum` and `scaler_state` returned, in any stage."""
+        own = self.module.state_dict()
+        for name, value in weights.items():
+            own[name].copy_(value)
+        if self._scaler is not None and scaler_state:
+            self._scaler.load_state_dict(dict(scaler_state))
+        if self._zero is None:
+            self.optimizer.start_momentum()
+            for name, parameter in self.module.named_parameters():
+                if name in momentum:
+                    self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
+            return
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        self._zero.refresh_fp32_params()
+        self._start_zero_momentum()
+        for name, parameter in self.module.named_parameters():
+            safe_set_full_optimizer_state(
+                parameter, momentum[name].to(self.device), "momentum_buffer"
+            )
+
+    def _start_zero_momentum(self) -> None:
+        """ZeRO links momentum to parameters at its first step; this is before it."""
+        assert self._zero is not None
+        self.optimizer.start_momentum()
+        self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def convolutions_are_channels_last(module: nn.Module) -> bool:
+    """Whether every 4-D parameter lies in memory as channels_last."""
+    return all(
+        parameter.is_contiguous(memory_format=torch.channels_last)
+        for parameter in module.parameters()
+        if parameter.dim() == 4
+    )
+
+
+def _to_store(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+
+
+@contextlib.contextmanager
+def _deepspeed(process: Process) -> Iterator[Any]:
+    """DeepSpeed, told which accelerator to use, without its prints."""
+    os.environ["DS_ACCELERATOR"] = process.device.type
+    # DeepSpeed insists on it even where there is nothing to discover.
+    missing = "LOCAL_RANK" not in os.environ
+    os.environ["LOCAL_RANK"] = str(process.local_rank)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            import deepspeed
+
+            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+            yield deepspeed
+    finally:
+        if missing:
+            del os.environ["LOCAL_RANK"]
+        for line in printed.getvalue().splitlines():
+            logger.debug("deepspeed: %s", line)

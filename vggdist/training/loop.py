@@ -1,0 +1,292 @@
+"""Training as a story: steps, evaluations, checkpoints, log, stop."""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vggdist.config import BatchSplit, Config, steps_of_epochs
+from vggdist.data.loader import Batch
+from vggdist.distributed.process import Process, sum_over_ranks
+from vggdist.errors import CheckpointError, NumericError
+from vggdist.evaluation.metrics import Errors
+from vggdist.training import checkpoint
+from vggdist.training.agreement import Agreement, Verdict
+from vggdist.training.engine import Engine
+from vggdist.training.metric_log import MetricLog, displayable
+from vggdist.training.progress import ProgressLine
+from vggdist.training.schedule import Schedule
+from vggdist.training.step import Meter, train_step
+from vggdist.training.stop import StopSignal
+from vggdist.training.throughput import Throughput
+
+logger = logging.getLogger(__name__)
+
+Batches = AbstractContextManager[Iterator[Batch]]
+
+
+class Training:
+    """A training of one rank, from its first step or from a checkpoint to its end.
+
+    Attributes:
+        step: finished steps.
+        errors: of the latest evaluation.
+        elapsed_seconds: from the first step's start to the last one's end, evaluations included.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        process: Process,
+        split: BatchSplit,
+        engine: Engine,
+        schedule: Schedule,
+        *,
+        num_images: int,
+        open_batches: Callable[[int], Batches],
+        evaluate: Callable[[], Errors],
+        data_digests: dict[str, str],
+        log: MetricLog | None,
+        run_folder: Path,
+    ) -> None:
+        """Joins the parts.
+
+        Args:
+            num_images: in the training set.
+            open_batches: finished steps -> this rank's micro batches from there on.
+            evaluate: errors of `engine` on the validation set; collective.
+            data_digests: of the manifests, kept with every checkpoint.
+            log: curves, on the main rank.
+        """
+        self.config, self.process, self.split = config, process, split
+        self.engine, self.schedule, self.log = engine, schedule, log
+        self.num_images = num_images
+        self.open_batches, self.evaluate = open_batches, evaluate
+        self.data_digests = data_digests
+        self.checkpoint_folder = run_folder / "checkpoints"
+        self.step = 0
+        self.num_masked = 0
+        self.errors: Errors | None = None
+        self.elapsed_seconds = 0.0
+        self.meter = Meter(process.device)
+        self.throughput = Throughput(process.device)
+        self.progress = ProgressLine(schedule.total_steps)
+        self._agreement = Agreement(engine)
+        self._evaluation_seconds = 0.0
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training set so far."""
+        return self.step * self.split.global_batch / self.num_images
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.step >= self.schedule.total_steps or self.schedule.finished
+
+    def train(self) -> bool:
+        """Trains to the end (True), or until a rank is asked to stop and all have saved (False).
+
+        Raises:
+            NumericError: on all ranks, when a loss or gradient was not finite.
+            CheckpointError: the last checkpoint could not be written.
+        """
+        if self.finished:
+            return True
+        began_at = time.monotonic() - self.elapsed_seconds
+        verdict: Verdict | None = None
+        with StopSignal() as stop, self.open_batches(self.step) as batches:
+            self.throughput.resume()
+            while not self.finished:
+                previous, verdict = verdict, self._take_step(batches, stop)
+                stopping = previous is not None and self._heed(previous)
+                self.elapsed_seconds = time.monotonic() - began_at
+                ended = self.step == self.schedule.total_steps
+                evaluating = ended or self._is_due(self._evaluation_interval)
+                saving = ended or self._is_due(self._checkpoint_interval) or stopping
+                if evaluating or saving:
+                    # Nothing is evaluated or saved before its step is known to be good.
+                    stopping, verdict = self._heed(verdict) or stopping, None
+                if self._log_due or ended or stopping:
+                    self._write_log()
+                if evaluating:
+                    self._evaluate()
+                if saving or stopping or self.finished:
+                    self._save(last=stopping or self.finished)
+                if stopping:
+                    return False
+        self.progress.clear()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors; collective."""
+        return {
+            "schedule": self.schedule.state(),
+            "errors": asdict(self.errors) if self.errors is not None else None,
+            "meter": sum_over_ranks(self.meter.sums.clone()).tolist(),
+            "num_masked": self.num_masked,
+            "elapsed_seconds": self.elapsed_seconds,
+            "step_seconds": self.throughput.seconds,
+            "step_images": self.throughput.images,
+            "scaler": self.engine.scaler_state(),
+            "data": self.data_digests,
+        }
+
+    def load(self, saved: checkpoint.Checkpoint) -> None:
+        """Continues from a checkpoint, on any number of ranks."""
+        state = saved.state
+        self.engine.load(saved.weights, saved.momentum, state["scaler"])
+        self._agreement = Agreement(self.engine)
+        self.schedule.load(state["schedule"])
+        self.step, self.num_masked = saved.step, state["num_masked"]
+        self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
+        if self.process.is_main:
+            self.meter.sums.copy_(self.meter.sums.new_tensor(state["meter"]))
+        self.elapsed_seconds = state["elapsed_seconds"]
+        self.throughput = Throughput(
+            self.process.device, state["step_seconds"], state["step_images"]
+        )
+
+    def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Verdict:
+        self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
+        self.step += 1
+        self.engine.optimizer.measure_norm = self._log_due
+        waiting = _Waiting(itertools.islice(batches, self.split.accumulation_steps))
+        self._agreement.begin()
+        train_step(self.engine, self._shown(waiting), self.meter)
+        flags = self._agreement.end(self.engine, stop.requested)
+        self.throughput.add_step(self.split.global_batch, waiting.seconds)
+        self.progress.tick(self.step)
+        return Verdict(flags, self.step)
+
+    def _heed(self, verdict: Verdict) -> bool:
+        """Whether a rank wants to stop; raises where the step failed."""
+        failed, masked, stop = verdict.read()
+        if failed:
+            self.progress.clear()
+            raise NumericError(
+                f"step {verdict.step}: the loss or a gradient is infinite or not a number, so the "
+                f"weights are those of step {verdict.step - 1}. Lower optimizer.learning_rate, "
+                "set optimizer.gradient_clipping, or choose a precision with more range; the same "
+                "command continues from the last checkpoint."
+            )
+        self.num_masked += masked
+        return stop
+
+    def _write_log(self) -> None:
+        values = self.throughput.close_window()
+        sums = sum_over_ranks(self.meter.sums.clone())
+        loss, top1, top5, images = sums.tolist()
+        self.meter.sums.zero_()
+        norm = self.engine.gradient_norm()
+        if self.log is None or images == 0:
+            return
+        values |= {
+            "loss": loss / images,
+            "top1_error": top1 / images,
+            "top5_error": top5 / images,
+            "learning_rate": self.schedule.learning_rate(self.step - 1),
+            "gradient_norm": norm,
+        }
+        if self.config.precision == "fp16":
+            values |= {"loss_scale": self.engine.loss_scale(), "masked_steps": self.num_masked}
+        self.log.write("train", self.step, self.epoch, values)
+        self.progress.log(self.step, self.epoch, values, self._seconds_left())
+
+    def _evaluate(self) -> None:
+        self.throughput.pause()
+        started_at = time.monotonic()
+        self.engine.eval()
+        self.errors = self.evaluate()
+        self.engine.train()
+        self.schedule.observe(self.errors.top1_error)
+        self._evaluation_seconds = time.monotonic() - started_at
+        if self.log is not None:
+            values = {
+                "loss": self.errors.loss,
+                "top1_error": self.errors.top1_error,
+                "top5_error": self.errors.top5_error,
+            }
+            self.log.write("validation", self.step, self.epoch, values)
+            self.progress.clear()
+            logger.info(
+                "epoch %.2f  validation: top-1 error %.2f %%  top-5 error %.2f %%  loss %.4f",
+                self.epoch,
+                100 * self.errors.top1_error,
+                100 * self.errors.top5_error,
+                self.errors.loss,
+            )
+        self.throughput.resume()
+
+    def _save(self, last: bool) -> None:
+        self.throughput.pause()
+        weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
+        if self.process.is_main:
+            saved = checkpoint.Checkpoint(self.step, weights, momentum, state)
+            try:
+                checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
+            except OSError as error:
+                message = (
+                    f"the checkpoint of step {self.step} could not be written: {error}. Free space "
+                    f"or mend the permissions of {self.checkpoint_folder}"
+                )
+                if last:
+                    raise CheckpointError(f"{message}; the one before it is kept.") from error
+                logger.error("%s; training goes on, the checkpoint before it is kept.", message)
+        self.throughput.resume()
+
+    def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on; the first images of a training go to TensorBoard."""
+        for batch in batches:
+            if self.step == 1 and self.log is not None and self.config.log.num_images:
+                images = batch.images[: self.config.log.num_images]
+                self.log.write_images("fed", displayable(images, self.config.data.mean), 0)
+            yield batch
+
+    @property
+    def _log_due(self) -> bool:
+        return self.step % self.config.log.every_steps == 0 or self.step == 1
+
+    @property
+    def _evaluation_interval(self) -> int:
+        return self._steps(self.config.evaluation.every_epochs)
+
+    @property
+    def _checkpoint_interval(self) -> int:
+        every_steps = self.config.checkpoint.every_steps
+        return every_steps or self._steps(self.config.checkpoint.every_epochs)
+
+    def _steps(self, num_epochs: float) -> int:
+        return steps_of_epochs(num_epochs, self.num_images, self.split.global_batch)
+
+    def _is_due(self, interval: int) -> bool:
+        return self.step % interval == 0
+
+    def _seconds_left(self) -> float:
+        """At the pace so far, evaluations included."""
+        steps = self.schedule.total_steps - self.step
+        per_step = self.throughput.seconds / max(1, self.throughput.images)
+        evaluations = steps / self._evaluation_interval
+        return steps * per_step * self.split.global_batch + evaluations * self._evaluation_seconds
+
+
+class _Waiting:
+    """Passes batches on and adds up how long each was waited for."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started_at = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.monotonic() - started_at

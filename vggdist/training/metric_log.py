@@ -1,0 +1,88 @@
+"""Curves: TensorBoard events and `metrics.jsonl`, written by the main rank.
+
+After a resume no step appears twice: TensorBoard is told to forget what came after the checkpoint,
+and the lines of `metrics.jsonl` after it are dropped.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class MetricLog:
+    """Numbers by name at a step; also texts and pictures, which only TensorBoard gets."""
+
+    def __init__(self, run_folder: Path, first_step: int) -> None:
+        """Continues the curves of `run_folder` after step `first_step`."""
+        self._path = run_folder / METRICS_FILE
+        _drop_lines_after(self._path, first_step)
+        self._lines = self._path.open("a", encoding="utf-8")
+        purge_step = first_step + 1 if first_step else None
+        self._board = SummaryWriter(
+            str(run_folder / TENSORBOARD_FOLDER), purge_step=purge_step, flush_secs=10
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+        self._board.close()
+
+    def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """A point of every curve; `split` is train or validation and groups them."""
+        # JSON has no nan and no infinity.
+        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        record = {"split": split, "step": step, "epoch": epoch, **numbers}
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+        for name, value in {"epoch": epoch, **values}.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        self._board.flush()
+
+    def write_text(self, name: str, text: str) -> None:
+        """A text, shown as it is."""
+        indented = "\n".join("    " + line for line in text.splitlines())
+        self._board.add_text(name, indented, 0)
+
+    def write_images(self, name: str, images: Tensor, step: int) -> None:
+        """A grid of images (n, 3, height, width), 8-bit."""
+        self._board.add_images(name, images, step)
+
+
+def displayable(images: Tensor, mean: tuple[float, float, float]) -> Tensor:
+    """What the network is fed, (n, 3, h, w) with the mean subtracted -> 8-bit RGB on the CPU."""
+    shift = torch.tensor(mean).reshape(1, 3, 1, 1)
+    return (images.detach().float().cpu() + shift).round().clamp(0, 255).to(torch.uint8)
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Also drops a last line that a kill cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

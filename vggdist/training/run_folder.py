@@ -1,0 +1,158 @@
+"""The run folder: one training lives there, and a second start continues it or is refused.
+
+Holds `config.yaml` (resolved), `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `log.txt`, and at
+the end `result.json` and `predictions.png`.
+"""
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+from typing import TextIO
+
+from vggdist.config import Config
+from vggdist.config_file import differences, load_config, to_yaml
+from vggdist.errors import CheckpointError, ConfigError
+from vggdist.training import checkpoint
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+MAY_CHANGE = (
+    "run.",
+    "log.",
+    "checkpoint.",
+    "device",
+    "exchange",
+    "zero_stage",
+    "batch.micro",
+    "evaluation.micro",
+    "data.root",
+    "data.num_threads",
+    "data.prefetch",
+    "model.initialize_from",
+)
+"""What a resumed training may change: where and how it runs, not what it computes."""
+
+
+def choose_checkpoint(config: Config, folder: Path) -> Path | None:
+    """The checkpoint to continue from by `run.resume`, or None to start at the first step.
+
+    Raises:
+        ConfigError: the folder holds a training and `run.resume` is never, or a given path is not a
+            checkpoint.
+        CheckpointError: the folder belongs to another configuration, or no checkpoint verifies.
+    """
+    config_file = folder / CONFIG_FILE
+    if config.run.resume == "never":
+        if config_file.exists():
+            raise ConfigError(
+                f"run.resume is never, but {folder} already holds a training; choose another "
+                "run.folder, or delete that one."
+            )
+        return None
+    if config_file.exists():
+        _check_same_training(config, config_file)
+    if config.run.resume != "auto":
+        path = Path(config.run.resume)
+        problem = checkpoint.verify(path)
+        if problem is not None:
+            raise ConfigError(
+                f"run.resume: {path} is not a good checkpoint: {problem} Give a folder such as "
+                f"{folder / CHECKPOINTS}/step-00005000, auto, or never."
+            )
+        return path
+    newest = checkpoint.newest(folder / CHECKPOINTS)
+    if newest is None and config_file.exists():
+        logger.info("%s has no checkpoint yet; starting at the first step.", folder)
+    return newest
+
+
+def prepare(config: Config, folder: Path) -> None:
+    """Makes the folder and writes the resolved configuration into it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{CONFIG_FILE}.tmp"
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+        os.replace(temporary, folder / CONFIG_FILE)
+    except OSError as error:
+        raise ConfigError(
+            f"run folder {folder} cannot be written: {error}. Choose another run.folder."
+        ) from error
+
+
+def lock(folder: Path) -> TextIO:
+    """Takes the folder for this job until the returned file is closed or the process ends.
+
+    Raises:
+        ConfigError: another job trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(
+            f"{holder} is training in {folder}; wait for it, or choose another run.folder."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}")
+    file.flush()
+    return file
+
+
+def weights_file(path: str) -> Path:
+    """A run folder, a checkpoint or a .safetensors file -> its weights.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    candidates = [given, *checkpoint.committed(given / CHECKPOINTS)]
+    for candidate in candidates:
+        if (candidate / checkpoint.WEIGHTS).is_file():
+            return candidate / checkpoint.WEIGHTS
+    raise ConfigError(
+        f"{path} has no weights; give a run folder with a checkpoint, a checkpoint, or a "
+        ".safetensors file."
+    )
+
+
+def _check_same_training(config: Config, config_file: Path) -> None:
+    try:
+        before = load_config(config_file)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{config_file} cannot be read by this version, so its training cannot be continued: "
+            f"{error}"
+        ) from error
+    changed = {
+        key: values
+        for key, values in differences(before, config).items()
+        if not key.startswith(MAY_CHANGE) and not _is_harmless(key, config)
+    }
+    if changed:
+        listing = "\n".join(f"  - {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        raise CheckpointError(
+            f"{config_file.parent} holds a training of another configuration:\n{listing}\nChoose "
+            "another run.folder for this one, or take these changes back to continue that one."
+        )
+
+
+def _is_harmless(key: str, config: Config) -> bool:
+    """A training may be made longer or shorter, unless its learning rate depends on the length."""
+    return config.schedule.name != "cosine" and key in (
+        "schedule.num_epochs",
+        "schedule.num_steps",
+    )

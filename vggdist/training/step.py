@@ -1,0 +1,40 @@
+"""Micro batches -> one weight update."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+
+from vggdist.data.loader import Batch
+from vggdist.evaluation.metrics import count_errors
+from vggdist.training.engine import Engine
+
+
+class Meter:
+    """Sums over the training images since the last log, kept on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """A micro batch of n images: sums of loss, top-1 errors, top-5 errors, images."""
+        self.sums[0] += loss * len(labels)
+        self.sums[1:3] += count_errors(logits, labels)
+        self.sums[3] += len(labels)
+
+
+def train_step(engine: Engine, micro_batches: Iterable[Batch], meter: Meter) -> None:
+    """One step: the loss of each micro batch, its gradients, and the update at the last.
+
+    Args:
+        engine: decides by its own count which micro batch is the last.
+        micro_batches: `accumulation_steps` of them; images (n, 3, c, c), labels (n,).
+        meter: takes in loss and errors without reading them back.
+    """
+    for batch in micro_batches:
+        logits = engine(batch.images, batch.dropout_keys).float()
+        loss = F.cross_entropy(logits, batch.labels)
+        engine.backward(loss)
+        meter.add(loss.detach(), logits.detach(), batch.labels)
+        engine.step()

@@ -1,0 +1,58 @@
+"""How fast training is, and how much of that time it waits for images."""
+
+import time
+
+import torch
+
+
+class Throughput:
+    """Time spent in steps, evaluations and checkpoints left out; a window lasts from log to log.
+
+    Attributes:
+        seconds, images: all steps of the training, those before a resume included.
+    """
+
+    def __init__(self, device: torch.device, seconds: float = 0.0, images: int = 0) -> None:
+        self.seconds = seconds
+        self.images = images
+        self._device = device
+        self._started_at = time.monotonic()
+        self._window_seconds = self._window_wait = 0.0
+        self._window_images = 0
+
+    def add_step(self, images: int, wait_seconds: float) -> None:
+        """A finished step of `images` images over all ranks, of which the rank waited this long."""
+        self._window_images += images
+        self._window_wait += wait_seconds
+
+    def pause(self) -> None:
+        """Before something that is not a step."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._window_seconds += time.monotonic() - self._started_at
+
+    def resume(self) -> None:
+        """After it."""
+        self._started_at = time.monotonic()
+
+    def close_window(self) -> dict[str, float]:
+        """Images per second of all ranks, the same without the wait, data wait; a new window."""
+        self.pause()
+        seconds, wait, images = self._window_seconds, self._window_wait, self._window_images
+        self.seconds += seconds
+        self.images += images
+        self._window_seconds = self._window_wait = 0.0
+        self._window_images = 0
+        self.resume()
+        if images == 0 or seconds == 0.0:
+            return {}
+        return {
+            "images_per_second": images / seconds,
+            "images_per_second_without_wait": images / max(seconds - wait, 1e-9),
+            "data_wait": min(1.0, wait / seconds),
+        }
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all closed windows."""
+        return self.images / self.seconds if self.seconds else 0.0
