@@ -25,7 +25,12 @@ class Section(BaseModel):
     """A group of fields: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, validate_by_name=True, serialize_by_alias=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        serialize_by_alias=True,
     )
 
 
@@ -66,16 +71,21 @@ class ModelConfig(Section):
 
     @field_validator("configuration", mode="before")
     @classmethod
-    def _lists_are_blocks(cls, value: object) -> object:
-        if isinstance(value, list):
-            return tuple(tuple(block) if isinstance(block, list) else block for block in value)
-        return value
-
-    @field_validator("configuration")
-    @classmethod
-    def _known(cls, value: str | tuple[tuple[str, ...], ...]) -> str | tuple[tuple[str, ...], ...]:
-        parse_configuration(value)
-        return value
+    def _known(cls, value: object) -> str | tuple[tuple[str, ...], ...]:
+        # All of it before pydantic's own check, which has an error for each side of the union.
+        if isinstance(value, str):
+            parse_configuration(value)
+            return value
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(block, list | tuple) for block in value
+        ):
+            raise ValueError(
+                f"configuration {value!r} is neither a column of Table 1 nor a list of blocks, "
+                "each a list of layers, such as [[3-64], [3-128, 3-128]]."
+            )
+        blocks = tuple(tuple(block) for block in value)
+        parse_configuration(blocks)
+        return blocks
 
     def blocks(self) -> Configuration:
         """The convolution blocks, from Table 1 or written by hand."""

@@ -1,7 +1,8 @@
 """YAML and `section.key=value` -> `Config`, and back; every problem in one error.
 
 Precedence: the paper's defaults < the YAML file < overrides in the order they are given. Closes
-YAML's traps: `1e-2` is a number here, `off` a word, and a duplicate key an error.
+YAML's traps: `1e-2` is a number here, `off`, `010` and `1:30` are words, and a duplicate key is an
+error.
 """
 
 import difflib
@@ -17,12 +18,11 @@ from pydantic_core import ErrorDetails
 from vggdist.config import Config
 from vggdist.errors import ConfigError
 
-
-_REDEFINED = ("bool", "float", "timestamp")
+_REDEFINED = ("bool", "int", "float", "timestamp")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's booleans and floats, and unique keys."""
+    """SafeLoader with YAML 1.2's booleans and numbers, decimal only, and unique keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[object, int] = {}
@@ -47,10 +47,28 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tTfF")
 )
 _Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    re.compile(
+        r"^[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"
+        r"|^[-+]?\.inf$|^\.nan$"
+    ),
     list("-+0123456789."),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes the words that only `_Loader` takes for numbers."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + pairs
+    for first, pairs in (
+        yaml.SafeDumper.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
+    ).items()
+}
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -77,7 +95,7 @@ def make_config(
     found = list(problems)
     config = None
     try:
-        config = Config.model_validate(values)
+        config = Config.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         found += [_sentence(detail) for detail in error.errors(include_url=False)]
     if found or config is None:
@@ -89,7 +107,8 @@ def make_config(
 
 def to_yaml(config: Config) -> str:
     """The whole configuration, defaults included; `load_config` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[object, object]]:
@@ -123,7 +142,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise ConfigError(f"{path}, {error}") from None
-    except yaml.YAMLError as error:
+    except Exception as error:  # a tag such as !!int raises whatever int() does
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if values is None:
         return {}
@@ -160,7 +179,7 @@ def _apply(override: str, values: dict[str, Any], problems: list[str]) -> None:
         return
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ConfigError) as error:
+    except Exception as error:  # as in `_read_yaml`
         problems.append(f"{override!r}: the value is not valid YAML: {error}")
         return
     section = values
@@ -184,7 +203,10 @@ def _sentence(detail: ErrorDetails) -> str:
         return f"{where}: {text}" if where else text
     if detail["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: {value!r} is a value, but {where} is a section with keys of its own."
+    if detail["type"] == "invalid_key":
+        return f"{where}: {value!r} is not a word, and keys are words."
     rule = detail["msg"].removeprefix("Input ").replace("should be", "must be")
+    rule = rule.replace("tuple", "list")
     return f"{where}: {value!r} {rule}.{_description(location)}"
 
 

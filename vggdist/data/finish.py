@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_IMAGES_PER_TASK = 4  # few enough to keep all threads busy until the end of a batch
+_IMAGES_PER_TASK = 8  # few enough to keep all threads busy until the end of a batch
+_MAX_FREE = 8  # batches whose memory is kept, should the consumer have held many at once
 
 
 class WindowFinisher:
@@ -113,8 +114,12 @@ class _BatchMemory:
         # torch keeps this view for as long as any tensor uses the memory, views and what autograd
         # saves included; no tensor object would tell us that.
         lease = memory[:num_bytes]
-        weakref.finalize(lease, self._free.append, memory).atexit = False
+        weakref.finalize(lease, self._give_back, memory).atexit = False
         return torch.from_numpy(lease).view(self._dtype).view(shape).permute(0, 3, 1, 2)
+
+    def _give_back(self, memory: NDArray[np.uint8]) -> None:
+        if len(self._free) < _MAX_FREE:
+            self._free.append(memory)
 
 
 def _single_threaded_pool(num_threads: int) -> ThreadPoolExecutor:
@@ -124,9 +129,10 @@ def _single_threaded_pool(num_threads: int) -> ThreadPoolExecutor:
     not computed yet; so that number is put back once all threads of the pool have been set.
     """
     before = torch.get_num_threads()
-    ready = threading.Barrier(num_threads + 1)
+    ready = threading.Barrier(num_threads + 1, timeout=60)
 
     def set_up() -> None:
+        torch.get_num_threads()  # a thread takes the common number at its first look, not later
         torch.set_num_threads(1)
         ready.wait()
 

@@ -6,11 +6,12 @@ the world size as integers and talks to no other rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -67,10 +68,13 @@ class _Loader:
         torch.get_num_threads()  # settles the calling thread's number; see data/finish.py
         batches = _batches(manifest, samples, batch_size, data, image_format, num_threads)
         self._queue: _Queue = queue.Queue(data.prefetch)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         stop = threading.Event()
         self._thread = threading.Thread(
-            target=_produce, args=(batches, self._queue, stop), name="vggdist-loader", daemon=True
+            target=_produce,
+            args=(batches, image_format.device, self._queue, stop),
+            name="vggdist-loader",
+            daemon=True,
         )
         # Also runs when the loader is forgotten or the interpreter ends: DALI's threads must not
         # outlive it.
@@ -151,7 +155,7 @@ class TrainingLoader(_Loader):
             _training_samples(plan, split, rank, first_step, last_step),
             split.micro,
             data,
-            ImageFormat(data.crop_size, torch.device(device), dtype),
+            ImageFormat(data.crop_size, _with_index(device), dtype),
             num_threads,
         )
 
@@ -186,7 +190,7 @@ class EvaluationLoader(_Loader):
         dtype: torch.dtype = torch.float32,
         num_threads: int = 1,
     ) -> None:
-        images = np.arange(manifest.num_images) if only is None else np.asarray(only)
+        images = np.asarray(range(manifest.num_images) if only is None else only, dtype=np.int64)
         share = images[evaluation_share(len(images), rank, world_size)]
         self.num_images = len(share)
         self.num_batches = -(-len(share) // batch_size)
@@ -196,12 +200,20 @@ class EvaluationLoader(_Loader):
             (evaluation_samples(part, scale) for part in parts),
             batch_size,
             data,
-            ImageFormat(data.crop_size, torch.device(device), dtype),
+            ImageFormat(data.crop_size, _with_index(device), dtype),
             num_threads,
         )
 
 
-_Queue = queue.Queue[Batch | Exception]
+_Queue = queue.Queue[Batch | BaseException]
+
+
+def _with_index(device: torch.device | str) -> torch.device:
+    """`device` with a number if it is a GPU: the caller's current one is not the producer's."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _training_samples(
@@ -222,7 +234,7 @@ def _batches(
     data: DataConfig,
     image_format: ImageFormat,
     num_threads: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     def work() -> Iterator[Work]:
         for some in samples:
             paths = [manifest.encoded_path(int(image)) for image in some.image]
@@ -235,22 +247,36 @@ def _batches(
         for done, images in pipeline:
             image = done.samples.image
             keys = on_device(done.samples.dropout_key)
-            yield Batch(images, on_device(manifest.labels[image]), keys, image)
+            batch = Batch(images, on_device(manifest.labels[image]), keys, image)
+            if images.is_cuda:
+                torch.cuda.current_stream().synchronize()  # the consumer reads on another stream
+            yield batch
 
 
-def _produce(batches: Iterator[Batch], finished: _Queue, stop: threading.Event) -> None:
+def _produce(
+    batches: Generator[Batch], device: torch.device, finished: _Queue, stop: threading.Event
+) -> None:
     """The producer thread: puts batches, and at last StopIteration or what went wrong."""
-    end: Exception = StopIteration()
+    end: BaseException = StopIteration()
     try:
-        for batch in batches:
-            finished.put(batch)
-            if stop.is_set():
-                break
-    except Exception as error:
+        # Closing frees DALI in this thread, which built it.
+        with _own_stream(device), contextlib.closing(batches):
+            for batch in batches:
+                finished.put(batch)
+                if stop.is_set():
+                    break
+    except BaseException as error:  # whatever it is, the consumer must not wait for ever
         end = error
-    batches.close()  # type: ignore[attr-defined]  # a generator: frees DALI in this thread
     if not stop.is_set():
         finished.put(end)
+
+
+def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A CUDA stream for this thread: on the common one its copies would wait for the network."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(stream)
 
 
 def _shut_down(thread: threading.Thread, finished: _Queue, stop: threading.Event) -> None:

@@ -7,6 +7,7 @@ once, beside the images, and every later start compares the tree with it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -182,7 +183,7 @@ def _save(dataset: Dataset, places: Sequence[Path]) -> None:
             return
         except OSError as error:
             refusals.append(f"{place} ({error.strerror})")
-            if temporary.exists():
+            with contextlib.suppress(OSError):
                 temporary.unlink()
     raise DataError(
         f"The data set's manifest cannot be written to {' nor to '.join(refusals)}; it keeps "

@@ -128,25 +128,27 @@ class ImagePipeline:
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
         for batch in work:
             self._ahead.append(batch)
-            samples = batch.samples
-            inputs: tuple[Any, ...] = (batch.paths, samples.scale, samples.position)
-            if self._format.by_dali:
-                inputs += (samples.flip.astype(np.int32), batch.mean)
-            yield inputs
+            yield self._inputs(batch)
+
+    def _inputs(self, work: Work) -> tuple[Any, ...]:
+        """What the graph takes from outside."""
+        samples = work.samples
+        inputs: tuple[Any, ...] = (work.paths, samples.scale, samples.position)
+        if self._format.by_dali:
+            inputs += (samples.flip.astype(np.int32), work.mean)
+        return inputs
 
     def _raise_for_file(self, error: RuntimeError) -> None:
-        """Raises a DataError for the first file that fails alone.
+        """Raises a DataError for the first file that fails alone, if there is one.
 
-        DALI does not say which file of a batch failed, nor can its pipeline be used again.
+        DALI does not say which file of which batch failed, and its pipeline cannot be used again.
         """
         for work in self._ahead:
             for i, path in enumerate(work.paths):
-                samples = Samples(
-                    **{name: value[i : i + 1] for name, value in vars(work.samples).items()}
-                )
-                alone = Work([path], samples, work.mean[i : i + 1])
+                rows = {name: values[i : i + 1] for name, values in vars(work.samples).items()}
+                alone = Work([path], Samples(**rows), work.mean[i : i + 1])
                 try:
-                    _build(self._feed(iter([alone])), 1, self._format, 1).run()
+                    _build(iter([self._inputs(alone)]), 1, self._format, 1).run()
                 except RuntimeError:
                     raise unreadable_error(path.tobytes()) from error
 
@@ -162,7 +164,7 @@ def _build(
         "gpu" if gpu else "cpu",
         batch_size=batch_size,
         num_threads=num_threads,
-        device_id=(image_format.device.index or 0) if gpu else None,
+        device_id=image_format.device.index if gpu else None,
         prefetch_queue_depth=_DALI_QUEUE,
     )
     pipe.build()

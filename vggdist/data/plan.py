@@ -19,10 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from vggdist.config import DataConfig
 from vggdist.data.geometry import CENTER, POSITIONS
 
-_PERMUTATION, _DRAWS = (
-    1,
-    2,
-)  # second half of the Philox key: one independent generator for each purpose
+# The second half of the Philox key: an independent generator for each purpose.
+_PERMUTATION, _DRAWS = 1, 2
 _COUNTERS_PER_POSITION = 2
 _WORDS_PER_COUNTER = 4
 
@@ -69,9 +67,7 @@ class SamplePlan:
         self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Samples:
-        """The images [start, stop) of the global batch of `step` (counted from 0); all of it by
-        default.
-        """
+        """Images [start, stop) of the global batch of a step, counted from 0; by default all."""
         stop = self.global_batch if stop is None else stop
         assert 0 <= start <= stop <= self.global_batch
         first = step * self.global_batch
@@ -119,9 +115,7 @@ class SamplePlan:
 
 
 def evaluation_samples(images: ArrayLike, scale: int) -> Samples:
-    """The centre crop at shorter side Q = `scale` of each image: no flip, no colour shift, dropout
-    keys 0.
-    """
+    """Centre crops at shorter side Q = `scale`: no flip, no colour shift, dropout keys 0."""
     image = np.asarray(images, dtype=np.int64)
     n = len(image)
     return Samples(

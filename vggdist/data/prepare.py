@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vggdist.errors import DataError
@@ -21,8 +22,8 @@ _SEED = 1797
 def write_digits(root: str | Path) -> Path:
     """Writes scikit-learn's 1,797 handwritten digits as a data set with train/ and val/.
 
-    The images are RGB JPEGs with sides between 80 and 160 pixels, in folders 0 to 9; every
-    fifth of a class is in val/. They are always the same. A folder that is already complete is left as
+    The images are RGB JPEGs with sides between 80 and 160 pixels, in folders 0 to 9; every fifth
+    of a class is in val/. They are always the same. A folder that is already complete is left as
     it is; an interrupted run leaves nothing under `root`, so it is simply done again.
 
     Returns:
@@ -72,10 +73,19 @@ def _write_images(folder: Path) -> None:
             _image(digits.images[number], int(number)).save(path, quality=90)
 
 
-def _image(strokes: np.ndarray[tuple[int, ...], np.dtype[np.float64]], number: int) -> Image.Image:
-    """An 8 x 8 image with values 0 to 16 as an RGB image whose sides depend on its number."""
+def _image(strokes: NDArray[np.float64], number: int) -> Image.Image:
+    """An 8 x 8 image with values 0 to 16 as an RGB image whose sides depend on its number.
+
+    The digit keeps its shape and stands in the middle of a black canvas, whose longer side is at
+    most a quarter longer, so that crops of the shorter side's length rarely cut it.
+    """
     key = np.array([_SEED, number], dtype=np.uint64)
-    words = np.random.Philox(key=key).random_raw(2)
-    sides = SMALLEST_SIDE + words % np.uint64(LARGEST_SIDE - SMALLEST_SIDE + 1)
-    gray = Image.fromarray((strokes * (255 / 16)).astype(np.uint8))
-    return gray.resize((int(sides[0]), int(sides[1])), Image.Resampling.BICUBIC).convert("RGB")
+    drawn = [int(word) for word in np.random.Philox(key=key).random_raw(3)]
+    short = SMALLEST_SIDE + drawn[0] % (LARGEST_SIDE - SMALLEST_SIDE + 1)
+    long = short + drawn[1] % (min(LARGEST_SIDE, short * 5 // 4) - short + 1)
+    size = (short, long) if drawn[2] % 2 else (long, short)
+    digit = Image.fromarray((strokes * (255 / 16)).astype(np.uint8))
+    digit = digit.resize((short, short), Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", size)
+    canvas.paste(digit.convert("RGB"), ((size[0] - short) // 2, (size[1] - short) // 2))
+    return canvas

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vggdist.config import BatchSplit, Config, Precision
 from vggdist.distributed.process import Process
-from vggdist.errors import ConfigError
+from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training.gradients import GradientExchange
-from vggdist.training.optimizer import MaskedSGD
+from vggdist.training.optimizer import MaskedSGD, norm
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Engine:
     Attributes:
         module: the network itself; its weights are fp32 in every precision.
         optimizer: takes the learning rate and knows whether the latest update was masked.
+        measure_norm: set before a step, to ask for `gradient_norm` after it.
     """
 
     def __init__(
@@ -86,6 +87,9 @@ class Engine:
     ) -> None:
         self.config = config
         self.device = process.device
+        self.measure_norm = False
+        self._norm: Tensor | None = None
+        self._scale_of_step: Tensor | None = None
         self.optimizer = MaskedSGD(network.parameters(), config.optimizer)
         with _deepspeed(process) as deepspeed:
             self._engine, *_ = deepspeed.initialize(
@@ -133,10 +137,24 @@ class Engine:
         """Ends a micro batch; the last one of a step updates the weights."""
         if self._exchange is not None:
             self._exchange.wait()
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return
+        if self._scaler is not None:
+            assert self._scaler._scale is not None
+            self._scale_of_step = self._scaler._scale.clone()
+        # Here, because what follows may unscale and clip the gradients.
+        if self._zero is None and self.measure_norm:
+            self._norm = norm(p.grad for p in self.module.parameters() if p.grad is not None)
+        if self._zero is not None and self._scaler is not None:
+            # ZeRO clips gradients that still carry the loss scale, as if they did not.
+            self._zero.clip_grad = self.config.optimizer.gradient_clipping * self.loss_scale()
         self._engine.step()
         if self._zero is not None and self._scaler is not None and self._zero.overflow:
             # ZeRO returns before its scaler is updated, and would overflow for ever.
-            self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
+            state = self._scaler.state_dict()
+            lower = {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
+            self._scaler.load_state_dict(state | lower)
 
     def train(self) -> None:
         """Dropout and batch statistics as in training."""
@@ -166,14 +184,14 @@ class Engine:
         return self.masked * (self._scaler._scale < SMALLEST_LOSS_SCALE)
 
     def gradient_norm(self) -> float:
-        """Norm of the whole gradient of the latest step, if `optimizer.measure_norm` was set."""
-        if self._zero is not None:
-            norm = self._engine.get_global_grad_norm()
-        else:
-            norm = self.optimizer.gradient_norm
-        if norm is None:
+        """Norm of the whole gradient of the latest step, before clipping; nan if not measured."""
+        if not self.measure_norm:
             return float("nan")
-        return float(norm) / self.loss_scale()
+        whole = self._norm if self._zero is None else self._engine.get_global_grad_norm()
+        if whole is None:
+            return float("nan")
+        scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+        return float(whole) / scale
 
     def loss_scale(self) -> float:
         """fp16's loss scale, else 1; waits for the device."""
@@ -188,13 +206,17 @@ class Engine:
         return {name: _to_store(value) for name, value in self.module.state_dict().items()}
 
     def momentum(self) -> dict[str, Tensor]:
-        """Momentum by parameter name, contiguous, on the CPU; collective under ZeRO."""
+        """Momentum by parameter name, contiguous, on the CPU; collective under ZeRO.
+
+        Empty where `optimizer.momentum` is 0.
+        """
+        if not self.config.optimizer.momentum:
+            return {}
         if self._zero is None:
             self.optimizer.start_momentum()
             return {
                 name: _to_store(self.optimizer.state[parameter]["momentum_buffer"])
                 for name, parameter in self.module.named_parameters()
-                if "momentum_buffer" in self.optimizer.state[parameter]
             }
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -211,21 +233,29 @@ class Engine:
         momentum: Mapping[str, Tensor],
         scaler_state: Mapping[str, Any],
     ) -> None:
-        """Continues from what `weights`, `momentum` and `scaler_state` returned, in any stage."""
+        """Continues from what `weights`, `momentum` and `scaler_state` returned, in any stage.
+
+        Raises:
+            CheckpointError: they are those of another network.
+        """
         own = self.module.state_dict()
+        _check_alike("weights", own, weights)
         for name, value in weights.items():
             own[name].copy_(value)
         if self._scaler is not None and scaler_state:
             self._scaler.load_state_dict(dict(scaler_state))
+        if self._zero is not None:
+            self._zero.refresh_fp32_params()
+        if not self.config.optimizer.momentum:
+            return
+        _check_alike("momentum", dict(self.module.named_parameters()), momentum)
         if self._zero is None:
             self.optimizer.start_momentum()
             for name, parameter in self.module.named_parameters():
-                if name in momentum:
-                    self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
+                self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        self._zero.refresh_fp32_params()
         self._start_zero_momentum()
         for name, parameter in self.module.named_parameters():
             safe_set_full_optimizer_state(
@@ -246,6 +276,20 @@ def convolutions_are_channels_last(module: nn.Module) -> bool:
         for parameter in module.parameters()
         if parameter.dim() == 4
     )
+
+
+def _check_alike(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    different = [
+        name
+        for name in {**own, **saved}
+        if name not in own or name not in saved or own[name].shape != saved[name].shape
+    ]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint's {kind} are not of this network: {len(different)} differ in name or "
+            f"shape, the first is {different[0]}. Continue it with the configuration that it was "
+            "made with, or set run.resume to another one."
+        )
 
 
 def _to_store(tensor: Tensor) -> Tensor:

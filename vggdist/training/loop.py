@@ -111,7 +111,7 @@ class Training:
                 if evaluating or saving:
                     # Nothing is evaluated or saved before its step is known to be good.
                     stopping, verdict = self._heed(verdict) or stopping, None
-                if self._log_due or ended or stopping:
+                if self._log_due:
                     self._write_log()
                 if evaluating:
                     self._evaluate()
@@ -154,7 +154,7 @@ class Training:
     def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Verdict:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
-        self.engine.optimizer.measure_norm = self._log_due
+        self.engine.measure_norm = self._log_due
         waiting = _Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._agreement.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
@@ -249,7 +249,10 @@ class Training:
 
     @property
     def _log_due(self) -> bool:
-        return self.step % self.config.log.every_steps == 0 or self.step == 1
+        return self.step % self.config.log.every_steps == 0 or self.step in (
+            1,
+            self.schedule.total_steps,
+        )
 
     @property
     def _evaluation_interval(self) -> int:

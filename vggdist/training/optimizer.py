@@ -20,8 +20,6 @@ class MaskedSGD(torch.optim.SGD):
 
     Attributes:
         masked: float (1,), 1 where the latest update was left out.
-        gradient_norm: the latest norm of the whole gradient, still scaled by fp16's loss scale;
-            measured only in steps that begin with `measure_norm` set.
     """
 
     def __init__(self, params: ParamsT, config: OptimizerConfig) -> None:
@@ -34,8 +32,6 @@ class MaskedSGD(torch.optim.SGD):
         )
         self.masked: Tensor | None = None
         self.found_inf: Tensor
-        self.measure_norm = False
-        self.gradient_norm: Tensor | None = None
 
     def parameters(self) -> list[Tensor]:
         """All parameters, in order."""
@@ -62,14 +58,11 @@ class MaskedSGD(torch.optim.SGD):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update, unless a gradient is not finite."""
         self.start_momentum()
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if self.measure_norm:
-            self.gradient_norm = norm(gradients)
         scaled = hasattr(self, "found_inf")
         if scaled:
             self.masked = self.found_inf
         else:
-            bad = any_not_finite(gradients)
+            bad = any_not_finite(p.grad for p in self.parameters() if p.grad is not None)
             self.masked = bad if self.masked is None else torch.maximum(self.masked, bad)
             self.found_inf = self.masked
         super().step()

@@ -1,0 +1,54 @@
+# Everything a newcomer needs: `make quickstart` trains, `make test` checks.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup quickstart test test-root test-gpu lint types format clean
+
+help:
+	@echo "make setup       make the environment $(VENV), with the vggdist command in it"
+	@echo "make quickstart  train on the built-in data set with two ranks, some minutes on two cores"
+	@echo "make test        every test that needs neither root nor a GPU"
+	@echo "make test-root   tests that need root (SLURM, network namespaces)"
+	@echo "make test-gpu    tests that need an NVIDIA GPU"
+	@echo "make lint types  ruff and mypy;  make format  rewrites"
+
+setup: $(BIN)/.complete
+
+$(BIN)/.complete: requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vggdist needs Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
+	@command -v g++ > /dev/null || \
+	  { echo "DeepSpeed compiles with g++, which is missing; install it (Debian: apt install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: setup
+	vggdist prepare digits --out datasets/digits
+	deepspeed --num_gpus 2 launch/train.py --config configs/quickstart.yaml
+
+test: setup
+	pytest -m "not slurm and not netns and not gpu"
+
+test-root: setup
+	pytest -m "slurm or netns"; code=$$?; test $$code -eq 5 && echo "no test needs root yet" || exit $$code
+
+test-gpu: setup
+	pytest -m gpu
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+types: setup
+	mypy
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf $(VENV) runs datasets build *.egg-info

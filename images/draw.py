@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+"""Draws the pictures of README.md and ARCHITECTURE.md from the code: `python images/draw.py`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Writes architecture.png, configurations.png and step.png."""
+    parser = argparse.ArgumentParser(description="Draw the project's pictures.")
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER, metavar="DIR", help="where (default: images/)"
+    )
+    out = parser.parse_args().out
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
+    import draw_architecture
+    import draw_configurations
+    import draw_step
+
+    out.mkdir(parents=True, exist_ok=True)
+    for picture in (draw_architecture, draw_configurations, draw_step):
+        name = picture.__name__.removeprefix("draw_")
+        picture.draw(out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

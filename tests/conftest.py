@@ -1,0 +1,47 @@
+"""What tests of the whole training share: a tiny data set and a tiny configuration."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ with 20 and val/ with 7 images of three plain colours, sides 40 to 70 pixels."""
+    root = tmp_path_factory.mktemp("tiny")
+    generator = np.random.default_rng(0)
+    for split, counts in (("train", (7, 7, 6)), ("val", (3, 2, 2))):
+        for channel, count in enumerate(counts):
+            folder = root / split / ("red", "green", "yellow")[channel]
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = generator.integers(40, 71, 2)
+                pixels = generator.integers(0, 120, (height, width, 3), dtype=np.uint8)
+                pixels[..., channel % 2] += 120
+                pixels[..., 1] += 60 * (channel == 2)
+                Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture
+def tiny_overrides(tiny_dataset: Path, tmp_path: Path) -> list[str]:
+    """A training of 6 steps of 8 images on two blocks, in fp32, logged at every step."""
+    return [
+        "model.configuration=[[3-8],[3-16]]",
+        "model.num_classes=3",
+        "model.fc_width=32",
+        "data.crop_size=32",
+        "data.train_scale_min=32",
+        "data.train_scale_max=40",
+        f"data.root={tiny_dataset}",
+        "data.num_threads=1",
+        "batch.global=8",
+        "batch.micro=4",
+        "optimizer.learning_rate=2e-4",
+        "schedule.num_steps=6",
+        "log.every_steps=1",
+        "precision=fp32",
+        f"run.folder={tmp_path / 'run'}",
+    ]

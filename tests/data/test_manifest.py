@@ -1,0 +1,245 @@
+"""The list of images: what counts, how it is kept, and every sentence a user may meet."""
+
+import builtins
+import errno
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vggdist.data import manifest as manifest_module
+from vggdist.data.manifest import MANIFEST_NAME, Dataset, Manifest, open_dataset, open_images
+from vggdist.errors import DataError
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not looked at")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "set"
+    for split, names in (("train", ["a.jpg", "b.JPEG", "c.Png"]), ("val", ["x.webp"])):
+        for name in ("cat", "dog", "eel"):
+            touch(*(folder / split / name / image for image in names))
+    return folder
+
+
+def names(manifest: Manifest) -> list[str]:
+    return [manifest.name(i) for i in range(manifest.num_images)]
+
+
+def test_labels_are_the_places_of_the_sorted_class_folders(root):
+    train = open_dataset(root).train
+    assert train.classes == ("cat", "dog", "eel")
+    assert train.labels.dtype == np.int64
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert names(train)[2:4] == ["cat/c.Png", "dog/a.jpg"]
+    assert train.path(3) == root / "train" / "dog" / "a.jpg"
+    assert os.fsdecode(train.encoded_path(3).tobytes()) == str(train.path(3))
+
+
+def test_only_images_that_are_not_hidden_count(root):
+    before = open_dataset(root).train.digest
+    touch(
+        root / "train" / "cat" / ".hidden.jpg",
+        root / "train" / "cat" / "readme.txt",
+        root / "train" / "cat" / ".cache" / "z.jpg",
+        root / "train" / ".trash" / "z.jpg",
+        root / "train" / "stray.jpg",
+    )
+    assert open_dataset(root).train.digest == before
+    touch(root / "train" / "cat" / "below" / "d.tiff")
+    assert names(open_dataset(root).train)[3] == "cat/c.Png"
+    assert names(open_dataset(root).train)[2] == "cat/below/d.tiff"
+
+
+def test_names_may_hold_spaces_accents_and_bytes_that_are_no_utf8(root):
+    strange = os.fsdecode(b"a b \xc3\xbc \xff.jpg")
+    touch(root / "train" / "cat" / strange)
+    open_dataset(root, write=True)
+    train = open_dataset(root).train
+    assert train.path(0).exists()
+    assert train.encoded_path(0).tobytes().endswith(b"cat/a b \xc3\xbc \xff.jpg")
+
+
+def test_the_manifest_is_written_once_and_read_back_the_same(root):
+    written = open_dataset(root, write=True)
+    assert sorted(p.name for p in root.iterdir()) == ["train", "val", MANIFEST_NAME]
+    stamp = (root / MANIFEST_NAME).stat().st_mtime_ns
+    for again in (open_dataset(root), open_dataset(root, write=True)):
+        assert again.train.digest == written.train.digest
+        assert again.val.digest == written.val.digest
+        assert names(again.train) == names(written.train)
+        assert again.train.labels.tolist() == written.train.labels.tolist()
+    assert (root / MANIFEST_NAME).stat().st_mtime_ns == stamp
+    assert written.train.digest != written.val.digest
+
+
+def test_the_digest_does_not_depend_on_where_the_tree_is(root, tmp_path):
+    digest = open_dataset(root, write=True).train.digest
+    root.rename(tmp_path / "moved")
+    moved = open_dataset(tmp_path / "moved", write=True).train
+    assert moved.digest == digest
+    assert moved.path(0).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("rm -r {train}/dog", "The class folder {train}/dog is gone."),
+        ("mkdir {train}/ant; touch {train}/ant/1.jpg", "The class folder {train}/ant is new."),
+        ("mv {val}/eel {val}/els", "The class folder {val}/els is new."),
+        ("rm {train}/dog/b.JPEG", "In {train}/dog, b.JPEG is gone."),
+        ("touch {val}/cat/1.jpg {val}/cat/2.jpg", "In {val}/cat, 1.jpg, 2.jpg are new."),
+        ("mv {val}/cat/x.webp {val}/cat/y.webp", "In {val}/cat, y.webp is new."),
+    ],
+)
+def test_a_tree_that_changed_is_refused_by_name_and_accepted_without_manifest(
+    root, change, sentence
+):
+    open_dataset(root, write=True)
+    folders = {"train": str(root / "train"), "val": str(root / "val")}
+    assert os.system(change.format(**folders)) == 0
+    with pytest.raises(DataError) as refusal:
+        open_dataset(root, write=True)
+    message = str(refusal.value)
+    assert message.startswith(
+        f"The images in {root} are not those that {root / MANIFEST_NAME} lists:"
+    )
+    assert sentence.format(**folders) in message
+    assert f"delete {root / MANIFEST_NAME} to accept the images as they are now" in message
+
+
+def test_many_differences_are_counted(root):
+    open_dataset(root, write=True)
+    for i in range(9):
+        touch(root / "train" / f"new{i}" / "1.jpg")
+    with pytest.raises(DataError, match="There are 4 more differences"):
+        open_dataset(root, write=True)
+
+
+def test_train_and_val_need_the_same_classes(root):
+    touch(root / "train" / "ant" / "1.jpg", root / "val" / "fox" / "1.jpg")
+    with pytest.raises(DataError) as refusal:
+        open_dataset(root, write=True)
+    message = str(refusal.value)
+    assert f"only {root / 'train'} has ant; only {root / 'val'} has fox" in message
+    assert "Add or remove these folders" in message
+    assert not (root / MANIFEST_NAME).exists()
+
+
+def test_a_class_without_images_is_named(root):
+    (root / "val" / "dog" / "x.webp").rename(root / "val" / "dog" / "x.txt")
+    with pytest.raises(DataError, match=f"There are no images in {root / 'val' / 'dog'}; every"):
+        open_dataset(root)
+
+
+def test_a_root_that_is_missing_or_a_file_is_named(root):
+    with pytest.raises(DataError, match=f"{root}/none does not exist; set data.root to a folder"):
+        open_dataset(root / "none")
+    file = root / "train" / "cat" / "a.jpg"
+    with pytest.raises(DataError, match=f"{file} is a file; set data.root to a folder"):
+        open_dataset(file)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_root_without_a_split_says_what_it_has(root, split):
+    (root / split).rename(root / "other")
+    with pytest.raises(DataError) as refusal:
+        open_dataset(root)
+    there = ", ".join(sorted({"train", "val", "other"} - {split}))
+    assert f"{root} has no folder {split}/ (it has {there})" in str(refusal.value)
+
+
+def test_images_that_are_not_in_class_folders_are_refused(root):
+    for path in sorted((root / "val").glob("*/*")):
+        path.rename(root / "val" / f"{path.parent.name}.jpg")
+        path.parent.rmdir()
+    with pytest.raises(DataError, match="has no class folders; put the images of each class"):
+        open_dataset(root)
+
+
+def refuse_writing(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """As on a read-only file system; the tests may run as root, whom permissions do not stop."""
+    opened = builtins.open
+
+    def read_only(file, mode="r", *args, **kwargs):
+        if "w" in mode and any(folder in Path(file).parents for folder in folders):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
+        return opened(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", read_only)
+
+
+def test_the_manifest_of_a_read_only_root_goes_into_the_fallback_folder(
+    root, tmp_path, monkeypatch
+):
+    refuse_writing(monkeypatch, root)
+    run = tmp_path / "run"
+    written = open_dataset(root, fallback=run, write=True)
+    assert [path.name for path in run.iterdir()] == [MANIFEST_NAME]
+    assert open_dataset(root, fallback=run).train.digest == written.train.digest
+    touch(root / "train" / "cat" / "new.jpg")
+    assert open_dataset(root, fallback=run).train.digest == written.train.digest
+    with pytest.raises(DataError, match=f"delete {run / MANIFEST_NAME} to accept"):
+        open_dataset(root, fallback=run, write=True)
+
+
+def test_the_runs_own_manifest_goes_before_the_roots(root, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse_writing(patch, root)
+        own = open_dataset(root, fallback=tmp_path / "run", write=True)
+    touch(root / "train" / "cat" / "new.jpg")
+    open_dataset(root, write=True)
+    assert open_dataset(root, fallback=tmp_path / "run").train.digest == own.train.digest
+
+
+def test_when_nothing_can_be_written_both_places_are_named(root, tmp_path, monkeypatch):
+    refuse_writing(monkeypatch, root, tmp_path / "run")
+    with pytest.raises(DataError) as refusal:
+        open_dataset(root, fallback=tmp_path / "run", write=True)
+    for folder in (root, tmp_path / "run"):
+        assert f"{folder / MANIFEST_NAME} (Read-only file system)" in str(refusal.value)
+    assert open_dataset(root).train.num_images == 9
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_manifest_is_refused(root, damage):
+    open_dataset(root, write=True)
+    path = root / MANIFEST_NAME
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[content.index(b"a.jpg")] ^= 1
+    path.write_bytes(
+        content if damage == "flip" else content[: len(content) // 2 * (damage == "cut")]
+    )
+    with pytest.raises(DataError, match=f"The manifest {path} cannot be used.*Delete it to accept"):
+        open_dataset(root)
+
+
+def test_a_million_images_load_in_two_seconds(tmp_path):
+    classes = {f"n{c:08d}": [f"n{c:08d}_{i}.JPEG" for i in range(1281)] for c in range(1000)}
+    train = manifest_module._from_tree(tmp_path / "train", "train", classes)
+    val = manifest_module._from_tree(tmp_path / "val", "val", {name: ["1.jpg"] for name in classes})
+    manifest_module._save(Dataset(train, val), [tmp_path / MANIFEST_NAME])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    start = time.perf_counter()
+    loaded = open_dataset(tmp_path).train
+    assert time.perf_counter() - start < 2
+    assert loaded.num_images == 1_281_000
+    assert loaded.name(1_280_999) == "n00000999/n00000999_1280.JPEG"
+
+
+def test_images_to_look_at_come_from_any_folder(root):
+    assert open_images(root).num_images == 9
+    assert open_images(root / "val").classes == ("cat", "dog", "eel")
+    flat = open_images(root / "train" / "dog")
+    assert flat.classes == ("dog",)
+    assert flat.path(0) == root / "train" / "dog" / "a.jpg"
+    assert not list(root.rglob(MANIFEST_NAME))

@@ -1,0 +1,284 @@
+"""Pixels against Pillow: crop the window out of the decoded image, resize it, flip, subtract.
+
+Both ways of making images are held to the same oracle. torch's resize is Pillow's algorithm: at
+most 1 grey level apart (2 on photographs, 1 pixel in 2 million). DALI's treats the outermost pixel
+of a window differently, so there only the mean difference is bounded; elsewhere it is at most 1.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import nvidia.dali as dali
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from vggdist.data import finish, pipeline
+from vggdist.data.geometry import CENTER, POSITIONS, source_windows
+from vggdist.data.pipeline import ImageFormat, ImagePipeline, Work
+from vggdist.data.plan import Samples
+from vggdist.errors import DataError
+
+CROP = 64
+MEAN = np.array([120.5, 110.25, 100.0], dtype=np.float32)
+CPU = torch.device("cpu")
+
+
+def samples(
+    n: int, scale: int = 80, position: tuple[int, int] = (CENTER, CENTER), flip: bool = False
+) -> Samples:
+    return Samples(
+        image=np.arange(n),
+        scale=np.full(n, scale, dtype=np.int32),
+        position=np.tile(np.array(position, dtype=np.int32), (n, 1)),
+        flip=np.full(n, flip),
+        color_draw=np.zeros((n, 3), dtype=np.float32),
+        dropout_key=np.zeros(n, dtype=np.int64),
+    )
+
+
+def work_of(paths: list[Path], what: Samples, mean: np.ndarray | None = None) -> Work:
+    encoded = [np.frombuffer(str(path).encode(), dtype=np.uint8) for path in paths]
+    return Work(encoded, what, np.tile(MEAN, (len(paths), 1)) if mean is None else mean)
+
+
+def made(
+    work: Work, resize: str | None = None, dtype: torch.dtype = torch.float32, crop_size: int = CROP
+) -> torch.Tensor:
+    image_format = ImageFormat(crop_size, CPU, dtype, resize)
+    with ImagePipeline(iter([work]), len(work.paths), image_format, num_threads=2) as images:
+        ((_, result),) = images
+    return result
+
+
+def pillow_pixels(image: Image.Image, what: Samples, i: int, crop_size: int = CROP) -> np.ndarray:
+    """What Pillow makes of an opened image, (crop_size, crop_size, 3), mean not subtracted."""
+    sides, starts = source_windows(
+        [(image.height, image.width)], what.scale[i : i + 1], what.position[i : i + 1], crop_size
+    )
+    (y, x), side = starts[0], sides[0]
+    crop = image.convert("RGB").crop((x, y, x + side, y + side))
+    crop = crop.resize((crop_size, crop_size), Image.Resampling.BILINEAR)
+    return np.asarray(ImageOps.mirror(crop) if what.flip[i] else crop).astype(np.float32)
+
+
+def assert_pixels(
+    result: torch.Tensor, expected: np.ndarray, resize: str, tolerance: float = 1.01
+) -> None:
+    """`result` (3, c, c) with the mean subtracted, `expected` (c, c, 3) grey levels."""
+    difference = np.abs(result.permute(1, 2, 0).float().numpy() + MEAN - expected)
+    if resize == "dali":
+        assert difference.mean() < 0.5
+        difference = difference[1:-1, 1:-1]
+    assert difference.max() <= tolerance
+
+
+@pytest.mark.parametrize("resize", ["torch", "dali"])
+def test_pixels_are_pillows_for_all_shapes_scales_positions_and_flips(tmp_path, make_image, resize):
+    random = np.random.default_rng(0)
+    sizes = [(90, 120), (120, 90), (64, 64), (300, 200), (33, 47), (500, 21), (1, 90), (1, 1)]
+    paths = [
+        make_image(tmp_path / f"{i}.jpg", *sizes[i % len(sizes)], seed=i, quality=92)
+        for i in range(32)
+    ]
+    what = Samples(
+        image=np.arange(32),
+        scale=random.integers(CROP, 3 * CROP, 32).astype(np.int32),
+        position=random.integers(0, POSITIONS, (32, 2)).astype(np.int32),
+        flip=random.random(32) < 0.5,
+        color_draw=np.zeros((32, 3), dtype=np.float32),
+        dropout_key=np.zeros(32, dtype=np.int64),
+    )
+    result = made(work_of(paths, what), resize)
+    for i, path in enumerate(paths):
+        with Image.open(path) as image:
+            assert_pixels(result[i], pillow_pixels(image, what, i), resize)
+
+
+@pytest.mark.parametrize("resize", ["torch", "dali"])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("gray.jpg", "L"),
+        ("gray.png", "L"),
+        ("cmyk.jpg", "CMYK"),
+        ("alpha.png", "RGBA"),
+        ("palette.png", "P"),
+        ("gray_alpha.png", "LA"),
+        ("plain.bmp", "RGB"),
+        ("plain.tiff", "RGB"),
+        ("UPPER.JPG", "RGB"),
+        ("plain.webp", "RGB"),
+    ],
+)
+def test_every_kind_of_image_comes_out_as_rgb(tmp_path, make_image, resize, name, mode):
+    path = make_image(tmp_path / name, 90, 75, mode)
+    result = made(work_of([path], samples(1)), resize)
+    with Image.open(path) as image:
+        # CMYK: libjpeg-turbo and Pillow round differently on the way to RGB.
+        tolerance = 2.01 if mode == "CMYK" else 1.01
+        assert_pixels(result[0], pillow_pixels(image, samples(1), 0), resize, tolerance)
+
+
+def test_a_png_named_jpeg_is_read_by_its_content(tmp_path, make_image):
+    png = make_image(tmp_path / "x.png", 90, 75)
+    disguised = png.rename(tmp_path / "x.JPEG")
+    result = made(work_of([disguised], samples(1)))
+    with Image.open(disguised) as image:
+        assert image.format == "PNG"
+        assert_pixels(result[0], pillow_pixels(image, samples(1), 0), "torch")
+
+
+def test_16_bit_gray_keeps_its_upper_8_bits(tmp_path):
+    levels = np.tile(np.arange(64, dtype=np.uint16) * 4, (64, 1))
+    Image.fromarray(levels * 257).save(tmp_path / "16.png")
+    result = made(work_of([tmp_path / "16.png"], samples(1, scale=64)))
+    expected = np.repeat(levels[:, :, None], 3, axis=2).astype(np.float32)
+    assert_pixels(result[0], expected, "torch")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("resize", ["torch", "dali"])
+def test_exif_orientation_is_not_applied(tmp_path, make_image, resize, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = make_image(tmp_path / "turned.jpg", 120, 70, exif=exif, quality=92)
+    plain = make_image(tmp_path / "plain.jpg", 120, 70, quality=92)
+    what = samples(2, scale=70, position=(100, 50000))
+    one, other = made(work_of([turned, plain], what), resize)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def coordinates(path: Path, width: int, height: int) -> Path:
+    """An image that says in each pixel where it is."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_the_graphs_windows_are_those_of_the_geometry(tmp_path):
+    sizes = [(1, 1), (1, 300), (300, 1), (2, 3), (5, 500), (31, 32), (97, 61), (640, 480), (999, 7)]
+    paths = [coordinates(tmp_path / f"{w}x{h}.png", w, h) for w, h in sizes]
+    random = np.random.default_rng(1)
+    batches = []
+    for k in range(12):
+        position = random.integers(0, POSITIONS, (len(sizes), 2)).astype(np.int32)
+        position = position if k else np.full_like(position, POSITIONS - 1)
+        scale = random.integers(CROP, 8 * CROP, len(sizes)).astype(np.int32)
+        batches.append((paths, scale, position))
+
+    def inputs() -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
+        for batch_paths, scale, position in batches:
+            yield work_of(batch_paths, samples(len(paths))).paths, scale, position
+
+    graph = pipeline._build(inputs(), len(sizes), ImageFormat(CROP, CPU), num_threads=2)
+    for _, scale, position in batches:
+        (windows,) = graph.run()
+        sides, starts = source_windows([(h, w) for w, h in sizes], scale, position, CROP)
+        for i in range(len(sizes)):
+            window = np.asarray(windows.at(i)).astype(int)
+            assert window.shape == (sides[i], sides[i], 3)
+            x = window[..., 0] + 256 * (window[..., 2] // 16)
+            y = window[..., 1] + 256 * (window[..., 2] % 16)
+            assert (y[0, 0], x[0, 0]) == tuple(starts[i])
+            assert (y[-1, -1], x[-1, -1]) == tuple(starts[i] + sides[i] - 1)
+
+
+def test_both_ways_of_making_images_agree(tmp_path, make_image):
+    paths = [make_image(tmp_path / f"{i}.jpg", 150 - i, 90 + 2 * i, seed=i) for i in range(8)]
+    mean = np.random.default_rng(0).uniform(90, 130, (8, 3)).astype(np.float32)
+    work = work_of(paths, samples(8, flip=True), mean)
+    difference = (made(work, "torch") - made(work, "dali")).abs()
+    assert difference.mean() < 0.5
+    assert difference[:, :, 1:-1, 1:-1].max() <= 1.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("resize", ["torch", "dali"])
+def test_images_are_channels_last_in_the_type_that_was_asked_for(
+    tmp_path, make_image, dtype, resize
+):
+    path = make_image(tmp_path / "x.jpg", 90, 75)
+    exact = made(work_of([path] * 3, samples(3)), resize)
+    result = made(work_of([path] * 3, samples(3)), resize, dtype)
+    assert result.shape == (3, 3, CROP, CROP)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, exact.to(dtype), rtol=0, atol=0)
+
+
+def test_each_images_own_mean_is_subtracted_exactly(tmp_path, make_image):
+    path = make_image(tmp_path / "x.jpg", 90, 75)
+    mean = np.array([[0, 0, 0], [10.5, -3.25, 255]], dtype=np.float32)
+    plain, shifted = made(work_of([path] * 2, samples(2), mean))
+    expected = plain - torch.from_numpy(mean[1])[:, None, None]
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=0)
+
+
+def test_finished_images_stay_while_somebody_holds_them(tmp_path, make_image):
+    paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
+    works = [work_of([path], samples(1)) for path in paths]
+    with ImagePipeline(iter(works), 1, ImageFormat(CROP, CPU), num_threads=1) as images:
+        kept = [result[:, 1:] for _, result in images]  # views only: the batches are gone
+    for work, view in zip(works, kept, strict=True):
+        torch.testing.assert_close(view, made(work)[:, 1:], rtol=0, atol=0)
+
+
+def test_memory_of_images_that_nobody_holds_is_used_again(tmp_path, make_image):
+    path = make_image(tmp_path / "x.jpg", 90, 75)
+    works = [work_of([path], samples(1)) for _ in range(20)]
+    with ImagePipeline(iter(works), 1, ImageFormat(CROP, CPU), num_threads=1) as images:
+        places = {result.data_ptr() for _, result in images}
+    assert len(places) <= 2
+
+
+def test_finishing_threads_start_no_openmp_threads_of_their_own():
+    pool = finish._single_threaded_pool(2)
+    busy = torch.zeros(1 << 20)
+    assert pool.submit(lambda: (busy.add_(1), torch.get_num_threads())[1]).result() == 1
+    pool.shutdown()
+
+
+def test_the_callers_torch_threads_stay_as_they_were(tmp_path, make_image):
+    before = torch.get_num_threads()
+    made(work_of([make_image(tmp_path / "x.jpg", 90, 75)], samples(1)))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("resize", ["torch", "dali"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"these bytes are no image at all", "it is no image, or in a format that is not"),
+        ("cut", "image file is truncated"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_reason_and_remedy(
+    tmp_path, make_image, resize, content, reason
+):
+    paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(5)]
+    bad = tmp_path / "bad one.jpg"
+    if content == "cut":
+        content = paths[0].read_bytes()[: paths[0].stat().st_size // 2]
+    if content is not None:
+        bad.write_bytes(content)
+    paths.insert(3, bad)
+    with pytest.raises(DataError) as refusal:
+        made(work_of(paths, samples(6)), resize)
+    message = str(refusal.value)
+    assert message.startswith(f"The image {bad} cannot be used: {reason}")
+    assert "Replace it with a good copy." in message
+    assert "\n" not in message
+
+
+def test_the_gpu_graph_can_be_defined_without_a_gpu():
+    graph = dali.pipeline_def(pipeline._whole_graph)(
+        iter([]), CROP, "gpu", batch_size=2, num_threads=1, device_id=None
+    )
+    definition = graph.serialize()
+    assert b"mixed" in definition
+    assert b"hw_decoder_load" in definition

@@ -1,0 +1,206 @@
+"""The whole training, started as users start it, in processes of their own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "launch" / "train.py")
+BIN = Path(sys.executable).parent
+
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def environment(**values: str) -> dict[str, str]:
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **values}
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def start_ranks(world_size: int, overrides: list[str]) -> list[subprocess.Popen[str]]:
+    """Ranks without a launcher, so that a test can signal each of them."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, *overrides],
+            cwd=ROOT,
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(world_size),
+                LOCAL_WORLD_SIZE=str(world_size),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+    """Exit codes and everything printed."""
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    return [process.returncode for process in processes], "\n".join(printed)
+
+
+def records(folder: Path, split: str = "train") -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["split"] == split]
+
+
+def steps(folder: Path, split: str = "train") -> list[float]:
+    return [record["step"] for record in records(folder, split)]
+
+
+def numbers(folder: Path) -> list[tuple[float, ...]]:
+    """What must be equal in every repetition of a training; times are not."""
+    names = ("step", "epoch", "loss", "top1_error", "top5_error")
+    both = records(folder) + records(folder, "validation")
+    return [tuple(record[name] for name in names) for record in both]
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").exists() and step in steps(folder):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was never logged")
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("step-*"))
+
+
+def assert_equal_tensors(one: Path, other: Path) -> None:
+    for name in ("weights.safetensors", "momentum.safetensors"):
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys()
+        for key, tensor in ours.items():
+            assert tensor.tobytes() == theirs[key].tobytes(), key
+
+
+def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_overrides, tmp_path):
+    folder = tmp_path / "run"
+    python = run(sys.executable, SCRIPT, *tiny_overrides, "schedule.num_steps=2")
+    assert python.returncode == 0, python.stderr
+    torchrun = run(
+        "torchrun", "--standalone", "--nproc-per-node", "2", SCRIPT, *tiny_overrides,
+        "schedule.num_steps=4",
+    )  # fmt: skip
+    assert torchrun.returncode == 0, torchrun.stderr
+    assert "continuing from step 2" in torchrun.stderr
+    deepspeed = run(
+        "deepspeed", "--num_gpus", "2", "--master_port", free_port(), SCRIPT, *tiny_overrides,
+        "schedule.num_steps=6",
+    )  # fmt: skip
+    assert deepspeed.returncode == 0, deepspeed.stdout + deepspeed.stderr
+    assert "continuing from step 4" in deepspeed.stderr
+    assert "2 ranks" in deepspeed.stderr
+    assert steps(folder) == [1, 2, 3, 4, 5, 6]
+
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 6
+    assert result["top1_error"] == records(folder, "validation")[-1]["top1_error"]
+    assert result["top5_error"] == 0  # three classes
+    assert result["images_per_second"] > 0
+    assert result["seconds"] > 0
+    assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tensorboard").glob("events.*"))
+    for text in ("top-1 error", "images/s", str(folder), "tensorboard --logdir"):
+        assert text in deepspeed.stdout.replace("\n", ""), deepspeed.stdout
+
+
+@pytest.mark.fault
+def test_a_killed_training_continues_bit_for_bit_in_the_middle_of_an_epoch(
+    tiny_overrides, tmp_path
+):
+    # 2.5 steps an epoch; batch normalization, dropout and momentum all have a state to lose.
+    overrides = [
+        *tiny_overrides,
+        "model.batch_norm=true",
+        "schedule.num_steps=300",
+        "checkpoint.every_steps=7",
+        "evaluation.every_epochs=20",
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    codes, printed = finish(start_ranks(2, [*overrides, f"run.folder={whole}"]))
+    assert codes == [0, 0], printed
+
+    ranks = start_ranks(2, [*overrides, f"run.folder={broken}"])
+    wait_for_step(broken, 10)
+    for rank in ranks:
+        rank.kill()
+    finish(ranks)
+    killed_at = max(steps(broken))
+    assert killed_at < 300
+    codes, printed = finish(start_ranks(2, [*overrides, f"run.folder={broken}"]))
+    assert codes == [0, 0], printed
+    assert "continuing from step" in printed
+
+    assert numbers(broken) == numbers(whole)
+    assert_equal_tensors(last_checkpoint(broken), last_checkpoint(whole))
+
+
+@pytest.mark.fault
+def test_a_signal_to_one_rank_saves_on_all_and_continues_on_another_number_of_ranks(
+    tiny_overrides, tmp_path
+):
+    overrides = [*tiny_overrides, "schedule.num_steps=90"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    codes, printed = finish(start_ranks(1, [*overrides, f"run.folder={whole}"]))
+    assert codes == [0], printed
+
+    ranks = start_ranks(2, [*overrides, f"run.folder={stopped}"])
+    wait_for_step(stopped, 5)
+    ranks[1].send_signal(signal.SIGTERM)
+    codes, printed = finish(ranks)
+    assert codes == [75, 75], printed
+    stopped_at = int(last_checkpoint(stopped).name.removeprefix("step-"))
+    assert 5 <= stopped_at < 90
+    assert f"stopped at step {stopped_at}" in printed
+
+    codes, printed = finish(start_ranks(1, [*overrides, f"run.folder={stopped}"]))
+    assert codes == [0], printed
+    assert f"continuing from step {stopped_at}" in printed
+    # The same images and dropout masks; only the order of the sums of gradients differs.
+    expected = load_file(last_checkpoint(whole) / "weights.safetensors")
+    actual = load_file(last_checkpoint(stopped) / "weights.safetensors")
+    for name, tensor in expected.items():
+        assert actual[name] == pytest.approx(tensor, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.fault
+def test_a_loss_that_is_not_finite_stops_all_ranks_naming_the_step(tiny_overrides, tmp_path):
+    codes, printed = finish(start_ranks(2, [*tiny_overrides, "optimizer.learning_rate=1e30"]))
+    assert codes == [4, 4], printed
+    assert printed.count("the loss or a gradient is infinite or not a number") == 1
+    assert "error: step 2:" in printed or "error: step 3:" in printed
+    assert "Traceback" not in printed
