@@ -1,6 +1,7 @@
 """Runs a function of a test in several ranks, each a process of its own, over gloo."""
 
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -27,10 +28,14 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     ]
     for process in processes:
         process.start()
-    answers = dict(results.get(timeout=240) for _ in processes)
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+    try:
+        answers = dict(pickle.loads(results.get(timeout=240)) for _ in processes)
+        for process in processes:
+            process.join(timeout=60)
+            assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+    finally:
+        for process in processes:
+            process.kill()
     for rank, (good, answer) in sorted(answers.items()):
         assert good, f"rank {rank}:\n{answer}"
     return [answers[rank][1] for rank in range(world_size)]
@@ -57,7 +62,8 @@ def _rank(
         answer = (True, function(world.start("cpu"), *arguments))
     except BaseException:
         answer = (False, traceback.format_exc())
-    results.put((rank, answer))
+    # Pickled here: the queue would share the memory of tensors, which ends with this process.
+    results.put(pickle.dumps((rank, answer)))
     world.stop()
 
 

@@ -132,3 +132,18 @@ def test_the_readme_lists_every_exit_code() -> None:
 
 def test_the_architecture_can_be_read_in_one_sitting() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_the_architecture_names_every_module_in_its_level_table() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("| level |")[2].partition("\n\n")[0]
+    for file in ROOT.glob("vggdist/**/*.py"):
+        if file.name != "__init__.py":
+            path = file.relative_to(ROOT / "vggdist").as_posix()
+            assert f"`{path}`" in table or f"`{file.stem}`" in table, path
+
+
+def test_every_test_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`(tests/[^`]*)`", text):
+        assert (ROOT / path).exists(), path

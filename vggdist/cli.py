@@ -131,8 +131,9 @@ def _bench_data(arguments: argparse.Namespace) -> None:
 def _bench_step(arguments: argparse.Namespace) -> None:
     from vggdist.benchmark.step import measure_step, render_step
 
-    # One rank, synthetic images, the micro batch of the published comparison unless told otherwise.
-    overrides = ["batch.global=16", *arguments.overrides]
+    # 16 images fit every machine; the paper's 256 would take minutes a step on a CPU.
+    default = ["batch.global=16"] if arguments.config is None else []
+    overrides = [*default, *arguments.overrides]
     result = measure_step(load_config(arguments.config, overrides), arguments.rounds)
     _show(render_step(result), result, arguments.json)
 

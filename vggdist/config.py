@@ -136,7 +136,11 @@ class DataConfig(Section):
     @field_validator("mean", mode="before")
     @classmethod
     def _list_is_mean(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        if len(value) != 3:
+            raise ValueError(f"{value!r} must be three numbers, red, green and blue.")
+        return tuple(value)
 
     @model_validator(mode="after")
     def _scales_fit(self) -> Self:

@@ -25,7 +25,7 @@ class DataError(VggdistError):
 
 
 class NumericError(VggdistError):
-    """A loss or gradient was not finite; the weights are those before that step."""
+    """A loss or gradient was not finite; that step never reached the weights."""
 
     exit_code = 4
 

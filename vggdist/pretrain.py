@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vggdist.config import BatchSplit, Config, split_batch, total_steps
@@ -30,7 +31,7 @@ from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import copy_trained, initialize
 from vggdist.model.vgg import VGG, build_vgg
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
-from vggdist.training import checkpoint, run_folder
+from vggdist.training import checkpoint, progress, run_folder
 from vggdist.training.engine import DTYPES, Engine, check_precision
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import MetricLog
@@ -47,13 +48,13 @@ def run(config: Config) -> int:
 
     Every rank may meet the same problem; those that all ranks meet are printed by the main one.
     """
-    rank = int(os.environ.get("RANK", "0") or 0)
-    _log_to_terminal(rank)
+    rank = os.environ.get("RANK", "0")  # a number, if the launcher is right
+    _log_to_terminal(rank == "0")
     try:
         return pretrain(config)
     except VggdistError as error:
-        if rank == 0 or isinstance(error, DataError):
-            where = f"rank {rank}: " if rank else ""
+        if rank == "0" or isinstance(error, DataError | DistributedError):
+            where = f"rank {rank}: " if rank != "0" else ""
             sys.stderr.write(f"error: {where}{error}\n")
         return error.exit_code
     except RuntimeError as error:
@@ -80,7 +81,7 @@ def pretrain(config: Config) -> int:
         folder = Path(config.run_folder)
         start = _on_main(process, lambda: _open_folder(config, folder, stack))
         dataset = _open_data(config, folder, process)
-        saved = _load_checkpoint(folder, start, process)
+        saved = _load_checkpoint(config, start, process)
         if process.is_main:
             _log_to_file(folder, stack)
             _announce(config, process, split, dataset)
@@ -112,19 +113,22 @@ def _on_main(process: Process, action: Callable[[], T | None]) -> T | None:
             result = action()
         except VggdistError as error:
             problem = error
-    failed = not world.all_agree(problem is None, process.device)
+    exit_code = world.from_main(problem.exit_code if problem else 0, process.device)
     if problem is not None:
         raise problem
-    if failed:
-        raise SystemExit(VggdistError.exit_code)
+    if exit_code:
+        # Launchers end with the code of any rank.
+        raise SystemExit(exit_code)
     return result
 
 
-def _log_to_terminal(rank: int) -> None:
+def _log_to_terminal(is_main: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if sys.stderr.isatty():
+        handler.addFilter(lambda record: record.name != progress.__name__)
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
 
 
@@ -187,14 +191,17 @@ def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
 
 
 def _load_checkpoint(
-    folder: Path, start: Path | None, process: Process
+    config: Config, start: Path | None, process: Process
 ) -> checkpoint.Checkpoint | None:
     """Loads what the main rank has chosen, on all ranks; they must see the same folder."""
-    step = int(start.name.removeprefix("step-")) if start is not None else -1
-    step = world.from_main(step, process.device)
-    if step < 0:
-        return None
-    path = start or folder / run_folder.CHECKPOINTS / f"step-{step:08d}"
+    if config.run.resume in ("auto", "never"):
+        step = int(start.name.removeprefix("step-")) if start is not None else -1
+        step = world.from_main(step, process.device)
+        if step < 0:
+            return None
+        path = Path(config.run_folder) / run_folder.CHECKPOINTS / f"step-{step:08d}"
+    else:
+        path = Path(config.run.resume)
     saved, problem = None, None
     try:
         saved = checkpoint.load(path)
@@ -214,7 +221,13 @@ def _build_network(config: Config, fresh: bool) -> VGG:
     initialize(network, config.model.initialization, config.model.initial_std, config.seed)
     if fresh and config.model.initialize_from is not None:
         path = run_folder.weights_file(config.model.initialize_from)
-        report = copy_trained(network, load_file(path))
+        try:
+            trained = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"model.initialize_from: {path} is not a good .safetensors file: {error}."
+            ) from error
+        report = copy_trained(network, trained)
         logger.info(
             "copied from %s: %s; random: %s",
             path,

@@ -68,4 +68,5 @@ def print_result(result: dict[str, float], folder: Path) -> None:
     table.add_row("run folder", str(folder))
     table.add_row("predictions", str(folder / PREDICTIONS_FILE))
     table.add_row("curves", f"tensorboard --logdir {folder / TENSORBOARD_FOLDER}")
-    Console(width=None if Console().is_terminal else 100).print(table)
+    # Not cut to 80 columns in a log file: paths are there to be copied.
+    Console(width=None if Console().is_terminal else 1000).print(table)

@@ -1,7 +1,7 @@
 """The input benchmark runs on a handful of images; its numbers are of no interest here."""
 
 from vggdist.benchmark import data as benchmark
-from vggdist.benchmark.data import format_data, measure_data
+from vggdist.benchmark.data import measure_data, render_data
 
 
 def test_every_way_delivers_and_the_table_holds_the_ratios(tmp_path, make_tree, monkeypatch):
@@ -13,7 +13,7 @@ def test_every_way_delivers_and_the_table_holds_the_ratios(tmp_path, make_tree, 
 
 
 def test_the_table_says_how_many_times_faster_we_are():
-    table = format_data(
+    table = render_data(
         {"torchvision": 300.0, "dali_reference": 450.0, "decode_only": 1500.0, "vggdist": 900.0}
     )
     assert [line.split() for line in table.splitlines()[1:]] == [

@@ -50,6 +50,7 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
 
 def one_rank(process: Process) -> dict[str, Any]:
     """All measurements that need an engine on one rank."""
+    torch.set_num_threads(1)  # two that wait for each other on a busy machine take 50 times longer
     plain = {
         (precision, num_steps): plain_training(
             small_network(small_config(micro=4)), num_steps, 2, precision
@@ -82,6 +83,7 @@ def one_rank(process: Process) -> dict[str, Any]:
     # At the end: the bf16 and fp16 of before would change an fp32 engine under ZeRO.
     for stage in STAGES:
         results[f"no momentum: stage {stage}"] = no_momentum(process, stage)
+    results["other networks"] = other_networks(process)
     return results
 
 
@@ -158,6 +160,27 @@ def no_momentum(process: Process, stage: int) -> dict[str, Any]:
         "momentum": engine.momentum(),
         "loaded": equal(other.weights(), engine.weights()),
     }
+
+
+def other_networks(process: Process) -> list[str]:
+    """What is said of checkpoints with another tensor, one less, and one of another shape."""
+    engine = small_engine(process)
+    weights, momentum, before = engine.weights(), engine.momentum(), engine.weights()
+    bias = "fc8.linear.bias"
+    without = {name: tensor for name, tensor in weights.items() if name != bias}
+    told = []
+    for wrong_weights, wrong_momentum in (
+        (weights | {"fc9.linear.bias": weights[bias]}, momentum),
+        (without, momentum),
+        (weights | {bias: weights[bias][:1]}, momentum),  # copied, it would be broadcast
+        (weights, {}),
+    ):
+        try:
+            engine.load(wrong_weights, wrong_momentum, {})
+        except CheckpointError as error:
+            told.append(str(error))
+    assert equal(engine.weights(), before)
+    return told
 
 
 class _Messages(logging.Handler):
@@ -270,6 +293,17 @@ def test_without_momentum_there_is_none_to_save(alone: dict[str, Any], stage: in
     assert result["momentum"] == {}
     assert result["loaded"]
     assert result["difference"] < TOLERANCE["bf16"]
+
+
+def test_the_checkpoint_of_another_network_is_refused(alone: dict[str, Any]) -> None:
+    other, less, shape, no_momentum = alone["other networks"]
+    assert other == (
+        "the checkpoint is of another network: in its weights, 1 tensors differ in name or shape, "
+        "the first is fc9.linear.bias. Continue it with the configuration that it was made with, "
+        "or set run.resume to another one."
+    )
+    assert less == shape == other.replace("fc9", "fc8")
+    assert "in its momentum, 12 tensors differ" in no_momentum
 
 
 # Two ranks
@@ -411,7 +445,6 @@ def test_what_a_stage_saved_any_stage_loads_and_goes_on_with(
 ) -> None:
     for results in together:
         saved, loaded = results[f"saved: stage {old}"], results[f"loaded: stage {old} to {new}"]
-        assert saved["momentum"].keys() < saved["weights"].keys() | saved["momentum"].keys() | {""}
         assert equal(loaded["weights"], saved["weights"])
         assert equal(loaded["momentum"], saved["momentum"])
         assert loaded["went on"] < TOLERANCE["fp32"]

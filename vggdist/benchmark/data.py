@@ -87,7 +87,7 @@ def measure_data(
     return {name: statistics.median(rates) for name, rates in rounds.items()}
 
 
-def format_data(result: dict[str, float]) -> str:
+def render_data(result: dict[str, float]) -> str:
     """A table of what `measure_data` returns, with the ratio of our loader to each row."""
     lines = [f"{'way':<16}{'images/s':>10}{'vggdist is':>14}"]
     for name, rate in result.items():

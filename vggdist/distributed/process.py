@@ -104,21 +104,23 @@ def _from_environment(device: str) -> Process:
             "process."
         )
     rank, local_rank, world_size = (_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    local_world_size = _integer("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else 0
-    if local_world_size == 0:
-        # The deepspeed launcher names it LOCAL_SIZE; a single node needs no name.
-        local_world_size = int(os.environ.get("LOCAL_SIZE", world_size))
-    if not 0 <= rank < world_size:
-        raise DistributedError(f"RANK {rank} must be from 0 to WORLD_SIZE - 1 = {world_size - 1}.")
+    # The deepspeed launcher names it LOCAL_SIZE; a single node needs no name.
+    local_world_size = _integer("LOCAL_WORLD_SIZE", 0) or _integer("LOCAL_SIZE", world_size)
+    if not 0 <= rank < world_size or local_rank < 0:
+        raise DistributedError(
+            f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size}; ranks are "
+            "counted from 0 to WORLD_SIZE - 1."
+        )
     chosen = choose_device(device, local_rank)
     return Process(rank, local_rank, world_size, local_world_size, chosen)
 
 
-def _integer(name: str) -> int:
+def _integer(name: str, default: int = 0) -> int:
+    text = os.environ.get(name, str(default))
     try:
-        return int(os.environ[name])
+        return int(text)
     except ValueError:
-        raise DistributedError(f"{name} is {os.environ[name]!r}, not a whole number.") from None
+        raise DistributedError(f"{name} is {text!r}, not a whole number.") from None
 
 
 def _put_environment_on_path() -> None:

@@ -29,12 +29,11 @@ def count_errors(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (2,) int64 on the device of `logits`: top-1 errors, top-5 errors.
     """
-    invalid = torch.isnan(logits)
-    logits = logits.masked_fill(invalid, -torch.inf)
     columns = labels.unsqueeze(1)
     own = logits.gather(1, columns)
     numbers = torch.arange(logits.shape[1], device=logits.device)
+    # Comparisons with nan are false, so a logit that is nan is never ahead.
     ahead = (logits > own) | ((logits == own) & (numbers < columns))
     rank = ahead.sum(dim=1)
-    wrong = invalid.gather(1, columns).squeeze(1)
+    wrong = torch.isnan(own).squeeze(1)
     return torch.stack([((rank >= k) | wrong).sum() for k in (1, 5)])

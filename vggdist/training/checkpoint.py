@@ -57,13 +57,17 @@ def committed(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Commits a checkpoint, then deletes all but the `keep` newest.
+    """Commits a checkpoint, then deletes all but the `keep` newest, and those of later steps.
+
+    Later steps are of a course that this training has left, by falling back past a damaged
+    checkpoint or by continuing from an earlier one; as the newest, they would be continued next.
 
     Raises:
         OSError: it could not be written; older checkpoints are untouched, nothing half-made stays.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    before = folder / f"{final.name}.trash-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
@@ -81,17 +85,23 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             _fsync(temporary / name)
         _fsync(temporary)
         if final.exists():
-            # The same step again: after falling back past a damaged one, or at the end.
-            _move_to_trash(final)
+            # The same step again, after falling back past a damaged one.
+            final.rename(before)
         temporary.rename(final)
         _fsync(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not final.exists():
+            before.rename(final)
         if isinstance(error, SafetensorError):
             raise OSError(str(error)) from error
         raise
-    for old in committed(folder)[keep:]:
-        _move_to_trash(old)
+    shutil.rmtree(before, ignore_errors=True)
+    everything = committed(folder)
+    until_now = everything[everything.index(final) :]
+    for other in everything:
+        if other not in until_now[:keep]:
+            _move_to_trash(other)
     return final
 
 

@@ -286,9 +286,9 @@ def _check_alike(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tenso
     ]
     if different:
         raise CheckpointError(
-            f"the checkpoint's {kind} are not of this network: {len(different)} differ in name or "
-            f"shape, the first is {different[0]}. Continue it with the configuration that it was "
-            "made with, or set run.resume to another one."
+            f"the checkpoint is of another network: in its {kind}, {len(different)} tensors differ "
+            f"in name or shape, the first is {different[0]}. Continue it with the configuration "
+            "that it was made with, or set run.resume to another one."
         )
 
 
@@ -303,6 +303,8 @@ def _deepspeed(process: Process) -> Iterator[Any]:
     # DeepSpeed insists on it even where there is nothing to discover.
     missing = "LOCAL_RANK" not in os.environ
     os.environ["LOCAL_RANK"] = str(process.local_rank)
+    # It warns on every machine without a GPU, where nothing is amiss.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

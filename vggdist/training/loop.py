@@ -96,6 +96,8 @@ class Training:
             CheckpointError: the last checkpoint could not be written.
         """
         if self.finished:
+            if self.errors is None:  # made shorter than its last checkpoint
+                self._evaluate()
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         verdict: Verdict | None = None
@@ -169,10 +171,10 @@ class Training:
         if failed:
             self.progress.clear()
             raise NumericError(
-                f"step {verdict.step}: the loss or a gradient is infinite or not a number, so the "
-                f"weights are those of step {verdict.step - 1}. Lower optimizer.learning_rate, "
-                "set optimizer.gradient_clipping, or choose a precision with more range; the same "
-                "command continues from the last checkpoint."
+                f"step {verdict.step}: the loss or a gradient is infinite or not a number; the "
+                "update was left out, and training stops. Lower optimizer.learning_rate, set "
+                "optimizer.gradient_clipping, or choose a precision with more range, in another "
+                "run.folder; what led here is in the curves. The last checkpoint is good."
             )
         self.num_masked += masked
         return stop
@@ -241,8 +243,9 @@ class Training:
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on; the first images of a training go to TensorBoard."""
-        for batch in batches:
-            if self.step == 1 and self.log is not None and self.config.log.num_images:
+        for number, batch in enumerate(batches):
+            first = self.step == 1 and number == 0
+            if first and self.log is not None and self.config.log.num_images:
                 images = batch.images[: self.config.log.num_images]
                 self.log.write_images("fed", displayable(images, self.config.data.mean), 0)
             yield batch

@@ -25,10 +25,12 @@ class MetricLog:
 
     def __init__(self, run_folder: Path, first_step: int) -> None:
         """Continues the curves of `run_folder` after step `first_step`."""
+        self._first_step = first_step
         self._path = run_folder / METRICS_FILE
         _drop_lines_after(self._path, first_step)
         self._lines = self._path.open("a", encoding="utf-8")
-        purge_step = first_step + 1 if first_step else None
+        # From the beginning, where an earlier start ended before its first checkpoint.
+        purge_step = first_step + 1 if first_step else 0
         self._board = SummaryWriter(
             str(run_folder / TENSORBOARD_FOLDER), purge_step=purge_step, flush_secs=10
         )
@@ -57,9 +59,9 @@ class MetricLog:
         self._board.flush()
 
     def write_text(self, name: str, text: str) -> None:
-        """A text, shown as it is."""
+        """A text of this start, shown as it is."""
         indented = "\n".join("    " + line for line in text.splitlines())
-        self._board.add_text(name, indented, 0)
+        self._board.add_text(name, indented, self._first_step)
 
     def write_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images (n, 3, height, width), 8-bit."""
@@ -73,15 +75,15 @@ def displayable(images: Tensor, mean: tuple[float, float, float]) -> Tensor:
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
-    """Also drops a last line that a kill cut short."""
+    """Also drops what is no record, such as a last line that a kill cut short."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             continue
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

@@ -1,6 +1,7 @@
 """What a person sees while training: one line that renews itself, or plain lines in a log file."""
 
 import logging
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -19,17 +20,18 @@ class ProgressLine:
         self._shown_at = 0.0
 
     def log(self, step: int, epoch: float, values: dict[str, float], seconds_left: float) -> None:
-        """At a log step: a plain line, or the numbers that the live line shows from now on."""
+        """At a log step: a plain line, and the numbers that the live line shows from now on."""
+        # What matters most comes first: a narrow terminal cuts the end.
         self._text = (
-            f"epoch {epoch:.2f}  loss {values['loss']:.4f}  "
+            f"left {duration(seconds_left)}  loss {values['loss']:.4f}  "
             f"top-1 error {100 * values['top1_error']:.1f} %  "
             f"{values.get('images_per_second', 0.0):.1f} images/s  "
-            f"data wait {100 * values.get('data_wait', 0.0):.0f} %  left {duration(seconds_left)}"
+            f"data wait {100 * values.get('data_wait', 0.0):.0f} %  epoch {epoch:.2f}"
         )
+        # `pretrain.run` keeps these lines from a terminal, which has the live line.
+        logger.info("step %d/%d  %s", step, self._total, self._text)
         if self._live:
             self._show(step)
-        else:
-            logger.info("step %d/%d  %s", step, self._total, self._text)
 
     def tick(self, step: int) -> None:
         """After every step: renews the live line, at most five times a second."""
@@ -44,7 +46,9 @@ class ProgressLine:
 
     def _show(self, step: int) -> None:
         self._shown_at = time.monotonic()
-        self._stream.write(f"\r\x1b[Kstep {step}/{self._total}  {self._text}")
+        # A line that wraps could not be renewed: the terminal would only go back in its last part.
+        line = f"step {step}/{self._total}  {self._text}"[: shutil.get_terminal_size().columns - 1]
+        self._stream.write(f"\r\x1b[K{line}")
         self._stream.flush()
 
 

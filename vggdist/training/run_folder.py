@@ -47,7 +47,7 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
     """
     config_file = folder / CONFIG_FILE
     if config.run.resume == "never":
-        if config_file.exists():
+        if config_file.exists() or checkpoint.committed(folder / CHECKPOINTS):
             raise ConfigError(
                 f"run.resume is never, but {folder} already holds a training; choose another "
                 "run.folder, or delete that one."
@@ -82,32 +82,41 @@ def prepare(config: Config, folder: Path) -> None:
         temporary.write_text(to_yaml(config), encoding="utf-8")
         os.replace(temporary, folder / CONFIG_FILE)
     except OSError as error:
-        raise ConfigError(
-            f"run folder {folder} cannot be written: {error}. Choose another run.folder."
-        ) from error
+        raise _not_writable(folder, error) from error
 
 
 def lock(folder: Path) -> TextIO:
     """Takes the folder for this job until the returned file is closed or the process ends.
 
     Raises:
-        ConfigError: another job trains there.
+        ConfigError: another job trains there, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("a+")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
         raise ConfigError(
             f"{holder} is training in {folder}; wait for it, or choose another run.folder."
         ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s); let no other job train there.", folder, error)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
     return file
+
+
+def _not_writable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"run folder {folder} cannot be written: {error}. Choose another run.folder."
+    )
 
 
 def weights_file(path: str) -> Path:

@@ -36,7 +36,7 @@ class Schedule:
             done = (step - warmup_steps) / span
             return self.base_learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         if self.config.name == "step":
-            decreases = int(step / (self.config.step_epochs * self.steps_per_epoch))
+            decreases = int(step / (self.config.step_epochs * self.steps_per_epoch) + 1e-9)
         else:
             decreases = min(self.num_plateaus, self.config.num_decreases)
         return self.base_learning_rate * self.config.factor**decreases

@@ -1,0 +1,209 @@
+"""One process among others, as the environment of a launcher describes it."""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+
+from tests.ranks import run_in_ranks
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError, DistributedError
+
+LAUNCHED = {
+    "RANK": "1",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher's variables, and no world left behind."""
+    for name in [*LAUNCHED, "LOCAL_SIZE"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # `start` may change it
+
+
+def described(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> Process:
+    for name, value in (LAUNCHED | changes).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    return world._from_environment("cpu")
+
+
+def error_of(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> str:
+    with pytest.raises(DistributedError) as caught:
+        described(monkeypatch, **changes)
+    return str(caught.value)
+
+
+def test_a_process_that_no_launcher_started_is_a_world_of_one() -> None:
+    process = world.start("cpu")
+    try:
+        assert process == Process(0, 0, 1, 1, torch.device("cpu"))
+        assert process.is_main
+        assert distributed.get_world_size() == 1
+        assert world.sum_over_ranks(torch.tensor([3])).tolist() == [3]
+        assert world.all_agree(True, process.device)
+        assert not world.all_agree(False, process.device)
+        assert world.from_main(7, process.device) == 7
+        world.wait_for_all()
+    finally:
+        world.stop()
+    assert not distributed.is_initialized()
+    world.stop()  # once more does no harm
+
+
+def test_a_process_is_what_its_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = described(monkeypatch)
+    assert process == Process(1, 1, 4, 2, torch.device("cpu"))
+    assert not process.is_main
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 2),
+        ({"LOCAL_WORLD_SIZE": None, "LOCAL_SIZE": "3"}, 3),  # the deepspeed launcher
+        ({"LOCAL_WORLD_SIZE": None}, 4),  # one node
+    ],
+)
+def test_the_ranks_of_a_node_are_counted_under_either_name(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], expected: int
+) -> None:
+    assert described(monkeypatch, **changes).local_world_size == expected
+
+
+def test_a_nodes_cores_are_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10)))
+    shares = {n: Process(0, 0, n, n, torch.device("cpu")).num_cores for n in (1, 2, 4, 16)}
+    assert shares == {1: 10, 2: 5, 4: 2, 16: 1}
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        ("RANK", "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ("MASTER_PORT", "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR"),
+        ("RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT", "LOCAL_RANK"),
+    ],
+)
+def test_half_an_environment_is_refused_with_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, present: str, missing: str
+) -> None:
+    changes = dict.fromkeys([*missing.split(", "), "LOCAL_WORLD_SIZE"])
+    assert error_of(monkeypatch, **changes) == (
+        f"the environment sets {present} but not {missing}; start with deepspeed, torchrun or "
+        "submitit, which set all of them, or unset them all for one process."
+    )
+
+
+@pytest.mark.parametrize("left", [("MASTER_ADDR",), ("MASTER_ADDR", "MASTER_PORT")])
+def test_an_address_alone_is_no_launcher(
+    monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]
+) -> None:
+    """Some clusters set it in every shell."""
+    changes = {name: None for name in LAUNCHED if name not in left}
+    assert described(monkeypatch, **changes).world_size == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"RANK": "4"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"}, {"LOCAL_RANK": "-1"}],
+)
+def test_a_rank_outside_the_world_is_refused(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> None:
+    shown = LAUNCHED | changes
+    assert error_of(monkeypatch, **changes) == (
+        f"RANK is {shown['RANK']}, LOCAL_RANK {shown['LOCAL_RANK']} and WORLD_SIZE "
+        f"{shown['WORLD_SIZE']}; ranks are counted from 0 to WORLD_SIZE - 1."
+    )
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("text", ["two", "", "1.0"])
+def test_a_number_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    assert error_of(monkeypatch, **{name: text}) == f"{name} is {text!r}, not a whole number."
+
+
+def test_the_deepspeed_launchers_number_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = error_of(monkeypatch, LOCAL_WORLD_SIZE=None, LOCAL_SIZE="many")
+    assert text == "LOCAL_SIZE is 'many', not a whole number."
+
+
+def test_a_rank_that_waits_in_vain_says_where_and_what_to_look_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(world, "START_TIMEOUT", timedelta(seconds=1))
+    changes = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"}
+    for name, value in (LAUNCHED | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DistributedError) as caught:
+        world.start("cpu")
+    text = str(caught.value)
+    assert text.startswith("rank 0 of 2 did not meet the others at 127.0.0.1:0: ")
+    assert "Check that every rank was started, that the address can be reached" in text
+    assert "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME" in text
+    assert not distributed.is_initialized()
+
+
+def test_auto_is_the_gpu_of_the_local_rank_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert world.choose_device("auto", 1) == world.choose_device("cpu", 1) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"device is cuda, but this machine has no usable GPU; "):
+        world.choose_device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert world.choose_device("auto", 1) == torch.device("cuda", 1)
+    assert world.choose_device("cpu", 1) == torch.device("cpu")
+    with pytest.raises(ConfigError) as caught:
+        world.choose_device("auto", 2)
+    assert str(caught.value) == (
+        "local rank 2 has no GPU of its own: this machine shows 2; start at most that many ranks "
+        "on it."
+    )
+
+
+def test_deepspeed_finds_the_ninja_beside_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    folder = str(Path(sys.executable).parent)
+    for _ in range(2):
+        world._put_environment_on_path()
+        assert os.environ["PATH"] == f"{folder}{os.pathsep}/usr/bin"
+
+
+def speak(process: Process) -> dict[str, object]:
+    device = process.device
+    world.wait_for_all()
+    return {
+        "process": (process.rank, process.world_size, process.is_main),
+        "sum": world.sum_over_ranks(torch.tensor([process.rank + 1, 10])).tolist(),
+        "all": world.all_agree(True, device),
+        "one": world.all_agree(process.rank == 0, device),
+        "none": world.all_agree(False, device),
+        "main": world.from_main(2**53 + 1 if process.is_main else -1, device),
+    }
+
+
+@pytest.mark.multi_process
+def test_two_ranks_add_up_agree_and_listen_to_the_main_one() -> None:
+    said = {"sum": [3, 20], "all": True, "one": False, "none": False, "main": 2**53 + 1}
+    assert run_in_ranks(speak, 2) == [
+        {"process": (0, 2, True)} | said,
+        {"process": (1, 2, False)} | said,
+    ]

@@ -1,0 +1,248 @@
+"""The oracle is the paper: arXiv:1409.1556v6, sections 3.1, 3.2 and 4."""
+
+import itertools
+
+import pytest
+from pydantic import ValidationError
+
+from vggdist.config import (
+    BatchConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    split_batch,
+    steps_of_epochs,
+    total_steps,
+)
+from vggdist.errors import ConfigError
+
+IMAGENET = 1_281_167
+"""Training images of ILSVRC-2012."""
+
+
+def test_the_defaults_are_the_papers() -> None:
+    config = Config()
+    found = {
+        "configuration": config.model.configuration,
+        "batch normalization": config.model.batch_norm,
+        "classes": config.model.num_classes,
+        "width of fc6 and fc7": config.model.fc_width,
+        "dropout": config.model.dropout,
+        "initialization": config.model.initialization,
+        "S": (config.data.train_scale_min, config.data.train_scale_max),
+        "Q": config.data.evaluation_scale,
+        "crop": config.data.crop_size,
+        "flip": config.data.flip,
+        "color shift": config.data.color_shift,
+        "batch": config.batch.global_,
+        "learning rate": config.optimizer.learning_rate,
+        "momentum": config.optimizer.momentum,
+        "weight decay": config.optimizer.weight_decay,
+        "clipping": config.optimizer.gradient_clipping,
+        "schedule": config.schedule.name,
+        "warm-up": config.schedule.warmup_epochs,
+        "factor": config.schedule.factor,
+        "decreases": config.schedule.num_decreases,
+        "epochs": config.schedule.num_epochs,
+    }
+    assert found == {
+        "configuration": "D",
+        "batch normalization": False,
+        "classes": 1000,
+        "width of fc6 and fc7": 4096,
+        "dropout": 0.5,
+        "initialization": "glorot",
+        "S": (256, 256),
+        "Q": 256,
+        "crop": 224,
+        "flip": True,
+        "color shift": 0.1,
+        "batch": 256,
+        "learning rate": 1e-2,
+        "momentum": 0.9,
+        "weight decay": 5e-4,
+        "clipping": 0.0,
+        "schedule": "plateau",
+        "warm-up": 0.0,
+        "factor": 0.1,
+        "decreases": 3,
+        "epochs": 74.0,
+    }
+
+
+def test_74_epochs_are_the_papers_370_thousand_steps() -> None:
+    """Section 3.1 rounds: "the learning was stopped after 370K iterations (74 epochs)"."""
+    assert total_steps(Config(), IMAGENET) == pytest.approx(370_000, rel=1e-3)
+    assert total_steps(Config(), IMAGENET) == -(-74 * IMAGENET // 256)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "images", "batch", "steps"),
+    [
+        (1.0, 1000, 10, 100),
+        (1.0, 1001, 10, 101),  # the last one begins the next epoch
+        (0.1, 1000, 10, 10),
+        (0.3, 1000, 10, 30),  # 0.3 x 1000 / 10 is a little above 30 in binary
+        (0.7, 10, 1, 7),
+        (0.0001, 10, 10, 1),
+    ],
+)
+def test_epochs_are_rounded_up_to_steps(epochs: float, images: int, batch: int, steps: int) -> None:
+    assert steps_of_epochs(epochs, images, batch) == steps
+
+
+def test_a_number_of_steps_takes_the_place_of_epochs() -> None:
+    config = Config(schedule=ScheduleConfig(num_steps=7, num_epochs=3.0))
+    assert total_steps(config, IMAGENET) == 7
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "validation", "expected"),
+    [(256, 256, None, 256), (256, 512, None, 384), (384, 384, None, 384), (256, 512, 300, 300)],
+)
+def test_the_evaluation_scale_is_the_middle_of_the_training_scales(
+    smallest: int, largest: int, validation: int | None, expected: int
+) -> None:
+    """Section 4.1: Q = S for fixed S, and Q = 0.5 (S_min + S_max) for jittered S."""
+    data = DataConfig(
+        train_scale_min=smallest, train_scale_max=largest, validation_scale=validation
+    )
+    assert data.evaluation_scale == expected
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8, 16, 64, 256])
+@pytest.mark.parametrize("global_batch", [1, 6, 8, 251, 256, 1024])
+@pytest.mark.parametrize("micro", [None, 1, 2, 3, 64])
+def test_a_batch_is_cut_without_rest_or_refused(
+    global_batch: int, world_size: int, micro: int | None
+) -> None:
+    batch = BatchConfig(global_=global_batch, micro=micro)
+    possible = global_batch % world_size == 0 and (
+        micro is None or (global_batch // world_size) % micro == 0
+    )
+    if not possible:
+        with pytest.raises(ConfigError, match=r"batch\.global \d+"):
+            split_batch(batch, world_size)
+        return
+    split = split_batch(batch, world_size)
+    assert split.micro * split.accumulation_steps * split.world_size == global_batch
+    assert split.per_rank == global_batch // world_size
+    if micro is None:
+        divisors = [m for m in range(1, 65) if split.per_rank % m == 0]
+        assert split.micro == divisors[-1]
+    else:
+        assert split.micro == micro
+
+
+def test_an_impossible_batch_is_refused_with_the_nearest_possible() -> None:
+    with pytest.raises(ConfigError) as caught:
+        split_batch(BatchConfig(), 7)
+    assert str(caught.value) == (
+        "batch.global 256 cannot be shared equally by 7 ranks; set it to 252 or 259, or change the "
+        "number of ranks."
+    )
+    with pytest.raises(ConfigError, match=r"by 512 ranks; set it to 512, or change the number"):
+        split_batch(BatchConfig(), 512)
+    with pytest.raises(ConfigError) as caught:
+        split_batch(BatchConfig(micro=48), 2)
+    assert str(caught.value) == (
+        "batch.micro 48 does not divide the 128 images of each rank (batch.global 256 / 2 ranks), "
+        "so gradient accumulation would be uneven; set batch.micro to 32, for example."
+    )
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.model.dropout = 0.1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (OptimizerConfig, "learning_rate"),
+        (OptimizerConfig, "weight_decay"),
+        (OptimizerConfig, "gradient_clipping"),
+        (ScheduleConfig, "num_epochs"),
+        (ScheduleConfig, "warmup_epochs"),
+        (DataConfig, "color_shift"),
+    ],
+)
+def test_infinity_and_nan_are_no_numbers(section: type, key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        section(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        (OptimizerConfig, "learning_rate", 0.0),
+        (OptimizerConfig, "momentum", 1.0),
+        (OptimizerConfig, "weight_decay", -1e-9),
+        (ModelConfig, "dropout", 1.0),
+        (ModelConfig, "num_classes", 0),
+        (DataConfig, "crop_size", 100),
+        (DataConfig, "crop_size", 0),
+        (ScheduleConfig, "patience", 0),
+        (ScheduleConfig, "factor", 1.1),
+        (ScheduleConfig, "num_steps", 0),
+        (BatchConfig, "global", 0),
+        (RunConfig, "resume", ""),
+        (Config, "seed", 2**63),
+        (Config, "zero_stage", 3),
+    ],
+)
+def test_a_value_outside_its_range_is_refused(section: type, key: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        section(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("F", "configuration 'F' is not in Table 1; use one of A, A-LRN, B, C, D, E."),
+        (5, "configuration 5 is neither a column of Table 1 nor a list of blocks, each a list"),
+        (["3-64"], "configuration .* is neither a column of Table 1 nor a list of blocks"),
+        ([["2-64"]], "layer '2-64' is neither KERNEL-CHANNELS with an odd kernel size"),
+        ([[64]], "layer 64 is neither KERNEL-CHANNELS"),
+        ([], "a configuration has 1 to 5 blocks, this one has 0"),
+    ],
+)
+def test_an_unknown_network_is_one_error(value: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message) as caught:
+        ModelConfig.model_validate({"configuration": value})
+    assert caught.value.error_count() == 1
+
+
+def test_blocks_of_ones_own_may_be_lists_or_tuples() -> None:
+    as_lists = ModelConfig.model_validate({"configuration": [["3-8"], ["3-8", "LRN"]]})
+    as_tuples = ModelConfig(configuration=(("3-8",), ("3-8", "LRN")))
+    assert as_lists == as_tuples
+    assert len(as_lists.blocks()) == 2
+
+
+def test_every_scale_below_the_crop_is_named_in_one_error() -> None:
+    with pytest.raises(ValidationError) as caught:
+        DataConfig(train_scale_min=200, train_scale_max=100, validation_scale=64)
+    text = str(caught.value)
+    assert "train_scale_min 200 is above train_scale_max 100; swap them" in text
+    assert "train_scale_min 200 is below crop_size 224" in text
+    assert "validation_scale 64 is below crop_size 224" in text
+    assert "set it to at least 224." in text
+
+
+def test_run_folders_are_named_after_the_network() -> None:
+    names = {
+        Config(model=ModelConfig(configuration=name, batch_norm=bn)).run_folder
+        for name, bn in itertools.product(("A", "A-LRN"), (False, True))
+    }
+    assert names == {"runs/vgg_a", "runs/vgg_a_bn", "runs/vgg_a_lrn", "runs/vgg_a_lrn_bn"}
+    own = ModelConfig(configuration=(("3-8",),))
+    assert Config(model=own).run_folder == "runs/vgg_custom"
+    assert Config(run=RunConfig(folder="elsewhere")).run_folder == "elsewhere"

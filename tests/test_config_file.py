@@ -1,0 +1,269 @@
+"""YAML and overrides in, `Config` or one error out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vggdist.config import Config, ModelConfig, RunConfig
+from vggdist.config_file import differences, load_config, to_yaml
+from vggdist.errors import ConfigError
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str, name: str = "experiment.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def error_of(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_without_a_file_the_configuration_is_the_papers() -> None:
+    assert load_config(None) == Config()
+
+
+def test_an_empty_file_is_the_papers_configuration(write: Write) -> None:
+    assert load_config(write("")) == load_config(write("# nothing\n")) == Config()
+
+
+def test_overrides_stand_above_the_file_and_the_last_one_wins(write: Write) -> None:
+    path = write("model:\n  dropout: 0.1\n  fc_width: 8\noptimizer:\n  momentum: 0.5\n")
+    config = load_config(path, ["model.dropout=0.2", "seed=3", "model.dropout = 0.3"])
+    assert (config.model.dropout, config.model.fc_width) == (0.3, 8)
+    assert (config.optimizer.momentum, config.seed) == (0.5, 3)
+    assert config.optimizer.learning_rate == Config().optimizer.learning_rate
+
+
+def test_a_file_of_overrides_holds_one_per_line(write: Write) -> None:
+    lines = write("# S is drawn\n\n  data.train_scale_max=512\r\nseed=4 # for luck\n", "jitter")
+    config = load_config(None, ["seed=3", f"@{lines}", "precision=fp32"])
+    assert (config.data.train_scale_max, config.seed, config.precision) == (512, 4, "fp32")
+
+
+def test_a_missing_file_of_overrides_is_an_error_beside_the_others(tmp_path: Path) -> None:
+    text = error_of(None, f"@{tmp_path}/none", "seed=x")
+    assert text.startswith("2 problems in the command line:\n")
+    assert f"@{tmp_path}/none: the file of overrides cannot be read: " in text
+    assert "seed: 'x' must be a valid integer." in text
+
+
+def test_numbers_with_an_exponent_and_no_point_are_numbers(write: Write) -> None:
+    """YAML 1.1 reads 1e-2 as a word."""
+    config = load_config(write("optimizer:\n  learning_rate: 1e-2\n  weight_decay: 5E-4\n"))
+    assert config.optimizer.learning_rate == 1e-2
+    assert config.optimizer.weight_decay == 5e-4
+    assert load_config(None, ["optimizer.learning_rate=+1.e-3"]).optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize("word", ["off", "on", "yes", "no", "y", "n"])
+def test_off_is_a_word_and_no_boolean(word: str) -> None:
+    assert load_config(None, [f"run.folder={word}"]).run.folder == word
+    assert f"model.batch_norm: '{word}' must be a valid boolean." in error_of(
+        None, f"model.batch_norm={word}"
+    )
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "0b11", "1_000"])
+def test_only_decimal_numbers_are_numbers(text: str) -> None:
+    """YAML 1.1 reads 8, 90, 16, 3 and 1000."""
+    assert load_config(None, [f"run.folder={text}"]).run.folder == text
+    assert f"seed: '{text}' must be a valid integer." in error_of(None, f"seed={text}")
+
+
+def test_a_date_is_a_word() -> None:
+    assert load_config(None, ["run.folder=2014-09-04"]).run.folder == "2014-09-04"
+
+
+def test_a_duplicate_key_is_an_error_with_both_lines(write: Write) -> None:
+    path = write("model:\n  dropout: 0.5\n  fc_width: 8\n  dropout: 0.1\n")
+    assert error_of(path) == (
+        f"{path}, line 4: 'dropout' stands a second time (first in line 2), and only one value "
+        "can count; delete one of them."
+    )
+    assert "line 3: 'seed' stands a second time (first in line 1)" in error_of(
+        write("seed: 1\nmodel: {}\nseed: 1\n")
+    )
+
+
+def test_an_unknown_key_is_an_error_with_a_near_match(write: Write) -> None:
+    text = error_of(
+        write("model:\n  droput: 0.5\nlearning_rate: 0.1\n"), "optimizer.lr=1", "modle.dropout=1"
+    )
+    assert text.split("\n", 1)[1] == (
+        "  - model.droput: unknown key; did you mean model.dropout?\n"
+        "  - optimizer.lr: unknown key; section optimizer has learning_rate, momentum, "
+        "weight_decay, gradient_clipping.\n"
+        "  - learning_rate: unknown key; did you mean optimizer.learning_rate?\n"
+        "  - modle: unknown key; did you mean model?"
+    )
+
+
+def test_the_python_name_of_global_is_no_key() -> None:
+    assert "batch.global_: unknown key; did you mean batch.global?" in error_of(
+        None, "batch.global_=8"
+    )
+
+
+def test_all_problems_are_told_at_once_with_place_value_and_rule(write: Write) -> None:
+    path = write("batch:\n  global: '256'\nmodel:\n  batch_norm: off\n  configuration: F\n")
+    text = error_of(path, "zero_stage=3", "nonsense", "optimizer.momentum=.inf", "data=x")
+    head, *problems = text.split("\n  - ")
+    assert head == f"7 problems in {path}:"
+    assert problems == [
+        "'nonsense' is not of the form section.key=value, such as optimizer.learning_rate=0.01.",
+        "model.configuration: configuration 'F' is not in Table 1; use one of A, A-LRN, B, C, D, "
+        "E.",
+        "model.batch_norm: 'off' must be a valid boolean. (Batch normalization after every "
+        "convolution (not in the paper).)",
+        "data: 'x' is a value, but data is a section with keys of its own.",
+        "batch.global: '256' must be a valid integer. (Images of one step over all ranks (paper: "
+        "256).)",
+        "optimizer.momentum: inf must be a finite number. (Momentum.)",
+        "zero_stage: 3 must be 0, 1 or 2. (DeepSpeed ZeRO stage: 0 keeps the whole optimizer on "
+        "each rank, 1 and 2 share it out.)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("=3", "'=3' is not of the form section.key=value"),
+        ("model..dropout=3", "'model..dropout=3' is not of the form section.key=value"),
+        ("seed.more=1", "seed: unknown key|seed: {'more': 1} must be a valid integer"),
+        ("data.root=[", "'data.root=[': the value is not valid YAML"),
+        ("seed=!!int x", "'seed=!!int x': the value is not valid YAML"),
+        ("batch.global=256.0", "batch.global: 256.0 must be a valid integer."),
+        ("model.dropout=", "model.dropout: None must be a valid number."),
+        ("data.mean=[1, 2]", "data.mean: [1, 2] must be three numbers, red, green and blue."),
+        ("data.mean=7", "data.mean: 7 must be a valid list."),
+    ],
+)
+def test_an_override_that_cannot_be_used_is_told(override: str, message: str) -> None:
+    text = error_of(None, override)
+    assert any(part in text for part in message.split("|"))
+    assert text.startswith("1 problem in the command line:")
+
+
+def test_an_override_below_a_value_is_told(write: Write) -> None:
+    assert "'model.dropout.x=1': dropout is a value, not a section." in error_of(
+        write("model: {dropout: 0.5}"), "model.dropout.x=1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- model\n", "holds a list; a configuration is sections of keys"),
+        ("D\n", "holds a str; a configuration is sections of keys"),
+        ("model: [\n", "is not valid YAML: "),
+        ("\tmodel: 1\n", "is not valid YAML: "),
+        ("seed: !!int many\n", "is not valid YAML: "),
+        ("seed: !!bool many\n", "is not valid YAML: "),
+        ("seed: !!timestamp many\n", "is not valid YAML: "),
+        ("? [a]\n: 1\n", "is not valid YAML: "),
+        ("1: 2\n", "1: 1 is not a word, and keys are words."),
+        ("model:\n", "model: None is a value, but model is a section with keys of its own."),
+        ("a: &a [*a]\n", "a: unknown key; "),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told(write: Write, text: str, message: str) -> None:
+    path = write(text)
+    error = error_of(path)
+    assert message in error
+    assert str(path) in error
+
+
+def test_a_file_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    assert error_of(missing) == (
+        f"{missing} does not exist; give --config a YAML file, such as configs/vgg_d.yaml."
+    )
+    assert f"{tmp_path} cannot be read: " in error_of(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert "binary cannot be read: " in error_of(tmp_path / "binary")
+
+
+def test_reading_a_file_never_runs_anything(write: Write, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    call = f'!!python/object/apply:os.system ["touch {marker}"]'
+    assert "is not valid YAML: could not determine a constructor" in error_of(
+        write(f"seed: {call}\n")
+    )
+    assert "the value is not valid YAML: could not determine" in error_of(None, f"seed={call}")
+    yaml.unsafe_load(call)
+    assert marker.exists()  # so it would have run
+    marker.unlink()
+    error_of(write(f"{call}\n"))
+    assert not marker.exists()
+
+
+def changed(**sections: dict[str, object]) -> Config:
+    return Config.model_validate(sections)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        changed(model={"configuration": [["3-8", "LRN"], ["1-8"]], "dropout": 0.0}),
+        changed(
+            optimizer={"learning_rate": 1e-5, "weight_decay": 1e-300},
+            batch={"global": 8, "micro": 2},
+            data={"mean": [0, 1.5, 255], "validation_scale": 300, "root": "/images, all: é"},
+            schedule={"num_steps": 5, "name": "cosine"},
+        ),
+    ],
+)
+def test_what_is_written_reads_back_equal(write: Write, config: Config) -> None:
+    assert load_config(write(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("1e5", "1e-2", ".5", "+1", "1.", "010", "1:30", "0x1F", "1_000", ".inf", ".nan"),
+        *("2014-09-04", "off", "yes", "true", "null", "~", "é", "a: b", "a #b", " a", "a\nb"),
+        *("<<", "!x", "@x", "*x", "&x", "{}"),
+        *"#-=&%`|[{'\"",
+    ],
+)
+def test_a_word_stays_a_word_in_what_is_written(write: Write, word: str) -> None:
+    config = Config(run=RunConfig(folder=word))
+    assert load_config(write(to_yaml(config))) == config
+
+
+def test_what_is_written_names_every_key() -> None:
+    written = yaml.safe_load(to_yaml(Config()))
+    assert written["batch"] == {"global": 256, "micro": None}
+    assert written.keys() == Config.model_fields.keys()
+    for section, values in written.items():
+        if isinstance(values, dict):
+            fields = type(getattr(Config(), section)).model_fields
+            assert list(values) == [field.alias or name for name, field in fields.items()]
+
+
+def test_differences_name_the_keys_that_differ() -> None:
+    old = Config()
+    new = Config(model=ModelConfig(dropout=0.1), seed=5)
+    assert differences(old, new) == {"model.dropout": (0.5, 0.1), "seed": (0, 5)}
+    assert differences(old, old) == {}
+
+
+def test_every_field_says_what_it_is_for() -> None:
+    for section in Config.model_fields.values():
+        inner = section.annotation
+        fields = getattr(inner, "model_fields", {})
+        assert section.description or fields
+        for name, field in fields.items():
+            assert field.description, name

@@ -1,0 +1,113 @@
+"""What `pretrain` says to mistakes, and how it begins from a trained network."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ranks import run_in_ranks
+
+from vggdist.config_file import load_config
+from vggdist.distributed.process import Process
+from vggdist.errors import CheckpointError, ConfigError, DataError
+from vggdist.pretrain import pretrain, run
+from vggdist.training import run_folder
+
+
+def train(process: Process, overrides: list[str]) -> int:
+    """In a rank of its own; `run` joins the world by itself."""
+    from vggdist.distributed import process as world
+
+    world.stop()
+    return run(load_config(None, overrides))
+
+
+def refusal(overrides: list[str], kind: type[Exception]) -> str:
+    with pytest.raises(kind) as caught:
+        pretrain(load_config(None, overrides))
+    return str(caught.value)
+
+
+def test_without_data_root_the_error_says_what_to_give(tmp_path):
+    message = refusal([f"run.folder={tmp_path}"], ConfigError)
+    assert "data.root is not set" in message
+    assert "train/ and val/" in message
+
+
+def test_a_missing_data_root_is_named(tiny_overrides):
+    message = refusal([*tiny_overrides, "data.root=/nowhere/images"], DataError)
+    assert "/nowhere/images" in message
+
+
+def test_an_empty_class_is_named(tiny_dataset, tiny_overrides, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(tiny_dataset, root)
+    (root / "vggdist-manifest.npz").unlink(missing_ok=True)
+    (root / "train" / "blue").mkdir()
+    (root / "val" / "blue").mkdir()
+    message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
+    assert "blue" in message
+
+
+def test_another_number_of_classes_than_the_folders_is_refused_with_the_right_one(tiny_overrides):
+    message = refusal([*tiny_overrides, "model.num_classes=1000"], ConfigError)
+    assert "model.num_classes is 1000" in message
+    assert "set model.num_classes=3" in message
+
+
+def test_fp16_on_a_processor_that_lacks_it_is_refused(tiny_overrides, monkeypatch):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_fp16_supported", lambda: False)
+    message = refusal([*tiny_overrides, "precision=fp16", "device=cpu"], ConfigError)
+    assert message.startswith("precision is fp16, which this processor lacks")
+    assert "use bf16" in message
+
+
+def test_an_impossible_batch_split_is_refused(tiny_overrides):
+    message = refusal([*tiny_overrides, "batch.micro=5"], ConfigError)
+    assert "batch.micro 5 does not divide the 8 images of each rank" in message
+
+
+def test_a_run_folder_of_another_configuration_is_refused_and_left_as_it_is(tiny_overrides):
+    config = load_config(None, tiny_overrides)
+    folder = Path(config.run_folder)
+    run_folder.prepare(config, folder)
+    before = (folder / "config.yaml").read_text()
+    message = refusal([*tiny_overrides, "optimizer.momentum=0.5", "seed=7"], CheckpointError)
+    assert "optimizer.momentum: 0.9 -> 0.5" in message
+    assert "seed: 0 -> 7" in message
+    assert (folder / "config.yaml").read_text() == before
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_an_unreadable_image_stops_training_and_is_named(
+    tiny_dataset, tiny_overrides, tmp_path, capfd
+):
+    root = tmp_path / "images"
+    shutil.copytree(tiny_dataset, root)
+    (root / "vggdist-manifest.npz").unlink(missing_ok=True)
+    bad = root / "train" / "green" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:100])
+    assert run_in_ranks(train, 1, [*tiny_overrides, f"data.root={root}"]) == [DataError.exit_code]
+    printed = capfd.readouterr().err
+    assert "error: " in printed
+    assert str(bad) in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_training_begins_from_a_trained_network_and_logs_what_was_copied(tiny_overrides, tmp_path):
+    shallow, deep = tmp_path / "shallow", tmp_path / "deep"
+    deeper = [
+        *tiny_overrides,
+        "model.configuration=[[3-8],[3-16,3-16]]",
+        f"model.initialize_from={shallow}",
+        f"run.folder={deep}",
+        "schedule.num_steps=1",
+    ]
+    # One after the other: DeepSpeed allows a process one training.
+    assert run_in_ranks(train, 1, [*tiny_overrides, f"run.folder={shallow}"]) == [0]
+    assert run_in_ranks(train, 1, deeper) == [0]
+    log = (deep / "log.txt").read_text()
+    assert "conv1_1 <- conv1_1, conv2_1 <- conv2_1, fc6 <- fc6" in log
+    assert "random: conv2_2" in log

@@ -1,0 +1,137 @@
+"""Curves are read back: the lines with `json`, the events with TensorBoard's own reader."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vggdist.training.metric_log import MetricLog, displayable
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def write_steps(folder: Path, first_step: int, steps: range, value: float) -> None:
+    """A start that continues after `first_step` and writes a point at every step."""
+    with MetricLog(folder, first_step) as log:
+        log.write_text("config", f"start: {value}")
+        for step in steps:
+            log.write("train", step, step / 10, {"loss": value + step, "top1_error": 0.5})
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+def board(folder: Path) -> EventAccumulator:
+    sizes = {"scalars": 0, "images": 0, "tensors": 0}
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance=sizes).Reload()
+
+
+def points(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in board(folder).Scalars(tag)]
+
+
+def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
+    events = board(folder).Tensors(f"{tag}/text_summary")
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
+
+
+def test_a_point_is_a_line_and_one_event_per_number(folder: Path) -> None:
+    with MetricLog(folder, 0) as log:
+        log.write("train", 3, 0.25, {"loss": 1.5, "top1_error": 0.75})
+        log.write("validation", 3, 0.25, {"loss": 2.0})
+        assert len(records(folder)) == 2  # at once, not at the end
+    assert records(folder) == [
+        {"split": "train", "step": 3, "epoch": 0.25, "loss": 1.5, "top1_error": 0.75},
+        {"split": "validation", "step": 3, "epoch": 0.25, "loss": 2.0},
+    ]
+    assert points(folder, "train/loss") == [(3, 1.5)]
+    assert points(folder, "train/top1_error") == [(3, 0.75)]
+    assert points(folder, "train/epoch") == [(3, 0.25)]
+    assert points(folder, "validation/loss") == [(3, 2.0)]
+
+
+def test_after_a_resume_no_step_stands_twice(folder: Path) -> None:
+    write_steps(folder, 0, range(1, 8), value=0.0)  # killed at step 7, saved at step 4
+    write_steps(folder, 4, range(5, 10), value=100.0)
+    expected = [(step, float(step)) for step in (1, 2, 3, 4)]
+    expected += [(step, 100.0 + step) for step in (5, 6, 7, 8, 9)]
+    assert [(r["step"], r["loss"]) for r in records(folder)] == expected
+    assert points(folder, "train/loss") == expected
+
+
+def test_after_a_start_without_any_checkpoint_nothing_of_the_first_one_is_left(
+    folder: Path,
+) -> None:
+    write_steps(folder, 0, range(1, 4), value=0.0)
+    write_steps(folder, 0, range(1, 3), value=100.0)
+    assert [(r["step"], r["loss"]) for r in records(folder)] == [(1, 101.0), (2, 102.0)]
+    assert points(folder, "train/loss") == [(1, 101.0), (2, 102.0)]
+
+
+def test_every_start_shows_its_text_where_it_began(folder: Path) -> None:
+    write_steps(folder, 0, range(1, 4), value=0.0)
+    write_steps(folder, 3, range(4, 6), value=100.0)
+    assert texts(folder, "config") == [(0, "    start: 0.0"), (3, "    start: 100.0")]
+    assert len(points(folder, "train/loss")) == 5
+
+
+@pytest.mark.parametrize("rest", ['{"split": "train", "st', "\0\0\0", "12", "null", "{}", "\udcff"])
+def test_a_last_line_that_was_cut_is_dropped(folder: Path, rest: str) -> None:
+    write_steps(folder, 0, range(1, 4), value=0.0)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(rest.encode(errors="surrogateescape"))
+    write_steps(folder, 3, range(4, 5), value=0.0)
+    assert [r["step"] for r in records(folder)] == [1, 2, 3, 4]
+
+
+def test_nan_and_infinity_are_null(folder: Path) -> None:
+    with MetricLog(folder, 0) as log:
+        log.write("train", 1, 0.1, {"loss": math.nan, "norm": math.inf, "rate": 0.1})
+    (record,) = records(folder)
+    assert record == {
+        "split": "train", "step": 1, "epoch": 0.1, "loss": None, "norm": None, "rate": 0.1
+    }  # fmt: skip
+    ((step, value),) = points(folder, "train/loss")
+    assert step == 1
+    assert math.isnan(value)
+
+
+def test_a_text_is_shown_as_it_is(folder: Path) -> None:
+    with MetricLog(folder, 0) as log:
+        log.write_text("config", "model:\n  dropout: 0.5\n# *not* Markdown")
+    ((_, text),) = texts(folder, "config")
+    assert text == "    model:\n      dropout: 0.5\n    # *not* Markdown"
+
+
+def test_images_are_shown_in_a_grid(folder: Path) -> None:
+    images = torch.zeros(5, 3, 8, 10, dtype=torch.uint8)
+    with MetricLog(folder, 0) as log:
+        log.write_images("fed", images, 0)
+    (event,) = board(folder).Images("fed")
+    assert event.step == 0
+    assert event.width % 10 < 10
+    assert event.width * event.height >= 5 * 8 * 10
+    assert event.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_what_the_network_is_fed_is_shown_in_its_first_colours() -> None:
+    mean = (123.68, 116.779, 103.939)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    fed = torch.from_numpy(pixels) - torch.tensor(mean).reshape(1, 3, 1, 1)
+    shown = displayable(fed.to(memory_format=torch.channels_last), mean)
+    assert shown.dtype == torch.uint8
+    assert np.array_equal(shown.numpy(), pixels)
+    rounded = displayable(fed.bfloat16(), mean).int() - torch.from_numpy(pixels).int()
+    assert rounded.abs().max() <= 1
+    outside = torch.tensor([-500.0, 500.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
+    assert displayable(outside, mean).flatten(1).tolist() == [[0] * 3, [255] * 3]

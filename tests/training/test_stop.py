@@ -1,0 +1,52 @@
+"""Signals are sent to this very process."""
+
+import os
+import signal
+
+import pytest
+
+from vggdist.training.stop import SIGNALS, StopSignal
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=[number.name for number in SIGNALS])
+def test_a_signal_is_only_a_flag(number: signal.Signals) -> None:
+    with StopSignal() as stop:
+        assert not stop.requested
+        send(number)
+        assert stop.requested
+
+
+def test_before_and_after_signals_act_as_usual() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopSignal():
+        assert all(signal.getsignal(number) not in before for number in SIGNALS)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def test_handlers_are_put_back_after_an_exception_too() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(RuntimeError), StopSignal():
+        raise RuntimeError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_second_interrupt_does_not_wait_for_the_checkpoint() -> None:
+    with StopSignal() as stop:
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert stop.requested
+
+
+def test_any_number_of_the_schedulers_signals_and_one_interrupt_wait_for_it() -> None:
+    """A scheduler says so twice, SIGUSR2 and then SIGTERM; a person's first Ctrl-C may follow."""
+    with StopSignal() as stop:
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            send(number)
+        assert stop.requested
