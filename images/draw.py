@@ -9,7 +9,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Writes architecture.png, configurations.png and step.png."""
+    """Writes architecture.png, configurations.png, flowers.png and step.png."""
     parser = argparse.ArgumentParser(description="Draw the project's pictures.")
     parser.add_argument(
         "--out", type=Path, default=FOLDER, metavar="DIR", help="where (default: images/)"
@@ -18,10 +18,11 @@ def main() -> None:
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
     import draw_architecture
     import draw_configurations
+    import draw_flowers
     import draw_step
 
     out.mkdir(parents=True, exist_ok=True)
-    for picture in (draw_architecture, draw_configurations, draw_step):
+    for picture in (draw_architecture, draw_configurations, draw_flowers, draw_step):
         name = picture.__name__.removeprefix("draw_")
         picture.draw(out / f"{name}.png")
 

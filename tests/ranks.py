@@ -21,7 +21,7 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     """
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_rank, args=(function, rank, world_size, port, results, arguments))
         for rank in range(world_size)
@@ -53,7 +53,6 @@ def _rank(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -67,7 +66,8 @@ def _rank(
     world.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

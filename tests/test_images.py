@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ("architecture.png", "configurations.png", "step.png")
+PICTURES = ("architecture.png", "configurations.png", "flowers.png", "step.png")
 
 
 @pytest.fixture(scope="module")

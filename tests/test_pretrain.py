@@ -70,11 +70,18 @@ def test_a_run_folder_of_another_configuration_is_refused_and_left_as_it_is(tiny
     config = load_config(None, tiny_overrides)
     folder = Path(config.run_folder)
     run_folder.prepare(config, folder)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     before = (folder / "config.yaml").read_text()
     message = refusal([*tiny_overrides, "optimizer.momentum=0.5", "seed=7"], CheckpointError)
     assert "optimizer.momentum: 0.9 -> 0.5" in message
     assert "seed: 0 -> 7" in message
     assert (folder / "config.yaml").read_text() == before
+
+
+def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(tiny_overrides):
+    refusal([*tiny_overrides, "model.num_classes=1000"], ConfigError)
+    corrected = load_config(None, tiny_overrides)
+    assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
 
 
 @pytest.mark.multi_process

@@ -82,6 +82,10 @@ def pretrain(config: Config) -> int:
         start = _on_main(process, lambda: _open_folder(config, folder, stack))
         dataset = _open_data(config, folder, process)
         saved = _load_checkpoint(config, start, process)
+        if saved is not None:
+            _check_same_data(saved, dataset)
+        # Now that nothing is left to object to: another start must agree with what stands there.
+        _on_main(process, lambda: run_folder.prepare(config, folder))
         if process.is_main:
             _log_to_file(folder, stack)
             _announce(config, process, split, dataset)
@@ -95,7 +99,6 @@ def pretrain(config: Config) -> int:
             log.write_text("config", to_yaml(config))
         training = _build_training(config, process, split, engine, dataset, log, folder)
         if saved is not None:
-            _check_same_data(saved, dataset)
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, folder)
         if not training.train():
@@ -167,9 +170,7 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
 def _open_folder(config: Config, folder: Path, stack: ExitStack) -> Path | None:
     """Takes the run folder for this job; the checkpoint to continue from, if any."""
     stack.enter_context(run_folder.lock(folder))
-    start = run_folder.choose_checkpoint(config, folder)
-    run_folder.prepare(config, folder)
-    return start
+    return run_folder.choose_checkpoint(config, folder)
 
 
 def _open_data(config: Config, folder: Path, process: Process) -> Dataset:

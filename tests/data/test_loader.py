@@ -1,7 +1,6 @@
 """Loaders: order and bits are the plan's, whatever the world size, the start and the pace."""
 
 import gc
-import os
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from vggdist.config import BatchConfig, DataConfig, split_batch
 from vggdist.data import loader as loader_module
 from vggdist.data.color import color_shift
 from vggdist.data.geometry import source_windows
-from vggdist.data.loader import Batch, EvaluationLoader, TrainingLoader, decoding_threads
+from vggdist.data.loader import Batch, EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Manifest, open_images
 from vggdist.data.plan import SamplePlan
 from vggdist.errors import DataError
@@ -279,16 +278,6 @@ def test_the_interpreter_ends_although_a_loader_was_left_open(manifest, tmp_path
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
-
-
-def test_threads_are_the_configured_number_or_a_ranks_part_of_the_cores(monkeypatch):
-    assert decoding_threads(DataConfig(num_threads=3), ranks_on_node=8) == 3
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert decoding_threads(DataConfig(), ranks_on_node=8) == 8
-    assert decoding_threads(DataConfig(), ranks_on_node=100) == 1
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))  # bound by SLURM
-    assert decoding_threads(DataConfig(), ranks_on_node=8) == 6
 
 
 def test_names_with_spaces_and_accents_are_read(tmp_path, make_image):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import distributed
 
-from tests.ranks import run_in_ranks
+from tests.ranks import free_port, run_in_ranks
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DistributedError
@@ -18,7 +19,6 @@ LAUNCHED = {
     "RANK": "1",
     "LOCAL_RANK": "1",
     "WORLD_SIZE": "4",
-    "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",
 }
@@ -27,7 +27,7 @@ LAUNCHED = {
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher's variables, and no world left behind."""
-    for name in [*LAUNCHED, "LOCAL_SIZE"]:
+    for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", os.environ["PATH"])  # `start` may change it
 
@@ -50,7 +50,9 @@ def error_of(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> str:
 def test_a_process_that_no_launcher_started_is_a_world_of_one() -> None:
     process = world.start("cpu")
     try:
-        assert process == Process(0, 0, 1, 1, torch.device("cpu"))
+        assert process == Process(
+            0, 0, 1, torch.device("cpu"), num_cores=len(os.sched_getaffinity(0))
+        )
         assert process.is_main
         assert distributed.get_world_size() == 1
         assert world.sum_over_ranks(torch.tensor([3])).tolist() == [3]
@@ -66,28 +68,21 @@ def test_a_process_that_no_launcher_started_is_a_world_of_one() -> None:
 
 def test_a_process_is_what_its_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     process = described(monkeypatch)
-    assert process == Process(1, 1, 4, 2, torch.device("cpu"))
+    assert process == Process(1, 1, 4, torch.device("cpu"))
     assert not process.is_main
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, 2),
-        ({"LOCAL_WORLD_SIZE": None, "LOCAL_SIZE": "3"}, 3),  # the deepspeed launcher
-        ({"LOCAL_WORLD_SIZE": None}, 4),  # one node
-    ],
-)
-def test_the_ranks_of_a_node_are_counted_under_either_name(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], expected: int
-) -> None:
-    assert described(monkeypatch, **changes).local_world_size == expected
+def cores(process: Process, affinity: list[set[int]]) -> int:
+    """`num_cores` of a rank that may use the cores of its place in `affinity`."""
+    world.stop()
+    os.sched_getaffinity = lambda _: affinity[process.rank]
+    return world.start("cpu").num_cores
 
 
-def test_a_nodes_cores_are_divided_among_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10)))
-    shares = {n: Process(0, 0, n, n, torch.device("cpu")).num_cores for n in (1, 2, 4, 16)}
-    assert shares == {1: 10, 2: 5, 4: 2, 16: 1}
+@pytest.mark.multi_process
+def test_ranks_divide_the_cores_that_they_share_and_keep_those_of_their_own() -> None:
+    shared, own = {0, 1, 2, 3, 4, 5}, {6, 7}
+    assert run_in_ranks(cores, 3, [shared, own, shared]) == [3, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +96,7 @@ def test_a_nodes_cores_are_divided_among_its_ranks(monkeypatch: pytest.MonkeyPat
 def test_half_an_environment_is_refused_with_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, present: str, missing: str
 ) -> None:
-    changes = dict.fromkeys([*missing.split(", "), "LOCAL_WORLD_SIZE"])
+    changes = dict.fromkeys(missing.split(", "))
     assert error_of(monkeypatch, **changes) == (
         f"the environment sets {present} but not {missing}; start with deepspeed, torchrun or "
         "submitit, which set all of them, or unset them all for one process."
@@ -131,17 +126,12 @@ def test_a_rank_outside_the_world_is_refused(
     )
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
 @pytest.mark.parametrize("text", ["two", "", "1.0"])
 def test_a_number_that_is_none_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     assert error_of(monkeypatch, **{name: text}) == f"{name} is {text!r}, not a whole number."
-
-
-def test_the_deepspeed_launchers_number_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = error_of(monkeypatch, LOCAL_WORLD_SIZE=None, LOCAL_SIZE="many")
-    assert text == "LOCAL_SIZE is 'many', not a whole number."
 
 
 def test_a_rank_that_waits_in_vain_says_where_and_what_to_look_at(
@@ -197,12 +187,25 @@ def speak(process: Process) -> dict[str, object]:
         "one": world.all_agree(process.rank == 0, device),
         "none": world.all_agree(False, device),
         "main": world.from_main(2**53 + 1 if process.is_main else -1, device),
+        "late": late(process),
     }
+
+
+def late(process: Process) -> bool:
+    """Whether a rank may come to an agreement later than it may come to the start."""
+    port = world.from_main(free_port(), process.device)
+    world.stop()
+    os.environ["MASTER_PORT"] = str(port)
+    world.START_TIMEOUT = timedelta(seconds=2)
+    process = world.start("cpu")
+    time.sleep(3 * process.rank)
+    return world.all_agree(True, process.device)
 
 
 @pytest.mark.multi_process
 def test_two_ranks_add_up_agree_and_listen_to_the_main_one() -> None:
     said = {"sum": [3, 20], "all": True, "one": False, "none": False, "main": 2**53 + 1}
+    said["late"] = True
     assert run_in_ranks(speak, 2) == [
         {"process": (0, 2, True)} | said,
         {"process": (1, 2, False)} | said,

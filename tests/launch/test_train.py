@@ -52,7 +52,6 @@ def start_ranks(world_size: int, overrides: list[str]) -> list[subprocess.Popen[
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(world_size),
-                LOCAL_WORLD_SIZE=str(world_size),
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
             ),

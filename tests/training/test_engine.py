@@ -346,6 +346,8 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
     for stage in STAGES:
         for accident in ("nan loss", "infinite loss", "nan gradient", "infinite gradient"):
             results[f"{accident}: stage {stage}"] = after_an_accident(process, stage, accident)
+    for stage in STAGES:  # fp16 at the end, as above
+        results[f"overflow: stage {stage}"] = overflow_on_one_rank(process, stage)
     return results
 
 
@@ -394,6 +396,26 @@ def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, 
     }
 
 
+def overflow_on_one_rank(process: Process, stage: int) -> dict[str, Any]:
+    engine = small_engine(process, micro=2, zero_stage=stage, precision="fp16")
+    set_loss_scale(engine, 256.0)
+    before = engine.weights()
+    bias = engine.module.fc7.linear.bias
+    spoil = bias.register_hook(lambda gradient: gradient / (1 - process.rank))
+    engine_step(engine, process, 0, num_micro=2)
+    flags, scale = (engine.masked.item(), engine.failed.item()), engine.loss_scale()
+    unmoved = equal(engine.weights(), before)
+    spoil.remove()
+    engine_step(engine, process, 0, num_micro=2)
+    plain, _ = plain_training(small_network(engine.config), 1, precision="fp16")
+    return {
+        "flags": flags,
+        "scales": (scale, engine.loss_scale()),
+        "unmoved": unmoved,
+        "then": relative_difference(engine.weights(), plain, before),
+    }
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_in_ranks(two_ranks, 2, tmp_path_factory.mktemp("checkpoints"))
@@ -426,6 +448,19 @@ def test_an_accident_on_one_rank_stops_all_and_changes_nothing(
         assert result["unmoved"]
     for ours, theirs in zip(first["state"], second["state"], strict=True):
         assert equal(ours, theirs)
+
+
+@pytest.mark.multi_process
+@each_stage
+def test_an_fp16_overflow_on_one_rank_is_a_masked_step_of_all_with_one_loss_scale(
+    together: list[dict[str, Any]], stage: int
+) -> None:
+    for results in together:
+        result = results[f"overflow: stage {stage}"]
+        assert result["flags"] == (1.0, 0.0)
+        assert result["scales"] == (128.0, 128.0)
+        assert result["unmoved"]
+        assert result["then"] < TOLERANCE["fp16"]
 
 
 @pytest.mark.multi_process

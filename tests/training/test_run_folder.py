@@ -148,6 +148,7 @@ def test_every_other_key_may_not_change(folder: Path) -> None:
 
 def test_a_cosine_training_may_not_change_its_length(tmp_path: Path) -> None:
     prepare(config_with(schedule__name="cosine"), tmp_path)
+    save(tmp_path, 10)
     with pytest.raises(CheckpointError, match=r"schedule\.num_epochs: 74\.0 -> 80\.0"):
         choose_checkpoint(config_with(schedule__name="cosine", schedule__num_epochs=80.0), tmp_path)
 
@@ -159,6 +160,13 @@ def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:
     text = str(caught.value)
     assert f"{folder}/config.yaml cannot be read by this version, so its training cannot be" in text
     assert "model.depth: unknown key" in text
+
+
+def test_a_folder_without_a_step_is_free_for_another_configuration(tmp_path: Path) -> None:
+    prepare(Config(), tmp_path)
+    for resume in ("auto", "never"):
+        config = config_with(precision="fp32", run__resume=resume)
+        assert choose_checkpoint(config, tmp_path) is None
 
 
 def test_resume_never_refuses_a_folder_with_a_training(folder: Path) -> None:

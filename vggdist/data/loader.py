@@ -7,7 +7,6 @@ the world size as integers and talks to no other rank.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import weakref
@@ -43,14 +42,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.index)
-
-
-def decoding_threads(data: DataConfig, ranks_on_node: int = 1) -> int:
-    """Threads of each rank's loader: `data.num_threads`, or this rank's part of the cores."""
-    if data.num_threads is not None:
-        return data.num_threads
-    # A rank that is bound to some cores has no others; ranks that are not bound share them all.
-    return max(1, min(len(os.sched_getaffinity(0)), (os.cpu_count() or 1) // ranks_on_node))
 
 
 class _Loader:
@@ -131,7 +122,7 @@ class TrainingLoader(_Loader):
         dtype: of the images: float32, bfloat16 or float16.
         first_step: the step that comes first, counted from 0.
         last_step: the step before which to end; none: never.
-        num_threads: see `decoding_threads`.
+        num_threads: threads that decode, and as many that finish.
     """
 
     def __init__(
@@ -173,7 +164,7 @@ class EvaluationLoader(_Loader):
         world_size: ranks that share the set.
         device: where the batches are wanted.
         dtype: of the images.
-        num_threads: see `decoding_threads`.
+        num_threads: threads that decode, and as many that finish.
     """
 
     def __init__(

@@ -1,22 +1,26 @@
 """This process among the others: rank, world size, device; starting, agreeing, adding up.
 
 The only interface to launchers is the environment that all of them set (RANK, LOCAL_RANK,
-WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). A process without it is a world of one.
+WORLD_SIZE, MASTER_ADDR, MASTER_PORT). A process without it is a world of one.
 """
 
+import hashlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from vggdist.errors import ConfigError, DistributedError
 
-START_TIMEOUT = timedelta(seconds=300)
+START_TIMEOUT = timedelta(minutes=5)
+WORK_TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for one that lists a data set or writes a checkpoint; torch's own default."""
 RENDEZVOUS_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -27,18 +31,14 @@ class Process:
     rank: int
     local_rank: int
     world_size: int
-    local_world_size: int
     device: torch.device
+    num_cores: int = 1
+    """Processor cores that are this rank's own, or its share where ranks have the same."""
 
     @property
     def is_main(self) -> bool:
         """The main rank writes files and speaks to people."""
         return self.rank == 0
-
-    @property
-    def num_cores(self) -> int:
-        """This rank's share of the processor cores that its node may use, at least one."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
@@ -69,17 +69,27 @@ def start(device: str = "auto") -> Process:
     _put_environment_on_path()
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
-    elif "OMP_NUM_THREADS" not in os.environ or process.world_size > 1:
+    _join(process)
+    process = replace(process, num_cores=_count_cores(process.device))
+    if process.device.type == "cpu":
         # torchrun sets one thread per rank, the deepspeed launcher none at all.
         torch.set_num_threads(process.num_cores)
+    return process
+
+
+def _join(process: Process) -> None:
     backend = "nccl" if process.device.type == "cuda" else "gloo"
     if process.world_size == 1:
-        store = HashStore()
-        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        return process
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        return
     try:
+        store, rank, world_size = next(rendezvous("env://", timeout=START_TIMEOUT))
         distributed.init_process_group(
-            backend, rank=process.rank, world_size=process.world_size, timeout=START_TIMEOUT
+            backend,
+            store=PrefixStore("vggdist", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=WORK_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -89,13 +99,27 @@ def start(device: str = "auto") -> Process:
             "every node, and that the port is free; GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME "
             "names the network interface to use."
         ) from error
-    return process
+
+
+def _count_cores(device: torch.device) -> int:
+    """Cores that this rank may use, divided by the ranks that may use just the same ones.
+
+    SLURM and `deepspeed --bind_cores_to_rank` give each rank cores of its own; other launchers let
+    all ranks of a node use all of them.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    name = f"{os.uname().nodename} {cores}".encode()
+    key = int.from_bytes(hashlib.sha256(name).digest()[:8], "big", signed=True)
+    own = torch.tensor([key], device=device)
+    keys = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(keys, own)
+    return max(1, len(cores) // torch.cat(keys).tolist().count(key))
 
 
 def _from_environment(device: str) -> Process:
     present = [name for name in RENDEZVOUS_VARIABLES if name in os.environ]
     if not present or present == ["MASTER_ADDR"] or present == ["MASTER_ADDR", "MASTER_PORT"]:
-        return Process(0, 0, 1, 1, choose_device(device, 0))
+        return Process(0, 0, 1, choose_device(device, 0))
     missing = [name for name in RENDEZVOUS_VARIABLES if name not in os.environ]
     if missing:
         raise DistributedError(
@@ -104,23 +128,20 @@ def _from_environment(device: str) -> Process:
             "process."
         )
     rank, local_rank, world_size = (_integer(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    # The deepspeed launcher names it LOCAL_SIZE; a single node needs no name.
-    local_world_size = _integer("LOCAL_WORLD_SIZE", 0) or _integer("LOCAL_SIZE", world_size)
     if not 0 <= rank < world_size or local_rank < 0:
         raise DistributedError(
             f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size}; ranks are "
             "counted from 0 to WORLD_SIZE - 1."
         )
     chosen = choose_device(device, local_rank)
-    return Process(rank, local_rank, world_size, local_world_size, chosen)
+    return Process(rank, local_rank, world_size, chosen)
 
 
-def _integer(name: str, default: int = 0) -> int:
-    text = os.environ.get(name, str(default))
+def _integer(name: str) -> int:
     try:
-        return int(text)
+        return int(os.environ[name])
     except ValueError:
-        raise DistributedError(f"{name} is {text!r}, not a whole number.") from None
+        raise DistributedError(f"{name} is {os.environ[name]!r}, not a whole number.") from None
 
 
 def _put_environment_on_path() -> None:

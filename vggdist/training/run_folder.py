@@ -14,6 +14,7 @@ from vggdist.config import Config
 from vggdist.config_file import differences, load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training import checkpoint
+from vggdist.training.metric_log import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,13 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
     """
     config_file = folder / CONFIG_FILE
     if config.run.resume == "never":
-        if config_file.exists() or checkpoint.committed(folder / CHECKPOINTS):
+        if has_training(folder):
             raise ConfigError(
                 f"run.resume is never, but {folder} already holds a training; choose another "
                 "run.folder, or delete that one."
             )
         return None
-    if config_file.exists():
+    if has_training(folder) and config_file.exists():
         _check_same_training(config, config_file)
     if config.run.resume != "auto":
         path = Path(config.run.resume)
@@ -65,9 +66,17 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
             )
         return path
     newest = checkpoint.newest(folder / CHECKPOINTS)
-    if newest is None and config_file.exists():
+    if newest is None and has_training(folder):
         logger.info("%s has no checkpoint yet; starting at the first step.", folder)
     return newest
+
+
+def has_training(folder: Path) -> bool:
+    """Whether a training has begun here: after a start that failed on a mistake, none has."""
+    metrics = folder / METRICS_FILE
+    return bool(checkpoint.committed(folder / CHECKPOINTS)) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    )
 
 
 def prepare(config: Config, folder: Path) -> None:
