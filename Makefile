@@ -19,8 +19,6 @@ setup: $(BIN)/.complete
 $(BIN)/.complete: requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "vggdist needs Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
-	@command -v g++ > /dev/null || \
-	  { echo "DeepSpeed compiles with g++, which is missing; install it (Debian: apt install g++)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

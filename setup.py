@@ -24,7 +24,6 @@ setup(
         "pillow>=11.0",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
-        "ninja>=1.11",
     ],
     extras_require={
         "dev": [

@@ -1,10 +1,8 @@
 """One process among others, as the environment of a launcher describes it."""
 
 import os
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -167,14 +165,6 @@ def test_auto_is_the_gpu_of_the_local_rank_where_there_is_one(
         "local rank 2 has no GPU of its own: this machine shows 2; start at most that many ranks "
         "on it."
     )
-
-
-def test_deepspeed_finds_the_ninja_beside_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/usr/bin")
-    folder = str(Path(sys.executable).parent)
-    for _ in range(2):
-        world._put_environment_on_path()
-        assert os.environ["PATH"] == f"{folder}{os.pathsep}/usr/bin"
 
 
 def speak(process: Process) -> dict[str, object]:

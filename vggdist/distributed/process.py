@@ -6,10 +6,8 @@ WORLD_SIZE, MASTER_ADDR, MASTER_PORT). A process without it is a world of one.
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from torch import Tensor, distributed
@@ -66,7 +64,6 @@ def start(device: str = "auto") -> Process:
         DistributedError: the environment is incomplete, or not all ranks came within five minutes.
     """
     process = _from_environment(device)
-    _put_environment_on_path()
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
     _join(process)
@@ -142,14 +139,6 @@ def _integer(name: str) -> int:
         return int(os.environ[name])
     except ValueError:
         raise DistributedError(f"{name} is {os.environ[name]!r}, not a whole number.") from None
-
-
-def _put_environment_on_path() -> None:
-    """DeepSpeed compiles with the ninja that pip put beside this Python; it looks on PATH."""
-    folder = str(Path(sys.executable).parent)
-    path = os.environ.get("PATH", "")
-    if folder not in path.split(os.pathsep):
-        os.environ["PATH"] = folder + os.pathsep + path
 
 
 def stop() -> None:

@@ -310,6 +310,9 @@ def _deepspeed(process: Process) -> Iterator[Any]:
         with contextlib.redirect_stdout(printed):
             import deepspeed
 
+            # The one operator that it would build on a CPU is for inference, and takes a compiler
+            # and up to a minute at the first start; an empty list of operators leaves it out.
+            deepspeed.ops.__compatible_ops__ = {}
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
             yield deepspeed
     finally:
