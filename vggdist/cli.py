@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a training step beside a bare PyTorch loop with the same network",
         epilog="example: vggdist bench step --rounds 5 model.configuration=A precision=fp32",
     )
-    step.add_argument("--rounds", type=int, default=7, help="pairs of timings (default: 7)")
+    step.add_argument("--rounds", type=int, default=15, help="pairs of timings (default: 15)")
     _add_config(step)
     _add_json(step)
     step.set_defaults(run=_bench_step)

@@ -329,6 +329,8 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
             relative_difference(engine.momentum(), plain[1]),
         )
         engines[stage] = engine
+    results["travelled"] = travelled_elements(engines[0], process)
+    results["parameters"] = sum(p.numel() for p in engines[0].module.parameters())
     for old, new in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 0), (0, 2)):
         torch.distributed.barrier()
         path = checkpoint.newest(folder / str(old))
@@ -349,6 +351,23 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
     for stage in STAGES:  # fp16 at the end, as above
         results[f"overflow: stage {stage}"] = overflow_on_one_rank(process, stage)
     return results
+
+
+def travelled_elements(engine: Engine, process: Process) -> int:
+    """Elements that all-reduces of any part of DeepSpeed or ours carry in a step."""
+    sizes = []
+    all_reduce = torch.distributed.all_reduce
+
+    def counted(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        sizes.append(tensor.numel())
+        return all_reduce(tensor, *arguments, **named)
+
+    torch.distributed.all_reduce = counted
+    origin = engine.weights(), engine.momentum()
+    engine_step(engine, process, 1, num_micro=2)
+    torch.distributed.all_reduce = all_reduce
+    engine.load(*origin, {})
+    return sum(sizes)
 
 
 def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, Any]:
@@ -429,6 +448,13 @@ def test_two_ranks_and_two_micro_batches_are_one_rank_and_none(
     """With the same global batch, and dropout masks drawn from keys."""
     for results in together:
         assert max(results[f"one rank: stage {stage}"]) < TOLERANCE["fp32"]
+
+
+@pytest.mark.multi_process
+def test_at_stage_0_every_gradient_travels_once(together: list[dict[str, Any]]) -> None:
+    """DeepSpeed's own reduction, at the end of the backward pass, is off."""
+    for results in together:
+        assert results["travelled"] == results["parameters"]
 
 
 @pytest.mark.multi_process

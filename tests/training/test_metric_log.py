@@ -1,6 +1,8 @@
 """Curves are read back: the lines with `json`, the events with TensorBoard's own reader."""
 
+import errno
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,21 @@ def test_what_the_network_is_fed_is_shown_in_its_first_colours() -> None:
     assert rounded.abs().max() <= 1
     outside = torch.tensor([-500.0, 500.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
     assert displayable(outside, mean).flatten(1).tolist() == [[0] * 3, [255] * 3]
+
+
+def test_a_full_disk_costs_points_of_the_curves_and_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logging.getLogger("vggdist"), "propagate", True)
+    with Path("/dev/full").open("w") as no_space, MetricLog(folder, 0) as log:
+        monkeypatch.setattr(log, "_lines", no_space)
+        for step in (1, 2):
+            log.write("train", step, 0.1, {"loss": 1.0})
+        monkeypatch.setattr(log._board, "flush", full)
+        log.write("train", 3, 0.1, {"loss": 1.0})
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "training goes on: [Errno 28] No space left on device." in caplog.text
+    assert [step for step, _ in points(folder, "train/loss")] == [1, 2, 3]

@@ -4,16 +4,20 @@ After a resume no step appears twice: TensorBoard is told to forget what came af
 and the lines of `metrics.jsonl` after it are dropped.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -25,6 +29,7 @@ class MetricLog:
     def __init__(self, run_folder: Path, first_step: int) -> None:
         """Continues the curves of `run_folder` after step `first_step`."""
         self._first_step = first_step
+        self._failed = False
         self._path = run_folder / METRICS_FILE
         _drop_lines_after(self._path, first_step)
         self._lines = self._path.open("a", encoding="utf-8")
@@ -38,28 +43,43 @@ class MetricLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self._board.close()
+        for part in (self._lines, self._board):
+            with self._going_on():
+                part.close()
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """A point of every curve; `split` is train or validation and groups them."""
         # JSON has no nan and no infinity.
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
         record = {"split": split, "step": step, "epoch": epoch, **numbers}
-        self._lines.write(json.dumps(record) + "\n")
-        self._lines.flush()
-        for name, value in {"epoch": epoch, **values}.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
-        self._board.flush()
+        with self._going_on():
+            self._lines.write(json.dumps(record) + "\n")
+            self._lines.flush()
+        with self._going_on():
+            for name, value in {"epoch": epoch, **values}.items():
+                self._board.add_scalar(f"{split}/{name}", value, step)
+            self._board.flush()
 
     def write_text(self, name: str, text: str) -> None:
         """A text of this start, shown as it is."""
         indented = "\n".join("    " + line for line in text.splitlines())
-        self._board.add_text(name, indented, self._first_step)
+        with self._going_on():
+            self._board.add_text(name, indented, self._first_step)
 
     def write_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images (n, 3, height, width), 8-bit."""
-        self._board.add_images(name, images, step)
+        with self._going_on():
+            self._board.add_images(name, images, step)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A full disk costs points of the curves, not the training; it is said once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._failed:
+                logger.error("the curves cannot be written, training goes on: %s.", error)
+            self._failed = True
 
 
 def displayable(images: Tensor, mean: tuple[float, float, float]) -> Tensor:
