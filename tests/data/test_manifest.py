@@ -243,3 +243,16 @@ def test_images_to_look_at_come_from_any_folder(root):
     assert flat.classes == ("dog",)
     assert flat.path(0) == root / "train" / "dog" / "a.jpg"
     assert not list(root.rglob(MANIFEST_NAME))
+
+
+def test_a_root_that_nobody_may_write_is_left_alone_even_by_root(tmp_path, make_tree):
+    root, fallback = tmp_path / "images", tmp_path / "run"
+    for split in ("train", "val"):
+        make_tree(root / split, {"cat": 2, "dog": 1})
+    root.chmod(0o555)
+    try:
+        open_dataset(root, fallback=fallback, write=True)
+        assert sorted(entry.name for entry in root.iterdir()) == ["train", "val"]
+        assert (fallback / MANIFEST_NAME).is_file()
+    finally:
+        root.chmod(0o755)

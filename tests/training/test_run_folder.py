@@ -153,6 +153,21 @@ def test_a_cosine_training_may_not_change_its_length(tmp_path: Path) -> None:
         choose_checkpoint(config_with(schedule__name="cosine", schedule__num_epochs=80.0), tmp_path)
 
 
+def test_micro_batches_may_change_but_not_where_batch_normalization_sees_them(
+    tmp_path: Path,
+) -> None:
+    for batch_norm in (False, True):
+        folder = tmp_path / str(batch_norm)
+        prepare(config_with(model__batch_norm=batch_norm), folder)
+        save(folder, 10)
+        other = config_with(model__batch_norm=batch_norm, batch__micro=8)
+        if batch_norm:
+            with pytest.raises(CheckpointError, match=r"batch\.micro: None -> 8"):
+                choose_checkpoint(other, folder)
+        else:
+            assert choose_checkpoint(other, folder) == step_of(folder, 10)
+
+
 def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:
     (folder / "config.yaml").write_text("model: {depth: 16}\n")
     with pytest.raises(CheckpointError) as caught:

@@ -8,6 +8,7 @@ once, beside the images, and every later start compares the tree with it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import zipfile
@@ -175,6 +176,9 @@ def _save(dataset: Dataset, places: Sequence[Path]) -> None:
         temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.parent.stat().st_mode & 0o222:
+                # root could, but somebody has said that nobody shall.
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             with open(temporary, "wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
                 file.flush()

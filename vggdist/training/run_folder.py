@@ -28,7 +28,6 @@ MAY_CHANGE = (
     "device",
     "exchange",
     "zero_stage",
-    "batch.micro",
     "evaluation.micro",
     "data.root",
     "data.num_threads",
@@ -169,7 +168,13 @@ def _check_same_training(config: Config, config_file: Path) -> None:
 
 
 def _is_harmless(key: str, config: Config) -> bool:
-    """A training may be made longer or shorter, unless its learning rate depends on the length."""
+    """Changes that are harmless in some trainings only.
+
+    A training may be made longer or shorter, unless its learning rate depends on the length; and
+    cut into other micro batches, unless batch normalization makes them matter.
+    """
+    if key == "batch.micro":
+        return not config.model.batch_norm
     return config.schedule.name != "cosine" and key in (
         "schedule.num_epochs",
         "schedule.num_steps",
