@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ranks import run_in_ranks
 
+from tests.ranks import run_in_ranks
 from vggdist.config_file import load_config
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError

@@ -28,8 +28,8 @@ from vggdist.errors import (
 )
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
-from vggdist.model.initialization import copy_trained, initialize
-from vggdist.model.vgg import VGG, build_vgg
+from vggdist.model.initialization import build_initialized, copy_trained
+from vggdist.model.vgg import VGG
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training import checkpoint, progress, run_folder
 from vggdist.training.engine import DTYPES, Engine, check_precision
@@ -218,8 +218,7 @@ def _load_checkpoint(
 
 def _build_network(config: Config, fresh: bool) -> VGG:
     """The network with its first weights; those of a checkpoint come later."""
-    network = build_vgg(config.model, config.data.crop_size)
-    initialize(network, config.model.initialization, config.model.initial_std, config.seed)
+    network = build_initialized(config.model, config.data.crop_size, config.seed)
     if fresh and config.model.initialize_from is not None:
         path = run_folder.weights_file(config.model.initialize_from)
         try:

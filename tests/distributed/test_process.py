@@ -57,7 +57,6 @@ def test_a_process_that_no_launcher_started_is_a_world_of_one() -> None:
         assert world.all_agree(True, process.device)
         assert not world.all_agree(False, process.device)
         assert world.from_main(7, process.device) == 7
-        world.wait_for_all()
     finally:
         world.stop()
     assert not distributed.is_initialized()
@@ -169,7 +168,6 @@ def test_auto_is_the_gpu_of_the_local_rank_where_there_is_one(
 
 def speak(process: Process) -> dict[str, object]:
     device = process.device
-    world.wait_for_all()
     return {
         "process": (process.rank, process.world_size, process.is_main),
         "sum": world.sum_over_ranks(torch.tensor([process.rank + 1, 10])).tolist(),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_in_ranks
 
+from tests.ranks import run_in_ranks
 from vggdist.config import BatchSplit, DataConfig
 from vggdist.data.loader import Batch, TrainingLoader
 from vggdist.data.manifest import open_dataset
@@ -40,8 +40,7 @@ def test_the_gpu_makes_the_images_that_the_cpu_makes(tiny_dataset):
 
 def steps_without_waiting(process: Process, precision: str) -> bool:
     """Three steps in which any wait for the device is an error."""
-    from small_engine import CROP_SIZE, small_engine
-
+    from tests.training.small_engine import CROP_SIZE, small_engine
     from vggdist.training.agreement import Agreement, Verdict
     from vggdist.training.step import Meter, train_step
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,17 +11,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.ranks import free_port
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch" / "train.py")
 BIN = Path(sys.executable).parent
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def environment(**values: str) -> dict[str, str]:
@@ -43,7 +38,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def start_ranks(world_size: int, overrides: list[str]) -> list[subprocess.Popen[str]]:
     """Ranks without a launcher, so that a test can signal each of them."""
-    port = free_port()
+    port = str(free_port())
     return [
         subprocess.Popen(
             [sys.executable, SCRIPT, *overrides],
@@ -122,7 +117,7 @@ def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_override
     assert torchrun.returncode == 0, torchrun.stderr
     assert "continuing from step 2" in torchrun.stderr
     deepspeed = run(
-        "deepspeed", "--num_gpus", "2", "--master_port", free_port(), SCRIPT, *tiny_overrides,
+        "deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), SCRIPT, *tiny_overrides,
         "schedule.num_steps=6",
     )  # fmt: skip
     assert deepspeed.returncode == 0, deepspeed.stdout + deepspeed.stderr

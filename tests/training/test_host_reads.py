@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_in_ranks
-from small_engine import CROP_SIZE, small_engine
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.ranks import run_in_ranks
+from tests.training.small_engine import CROP_SIZE, small_engine
 from vggdist.data.loader import Batch
 from vggdist.distributed.process import Process
 from vggdist.training.agreement import Agreement

@@ -17,8 +17,7 @@ from vggdist.config import Config, split_batch
 from vggdist.data.loader import Batch
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
-from vggdist.model.initialization import initialize
-from vggdist.model.vgg import VGG, build_vgg
+from vggdist.model.initialization import build_initialized
 from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import DTYPES, Engine, check_precision
 from vggdist.training.step import Meter, train_step
@@ -43,7 +42,11 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any]:
         check_precision(config.precision, process.device)
         split = split_batch(config.batch, 1)
         batch = _synthetic_batch(config, split.micro, process.device)
-        bare = _BareLoop(_network(config), config, process.device)
+        bare = _BareLoop(
+            build_initialized(config.model, config.data.crop_size, config.seed),
+            config,
+            process.device,
+        )
         ours = _OurLoop(config, process)
         loops = [(bare.step, ours.step), (ours.step, bare.step)]
         times: dict[Any, list[float]] = {bare.step: [], ours.step: []}
@@ -129,7 +132,12 @@ class _OurLoop:
     """The steps of `training/loop.py`."""
 
     def __init__(self, config: Config, process: world.Process) -> None:
-        self._engine = Engine(_network(config), config, split_batch(config.batch, 1), process)
+        self._engine = Engine(
+            build_initialized(config.model, config.data.crop_size, config.seed),
+            config,
+            split_batch(config.batch, 1),
+            process,
+        )
         self._agreement = Agreement(self._engine)
         self._meter = Meter(process.device)
         self._verdict: Verdict | None = None
@@ -143,12 +151,6 @@ class _OurLoop:
         )
         if previous is not None:
             previous.read()
-
-
-def _network(config: Config) -> VGG:
-    network = build_vgg(config.model, config.data.crop_size)
-    initialize(network, config.model.initialization, config.model.initial_std, config.seed)
-    return network
 
 
 def _synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:

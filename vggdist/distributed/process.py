@@ -166,9 +166,3 @@ def from_main(value: int, device: torch.device) -> int:
     if distributed.get_world_size() > 1:
         distributed.broadcast(number, src=0)
     return int(number.item())
-
-
-def wait_for_all() -> None:
-    """Returns when every rank has come here."""
-    if distributed.get_world_size() > 1:
-        distributed.barrier()

@@ -8,13 +8,21 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor, nn
 
+from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError
-from vggdist.model.vgg import VGG, layer_name
+from vggdist.model.vgg import VGG, build_vgg, layer_name
 
 Method = Literal["glorot", "gaussian", "kaiming"]
 
 NUM_COPIED_CONVOLUTIONS = 4
 """The paper copies the first four convolutions, and the fully connected layers, of network A."""
+
+
+def build_initialized(config: ModelConfig, crop_size: int, seed: int) -> VGG:
+    """The configured network with its first weights, drawn as `config.initialization` says."""
+    network = build_vgg(config, crop_size)
+    initialize(network, config.initialization, config.initial_std, seed)
+    return network
 
 
 @torch.no_grad()
