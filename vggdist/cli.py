@@ -116,7 +116,7 @@ def _summary(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_digits(arguments: argparse.Namespace) -> None:
-    from vggdist.data.prepare import write_digits
+    from vggdist.data.digits import write_digits
 
     write_digits(arguments.out)
 

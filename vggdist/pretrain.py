@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from vggdist.config import BatchSplit, Config, split_batch, total_steps
 from vggdist.config_file import to_yaml
+from vggdist.data.dataset import open_dataset
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
-from vggdist.data.manifest import Dataset, Manifest, open_dataset
+from vggdist.data.manifest import Dataset, Manifest
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process

@@ -17,9 +17,10 @@ from PIL import Image
 from vggdist.config import BatchConfig, DataConfig, split_batch
 from vggdist.data import loader as loader_module
 from vggdist.data.color import color_shift
+from vggdist.data.dataset import open_images
 from vggdist.data.geometry import source_windows
 from vggdist.data.loader import Batch, EvaluationLoader, TrainingLoader
-from vggdist.data.manifest import Manifest, open_images
+from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan
 from vggdist.errors import DataError
 
@@ -267,7 +268,7 @@ def test_the_interpreter_ends_although_a_loader_was_left_open(manifest, tmp_path
     script.write_text(
         "from vggdist.config import DataConfig\n"
         "from vggdist.data.loader import EvaluationLoader\n"
-        "from vggdist.data.manifest import open_images\n"
+        "from vggdist.data.dataset import open_images\n"
         "data = DataConfig(crop_size=32)\n"
         f"loader = EvaluationLoader(open_images({str(manifest.folder)!r}), data, scale=32,"
         " batch_size=2)\n"

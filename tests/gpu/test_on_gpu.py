@@ -9,8 +9,8 @@ import torch
 
 from tests.ranks import run_in_ranks
 from vggdist.config import BatchSplit, DataConfig
+from vggdist.data.dataset import open_dataset
 from vggdist.data.loader import Batch, TrainingLoader
-from vggdist.data.manifest import open_dataset
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process

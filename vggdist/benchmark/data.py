@@ -26,8 +26,9 @@ from torch import Tensor
 
 from vggdist.config import BatchSplit, DataConfig
 from vggdist.data.color import EIGENVALUES, EIGENVECTORS, subtracted_mean
+from vggdist.data.dataset import open_images
 from vggdist.data.loader import TrainingLoader
-from vggdist.data.manifest import Manifest, open_images
+from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan
 
 _SEED = 0

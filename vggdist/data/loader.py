@@ -228,7 +228,7 @@ def _batches(
 ) -> Generator[Batch]:
     def work() -> Iterator[Work]:
         for some in samples:
-            paths = [manifest.encoded_path(int(image)) for image in some.image]
+            paths = [np.frombuffer(manifest.place(int(i)).path, np.uint8) for i in some.image]
             yield Work(paths, some, subtracted_mean(data.mean, some.color_draw))
 
     def on_device(numbers: NDArray[np.int64]) -> Tensor:

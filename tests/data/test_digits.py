@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggdist.data import prepare
-from vggdist.data.manifest import open_dataset
-from vggdist.data.prepare import write_digits
+from vggdist.data import digits as digits_module
+from vggdist.data.dataset import open_dataset
+from vggdist.data.digits import write_digits
 from vggdist.errors import DataError
 
 
@@ -61,7 +61,7 @@ def test_an_interrupted_run_leaves_nothing_and_is_done_again(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_write_images", interrupted)
+        patch.setattr(digits_module, "_write_images", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_digits(tmp_path / "set")
     assert not list(tmp_path.iterdir())

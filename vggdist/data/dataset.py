@@ -1,0 +1,169 @@
+"""Opening a data set: its manifest where there is one, else its class folders.
+
+A class folder that is lost, added or renamed would silently change the labels of all later classes,
+so the list of images is written down once, and every later start compares the tree with it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from vggdist.data.folders import (
+    LARGEST_LIST,
+    ClassFolders,
+    existing_folder,
+    list_classes,
+    list_images,
+    listed,
+    names_in,
+)
+from vggdist.data.manifest import Dataset, Manifest, from_tree, to_tree
+from vggdist.data.manifest_file import MANIFEST_NAME, SPLITS, load_manifest, save_manifest
+from vggdist.errors import DataError
+
+
+def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = False) -> Dataset:
+    """The data set of a folder that holds train/ and val/: class folders, or shards.
+
+    Args:
+        root: the folder.
+        fallback: where the manifest goes if `root` cannot be written: the run folder. A manifest
+            that is there already goes before one in `root`, since the run was started with it.
+        write: compare the images with their manifest, or write the manifest if there is none. The
+            main rank does so; the others call with False afterwards and load what it has checked.
+            Without a manifest, False takes the tree as it is.
+
+    Raises:
+        DataError: there is no such data set, or it is not the one that its manifest lists.
+    """
+    root = existing_folder(root)
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            raise DataError(
+                f"{root} has no folder {split}/ (it has {listed(names_in(root))}); a data set is "
+                "a folder with train/ and val/, each with one folder of images per class. Set "
+                "data.root to such a folder."
+            )
+    stored = find_manifest(root, fallback)
+    if stored is not None:
+        dataset = load_manifest(stored, root)
+        if write:
+            _compare(dataset, stored)
+        return dataset
+    trees = {split: _class_folders(root / split) for split in SPLITS}
+    _check_same_classes(root, trees)
+    dataset = Dataset(*(from_tree(root / split, split, trees[split]) for split in SPLITS))
+    if write:
+        save_manifest(dataset, _places(root, fallback))
+    return dataset
+
+
+def find_manifest(root: Path, fallback: Path | None = None) -> Path | None:
+    """Where the manifest of a data set is, if it has one."""
+    return next((path for path in reversed(_places(root, fallback)) if path.is_file()), None)
+
+
+def open_images(root: str | Path) -> Manifest:
+    """The images of a folder, for commands that only look at them; nothing is written.
+
+    Args:
+        root: a data set (its training images are taken), a folder of class folders, or a folder
+            of images, which then is the only class.
+    """
+    root = existing_folder(root)
+    stored = find_manifest(root)
+    if stored is not None:
+        return load_manifest(stored, root).train
+    if (root / "train").is_dir():
+        return from_tree(root / "train", "train", _class_folders(root / "train"))
+    images = list_images(root)
+    if any("/" not in name for name in images):
+        return from_tree(root.parent, "", {root.name: images})
+    return from_tree(root, "", list_classes(root))
+
+
+def _places(root: Path, fallback: Path | None) -> list[Path]:
+    return [root / MANIFEST_NAME] + ([fallback / MANIFEST_NAME] if fallback else [])
+
+
+def _class_folders(folder: Path) -> ClassFolders:
+    shards = [name for name in names_in(folder) if name.endswith(".tar")]
+    if shards:
+        raise DataError(
+            f"{folder} holds {listed(shards)}, but {folder.parent / MANIFEST_NAME}, which tells "
+            "where in them the images are, is missing. Prepare the data set again."
+        )
+    return list_classes(folder)
+
+
+def _check_same_classes(root: Path, trees: dict[str, ClassFolders]) -> None:
+    train, val = (set(trees[split]) for split in SPLITS)
+    differences = [
+        f"only {root / split} has {listed(sorted(names))}"
+        for split, names in (("train", train - val), ("val", val - train))
+        if names
+    ]
+    if differences:
+        raise DataError(
+            f"train/ and val/ have different class folders: {'; '.join(differences)}. A label is "
+            "the place of a class among the sorted folders, so both need the same ones. Add or "
+            "remove these folders."
+        )
+
+
+def _compare(dataset: Dataset, path: Path) -> None:
+    """Raises a DataError that names the differences between a manifest and the disk, if any."""
+    found: list[str] = []
+    for manifest in (dataset.train, dataset.val):
+        found += _shard_differences(manifest) if manifest.shards else _tree_differences(manifest)
+    if not found:
+        return
+    lines = [
+        f"The images in {dataset.root} are not those that {path} lists:",
+        *(f"  {difference}" for difference in found[:LARGEST_LIST]),
+    ]
+    if len(found) > LARGEST_LIST:
+        lines.append(f"  There are {len(found) - LARGEST_LIST} more differences.")
+    lines.append(
+        "The manifest keeps labels and the order of images from changing unnoticed. Undo the "
+        + (
+            "change, or prepare the shards again."
+            if dataset.train.shards
+            else f"change, or delete {path} to accept the images as they are now."
+        )
+    )
+    raise DataError("\n".join(lines))
+
+
+def _shard_differences(manifest: Manifest) -> list[str]:
+    assert manifest.shards is not None
+    found = []
+    for name, size in zip(manifest.shards.files, manifest.shards.sizes, strict=True):
+        try:
+            now = os.stat(manifest.folder / name).st_size
+        except OSError as error:
+            found.append(f"{manifest.folder / name}: {error.strerror}.")
+            continue
+        if now != size:
+            found.append(f"{manifest.folder / name} has {now} bytes, not {size}.")
+    return found
+
+
+def _tree_differences(manifest: Manifest) -> list[str]:
+    now = list_classes(manifest.folder)
+    if replace(from_tree(manifest.folder, "", now), resized=manifest.resized).digest == (
+        manifest.digest
+    ):
+        return []
+    before, folder = to_tree(manifest), manifest.folder
+    found = [f"The class folder {folder / name} is gone." for name in before if name not in now]
+    found += [f"The class folder {folder / name} is new." for name in now if name not in before]
+    for name in sorted(before.keys() & now.keys()):
+        gone, new = set(before[name]) - set(now[name]), set(now[name]) - set(before[name])
+        for files, state in ((sorted(gone), "gone"), (sorted(new), "new")):
+            if files:
+                verb = "is" if len(files) == 1 else "are"
+                found.append(f"In {folder / name}, {listed(files)} {verb} {state}.")
+    return found

@@ -1,0 +1,239 @@
+"""The manifest on disk: `vggdist-manifest.npz` and `vggdist-quarantine.json`, beside the images.
+
+The manifest holds plain numpy arrays, named train_... and val_...; what training does not need
+(pixel sizes, hashes) is read only when it is asked for. The quarantine is a list that a person may
+read and edit: `{"quarantine": [{"file": "train/CLASS/FILE", "reason": "..."}]}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards
+from vggdist.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_NAME = "vggdist-manifest.npz"
+QUARANTINE_NAME = "vggdist-quarantine.json"
+SPLITS = ("train", "val")
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An image that training could not use."""
+
+    file: str
+    """As in the manifest, after the split if there is one: train/class/file."""
+    reason: str
+    """What is wrong with it."""
+
+
+def save_manifest(
+    dataset: Dataset, places: Sequence[Path], contents: Mapping[str, Contents] | None = None
+) -> Path:
+    """Writes the manifest to the first of `places` that lets it; returns that one.
+
+    Args:
+        dataset: both splits.
+        places: paths of the file.
+        contents: split -> what is in its files, if somebody has looked.
+
+    Raises:
+        DataError: none of the places can be written.
+    """
+    arrays: dict[str, NDArray[Any]] = {"version": np.array(_VERSION)}
+    for manifest in (dataset.train, dataset.val):
+        split = manifest.split
+        arrays |= {f"{split}_{name}": array for name, array in _arrays(manifest).items()}
+        if contents is not None:
+            arrays[f"{split}_sizes"] = contents[split].sizes
+            arrays[f"{split}_sha256"] = contents[split].sha256
+
+    def write(file: IO[bytes]) -> None:
+        np.savez(file, allow_pickle=False, **arrays)
+
+    refusals = []
+    for place in places:
+        try:
+            _write_atomically(place, write)
+            return place
+        except OSError as error:
+            refusals.append(f"{place} ({error.strerror})")
+    raise DataError(
+        f"The data set's manifest cannot be written to {' nor to '.join(refusals)}; it keeps "
+        "labels from shifting when folders change. Make one of these folders writable."
+    )
+
+
+def load_manifest(path: Path, root: Path) -> Dataset:
+    """Reads the manifest of the data set in `root`, and the quarantine list beside its images.
+
+    Raises:
+        DataError: the file is damaged or of another version.
+    """
+    with _opened(path, root) as stored:
+        splits = []
+        for split in SPLITS:
+            manifest = _manifest(root / split, split, stored)
+            if manifest.digest != str(stored[f"{split}_digest"]):
+                raise ValueError("its checksum is wrong")
+            splits.append(manifest)
+    listed = load_quarantine(root)
+    return Dataset(*(_with_quarantine(manifest, listed) for manifest in splits))
+
+
+def load_contents(path: Path, root: Path) -> dict[str, Contents] | None:
+    """Split -> what is in its files, as far as the manifest knows it.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _opened(path, root) as stored:
+        if f"{SPLITS[0]}_sha256" not in stored:
+            return None
+        return {
+            split: Contents(stored[f"{split}_sizes"], stored[f"{split}_sha256"]) for split in SPLITS
+        }
+
+
+def save_quarantine(root: Path, unusable: Sequence[Unusable]) -> Path:
+    """Writes the quarantine list of a data set, or removes it where nothing is left in it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = root / QUARANTINE_NAME
+    if not unusable:
+        path.unlink(missing_ok=True)
+        return path
+    text = json.dumps({"quarantine": [vars(one) for one in unusable]}, indent=1) + "\n"
+    _write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    return path
+
+
+def load_quarantine(root: Path) -> list[Unusable]:
+    """The quarantine list of a data set; empty where there is none.
+
+    Raises:
+        DataError: the file is not what `save_quarantine` writes.
+    """
+    path = root / QUARANTINE_NAME
+    try:
+        listed = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))["quarantine"]
+        return [Unusable(str(one["file"]), str(one["reason"])) for one in listed]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"The quarantine list {path} cannot be read: {type(error).__name__}: {error}. Mend it, "
+            "or delete it and run `vggdist check` again."
+        ) from error
+
+
+def _arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {
+        "classes": _packed(manifest.classes),
+        "labels": manifest.labels.astype(np.int32),
+        "names": np.frombuffer(manifest.names.packed, dtype=np.uint8),
+        "digest": np.array(manifest.digest),
+        "resized": np.array(manifest.resized),
+    }
+    if manifest.num_bytes is not None:
+        arrays["num_bytes"] = manifest.num_bytes
+    if manifest.shards is not None:
+        arrays |= {
+            "shard_files": _packed(manifest.shards.files),
+            "shard_sizes": manifest.shards.sizes,
+            "shard_file": manifest.shards.file,
+            "shard_offset": manifest.shards.offset,
+        }
+    return arrays
+
+
+def _manifest(folder: Path, split: str, stored: Mapping[str, NDArray[Any]]) -> Manifest:
+    shards = None
+    if f"{split}_shard_files" in stored:
+        shards = Shards(
+            _unpacked(stored[f"{split}_shard_files"]),
+            stored[f"{split}_shard_sizes"],
+            stored[f"{split}_shard_file"],
+            stored[f"{split}_shard_offset"],
+        )
+    return Manifest(
+        folder,
+        split,
+        _unpacked(stored[f"{split}_classes"]),
+        stored[f"{split}_labels"].astype(np.int64),
+        Names(stored[f"{split}_names"].tobytes()),
+        str(stored[f"{split}_resized"]),
+        stored.get(f"{split}_num_bytes"),
+        shards,
+    )
+
+
+def _with_quarantine(manifest: Manifest, listed: Sequence[Unusable]) -> Manifest:
+    prefix = f"{manifest.split}/"
+    names = [one.file.removeprefix(prefix) for one in listed if one.file.startswith(prefix)]
+    known = dict(manifest.numbers(names))
+    unknown = [name for name, number in known.items() if number is None]
+    if unknown:
+        logger.warning(
+            "%s names %d images that the data set does not have, such as %s.",
+            QUARANTINE_NAME,
+            len(unknown),
+            prefix + unknown[0],
+        )
+    return replace(manifest, quarantine=frozenset(n for n in known.values() if n is not None))
+
+
+def _packed(names: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
+
+
+def _unpacked(packed: NDArray[np.uint8]) -> tuple[str, ...]:
+    return tuple(os.fsdecode(packed.tobytes()).split("\0"))
+
+
+@contextlib.contextmanager
+def _opened(path: Path, root: Path) -> Any:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if int(stored["version"]) != _VERSION:
+                raise ValueError(f"it has version {stored['version']}, not {_VERSION}")
+            yield stored
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"The manifest {path} cannot be used: {error}. Delete it to accept the images in "
+            f"{root} as they are now; a data set in shards must be prepared again."
+        ) from error
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.stat().st_mode & 0o222:
+            # root could, but somebody has said that nobody shall.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
