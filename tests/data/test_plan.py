@@ -125,3 +125,45 @@ def test_the_ranks_shares_are_the_set_each_image_once(num_images, world_size):
     assert sorted(np.concatenate(shares)) == list(range(num_images))
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_bad_image_is_replaced_and_nothing_else_changes():
+    plan = SamplePlan(40, JITTER, global_batch=16, seed=3)
+    for step in range(8):
+        before, after = plan.batch(step), plan.batch(step, known_bad={7, 11})
+        bad = np.isin(before.image, [7, 11])
+        assert not np.isin(after.image, [7, 11]).any()
+        np.testing.assert_array_equal(after.image[~bad], before.image[~bad])
+        for field in fields(Samples):
+            if field.name != "image":
+                np.testing.assert_array_equal(
+                    getattr(after, field.name), getattr(before, field.name)
+                )
+
+
+def test_the_substitute_of_a_slice_is_that_of_the_batch():
+    plan = SamplePlan(10, JITTER, global_batch=60, seed=1)
+    whole = plan.batch(2, known_bad={1, 4})
+    parts = [plan.batch(2, i, i + 7 if i < 56 else 60, {4, 1}) for i in range(0, 60, 7)]
+    assert_same(joined(parts), whole)
+
+
+def test_finding_bad_images_one_after_another_ends_where_knowing_them_all_does():
+    """A substitute that turns out bad gives way to the next: the order of discovery is nothing."""
+    plan, bad = SamplePlan(6, JITTER, global_batch=90, seed=8), {0, 2, 3, 5}
+    known: set[int] = set()
+    while True:
+        images = plan.batch(0, known_bad=known).image
+        found = next((int(i) for i in images if i in bad), None)
+        if found is None:
+            break
+        known.add(found)
+    assert known == bad
+    np.testing.assert_array_equal(images, plan.batch(0, known_bad=bad).image)
+
+
+def test_substitutes_are_drawn_evenly():
+    plan = SamplePlan(5, JITTER, global_batch=5000, seed=2)
+    counts = np.bincount(plan.batch(0, known_bad={0, 1}).image, minlength=5)
+    assert counts[:2].tolist() == [0, 0]
+    assert (abs(counts[2:] - 5000 / 3) < 150).all()

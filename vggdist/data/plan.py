@@ -6,11 +6,17 @@ Epoch e = p div N shows each of the N images once, in the order of a permutation
 (seed, e). Scale, crop, flip, colour shift and dropout key belong to (seed, p). No stream of random
 numbers is ever advanced, so a step's batch does not depend on how many ranks there are nor on where
 the run was resumed, and the data state of a run is one integer.
+
+Where the permutation wants an image that is known to be bad, another takes its place, which belongs
+to (seed, p) and to the set of bad images. A run that finds a file bad when it first needs it, and
+one that knew from the start, therefore see the same images.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +26,7 @@ from vggdist.config import DataConfig
 from vggdist.data.geometry import CENTER, POSITIONS
 
 # The second half of the Philox key: an independent generator for each purpose.
-_PERMUTATION, _DRAWS = 1, 2
+_PERMUTATION, _DRAWS, _SUBSTITUTES = 1, 2, 3
 _COUNTERS_PER_POSITION = 2
 _WORDS_PER_COUNTER = 4
 
@@ -66,14 +72,24 @@ class SamplePlan:
         # Two, because a batch may span two epochs. For ImageNet an entry is 10 MB and takes 0.2 s.
         self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
 
-    def batch(self, step: int, start: int = 0, stop: int | None = None) -> Samples:
-        """Images [start, stop) of the global batch of a step, counted from 0; by default all."""
+    def batch(
+        self,
+        step: int,
+        start: int = 0,
+        stop: int | None = None,
+        known_bad: Set[int] = frozenset(),
+    ) -> Samples:
+        """Images [start, stop) of the global batch of a step, counted from 0; by default all.
+
+        Args:
+            known_bad: images that cannot be shown; not all there are.
+        """
         stop = self.global_batch if stop is None else stop
         assert 0 <= start <= stop <= self.global_batch
         first = step * self.global_batch
-        return self._samples(first + start, first + stop)
+        return self._samples(first + start, first + stop, known_bad)
 
-    def _samples(self, first: int, last: int) -> Samples:
+    def _samples(self, first: int, last: int, known_bad: Set[int]) -> Samples:
         words = _philox_words(
             (self._seed, _DRAWS),
             (first * _COUNTERS_PER_POSITION, 0),
@@ -92,7 +108,7 @@ class SamplePlan:
         )
         flip = ((place >> np.uint64(32)) & np.uint64(1)).astype(bool) & self._data.flip
         return Samples(
-            image=self._images(first, last),
+            image=self._images(first, last, known_bad),
             scale=scale.astype(np.int32),
             position=position.astype(np.int32),
             flip=flip,
@@ -100,14 +116,27 @@ class SamplePlan:
             dropout_key=(key >> np.uint64(1)).astype(np.int64),
         )
 
-    def _images(self, first: int, last: int) -> NDArray[np.int64]:
+    def _images(self, first: int, last: int, known_bad: Set[int]) -> NDArray[np.int64]:
         position = np.arange(first, last, dtype=np.int64)
         epoch, place = np.divmod(position, self.num_images)
         image = np.empty_like(position)
         for one in np.unique(epoch):
             chosen = epoch == one
             image[chosen] = self._permutation(int(one))[place[chosen]]
+        if known_bad:
+            for i in np.flatnonzero(np.isin(image, list(known_bad))):
+                image[i] = self._substitute(int(position[i]), known_bad)
         return image
+
+    def _substitute(self, position: int, known_bad: Set[int]) -> int:
+        """The first good image in a random sequence that belongs to (seed, position)."""
+        assert len(known_bad) < self.num_images
+        for attempt in itertools.count():
+            word = _philox_words((self._seed, _SUBSTITUTES), (position, attempt), 1)[0]
+            image = (int(word) * self.num_images) >> 64
+            if image not in known_bad:
+                return image
+        raise AssertionError("the sequence has no end")
 
     def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
         words = _philox_words((self._seed, _PERMUTATION), (0, epoch), self.num_images)

@@ -22,7 +22,7 @@ def read_encoded(place: Place) -> NDArray[np.uint8]:
         encoded = np.empty(num_bytes, dtype=np.uint8)
         filled = 0
         while filled < num_bytes:
-            count = os.preadv(descriptor, [memoryview(encoded)[filled:]], place.offset + filled)
+            count = os.preadv(descriptor, [encoded.data[filled:]], place.offset + filled)
             if count == 0:
                 path = os.fsdecode(place.path)
                 raise OSError(f"{path} ends {num_bytes - filled} bytes before the image does")
