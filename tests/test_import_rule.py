@@ -40,7 +40,7 @@ LEVELS = {
 """A module, or a package for those of its modules that are not named themselves -> its level."""
 
 DOORS = {
-    "nvidia": {"data.pipeline", "benchmark.data"},  # the benchmark builds DALI's usual pipelines
+    "nvidia": {"data.pipeline", "data.probe", "benchmark.data"},
     "deepspeed": {"training.engine"},
     "tensorboard": {"training.metric_log"},
     "torch.utils.tensorboard": {"training.metric_log"},

@@ -7,6 +7,8 @@ import pytest
 
 from tests.ranks import run_in_ranks
 from vggdist.config_file import load_config
+from vggdist.data.dataset import open_dataset
+from vggdist.data.manifest_file import Unusable, save_quarantine
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
 from vggdist.pretrain import pretrain, run
@@ -86,19 +88,31 @@ def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(t
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_an_unreadable_image_stops_training_and_is_named(
-    tiny_dataset, tiny_overrides, tmp_path, capfd
+@pytest.mark.parametrize(("split", "policy"), [("train", "fail"), ("val", "substitute")])
+def test_an_unusable_image_stops_training_and_is_named(
+    tiny_dataset, tiny_overrides, tmp_path, capfd, split, policy
 ):
     root = tmp_path / "images"
-    shutil.copytree(tiny_dataset, root)
-    (root / "vggdist-manifest.npz").unlink(missing_ok=True)
-    bad = root / "train" / "green" / "3.jpg"
+    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+    bad = root / split / "green" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:100])
-    assert run_in_ranks(train, 1, [*tiny_overrides, f"data.root={root}"]) == [DataError.exit_code]
+    overrides = [*tiny_overrides, f"data.root={root}", f"data.policy={policy}"]
+    assert run_in_ranks(train, 1, overrides) == [DataError.exit_code]
     printed = capfd.readouterr().err
-    assert "error: " in printed
-    assert str(bad) in printed
+    assert f"error: The image {bad} cannot be used: " in printed
     assert "Traceback" not in printed
+
+
+def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
+    tiny_dataset, tiny_overrides, tmp_path
+):
+    root = tmp_path / "images"
+    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+    save_quarantine(root, [Unusable("val/red/1.jpg", "it is cut off")])
+    open_dataset(root, write=True)
+    message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
+    assert "lists 1 validation images, such as red/1.jpg" in message
+    assert "run `vggdist check` again" in message
 
 
 @pytest.mark.multi_process

@@ -132,6 +132,27 @@ class DataConfig(Section):
         description="Decoding threads of each rank; none: the node's cores divided by its ranks.",
     )
     prefetch: int = Field(2, ge=1, description="Finished micro batches waiting for the network.")
+    read_ahead: int = Field(
+        4, ge=1, description="Micro batches whose files are read before they are decoded."
+    )
+    hardware_decoder_share: Fraction = Field(
+        0.65, description="Share of the JPEGs for a GPU's hardware decoder, where it has one."
+    )
+    policy: Literal["substitute", "fail"] = Field(
+        "substitute",
+        description="What a training does about an image that cannot be used: substitute shows "
+        "another one in its place, the same in every run; fail stops.",
+    )
+    max_unusable: Fraction = Field(
+        1e-4,
+        description="Largest share of the training images that may turn out unusable in a "
+        "training; 10 images always may.",
+    )
+    local_folder: str | None = Field(
+        None,
+        description="Folder on a disk of each node's own, to which shards are copied at the start "
+        "of a training; none: they are read where they are.",
+    )
 
     @field_validator("mean", mode="before")
     @classmethod

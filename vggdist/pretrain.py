@@ -16,6 +16,7 @@ from vggdist.config_file import to_yaml
 from vggdist.data.dataset import open_dataset
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Dataset, Manifest
+from vggdist.data.manifest_file import QUARANTINE_NAME
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
@@ -34,6 +35,7 @@ from vggdist.model.vgg import VGG
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training import checkpoint, progress, run_folder
 from vggdist.training.engine import DTYPES, Engine, check_precision
+from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import MetricLog
 from vggdist.training.schedule import Schedule
@@ -166,6 +168,11 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
         config.precision,
         process.device,
     )
+    if dataset.train.quarantine:
+        logger.info(
+            "%d training images are in quarantine; the plan's substitutes take their places",
+            len(dataset.train.quarantine),
+        )
 
 
 def _open_folder(config: Config, folder: Path, stack: ExitStack) -> Path | None:
@@ -183,6 +190,13 @@ def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
         )
     dataset = _on_main(process, lambda: open_dataset(root, fallback=folder, write=True))
     dataset = dataset or open_dataset(root, fallback=folder)
+    if dataset.val.quarantine:
+        raise DataError(
+            f"{QUARANTINE_NAME} in {root} lists {len(dataset.val.quarantine)} validation images, "
+            f"such as {dataset.val.name(min(dataset.val.quarantine))}. An evaluation counts every "
+            "image, so each must be usable. Replace them with good copies and run `vggdist check` "
+            "again, or remove them and the manifest."
+        )
     num_classes = len(dataset.train.classes)
     if num_classes != config.model.num_classes:
         raise ConfigError(
@@ -249,6 +263,7 @@ def _build_training(
 ) -> Training:
     num_images = dataset.train.num_images
     plan = SamplePlan(num_images, config.data, split.global_batch, config.seed)
+    known_bad = KnownBad(dataset.train, config.data.max_unusable)
 
     def open_batches(first_step: int) -> TrainingLoader:
         return TrainingLoader(
@@ -260,6 +275,7 @@ def _build_training(
             first_step=first_step,
             device=process.device,
             dtype=DTYPES[config.precision],
+            known_bad=lambda: known_bad.images,
             num_threads=config.data.num_threads or process.num_cores,
         )
 
@@ -283,6 +299,7 @@ def _build_training(
         open_batches=open_batches,
         evaluate=evaluate_all,
         data_digests=_digests(dataset),
+        known_bad=known_bad,
         log=log,
         run_folder=folder,
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vggdist.data.loader import Batch
+from vggdist.data.batch import Batch
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
@@ -27,6 +27,7 @@ def write_result(training: Training, folder: Path) -> dict[str, float]:
         "images_per_second": training.throughput.images_per_second,
         "steps": training.step,
         "seconds": training.elapsed_seconds,
+        "unusable_images": len(training.known_bad.found),
     }
     (folder / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
     return result
@@ -65,6 +66,8 @@ def print_result(result: dict[str, float], folder: Path) -> None:
     table.add_row("top-5 error", f"{100 * result['top5_error']:.2f} %")
     table.add_row("images/s", f"{result['images_per_second']:.1f}")
     table.add_row("steps", f"{result['steps']:.0f} in {duration(result['seconds'])}")
+    if result["unusable_images"]:
+        table.add_row("unusable images", f"{result['unusable_images']:.0f}, others shown instead")
     table.add_row("run folder", str(folder))
     table.add_row("predictions", str(folder / PREDICTIONS_FILE))
     table.add_row("curves", f"tensorboard --logdir {folder / TENSORBOARD_FOLDER}")

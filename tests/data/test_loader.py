@@ -1,5 +1,6 @@
 """Loaders: order and bits are the plan's, whatever the world size, the start and the pace."""
 
+import errno
 import gc
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 
 from vggdist.config import BatchConfig, DataConfig, split_batch
-from vggdist.data import loader as loader_module
+from vggdist.data import producer as producer_module
+from vggdist.data import reader as reader_module
+from vggdist.data.batch import Batch
 from vggdist.data.color import color_shift
 from vggdist.data.dataset import open_images
 from vggdist.data.geometry import source_windows
-from vggdist.data.loader import Batch, EvaluationLoader, TrainingLoader
+from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan
 from vggdist.errors import DataError
@@ -50,10 +53,12 @@ def taken(loader: Iterable[Batch], count: int | None = None) -> list[Batch]:
 
 def joined(batches: list[Batch]) -> Batch:
     return Batch(
-        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.pixels for batch in batches]),
+        torch.cat([batch.mean for batch in batches]),
         torch.cat([batch.labels for batch in batches]),
         torch.cat([batch.dropout_keys for batch in batches]),
         np.concatenate([batch.index for batch in batches]),
+        batches[0].dtype,
     )
 
 
@@ -230,11 +235,21 @@ def test_closing_at_once_does_not_hang(manifest):
     assert vggdist_threads() == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_images_are_pixels_less_the_mean_rounded_once(manifest, dtype):
+    (batch,) = taken(training(manifest, last_step=1, dtype=dtype))
+    assert batch.pixels.dtype == torch.uint8
+    assert batch.images.dtype == dtype
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    exact = batch.pixels.double() - batch.mean.double()[:, :, None, None]
+    assert torch.equal(batch.images, exact.float().to(dtype))
+
+
 def test_what_goes_wrong_in_the_producer_is_raised_in_the_consumer(manifest, monkeypatch):
     def broken(mean, draws):
         raise ZeroDivisionError("of the test")
 
-    monkeypatch.setattr(loader_module, "subtracted_mean", broken)
+    monkeypatch.setattr(producer_module, "subtracted_mean", broken)
     loader = training(manifest)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError, match="of the test"):
@@ -242,12 +257,23 @@ def test_what_goes_wrong_in_the_producer_is_raised_in_the_consumer(manifest, mon
     assert vggdist_threads() == []
 
 
+def damage(path: Path, how: str) -> None:
+    if how == "gone":
+        path.unlink()
+    elif how == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        content = path.read_bytes()
+        path.write_bytes({"empty": b"", "noise": b"no image " * 99, "cut": content[:300]}[how])
+
+
 @pytest.mark.parametrize("place", [0, 17, 36])
-def test_an_unreadable_image_is_named_and_good_batches_before_it_arrive(tmp_path, make_tree, place):
-    tree = make_tree(tmp_path, {"cat": 37})
-    bad = sorted((tree / "cat").iterdir())[place]
-    bad.write_bytes(bad.read_bytes()[:300])
-    loader = EvaluationLoader(open_images(tree), DATA, scale=32, batch_size=4, num_threads=2)
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_an_evaluation_substitutes_nothing_and_names_the_image(tmp_path, make_tree, place, how):
+    images = open_images(make_tree(tmp_path, {"cat": 37}))
+    damage(images.path(place), how)
+    loader = EvaluationLoader(images, DATA, scale=32, batch_size=4, num_threads=2)
     seen = 0
     with loader:
         good = iter(loader)
@@ -258,9 +284,79 @@ def test_an_unreadable_image_is_named_and_good_batches_before_it_arrive(tmp_path
                 message = str(error)
                 break
     assert seen <= place
-    assert message.startswith(f"The image {bad} cannot be used: ")
-    assert "Replace it with a good copy" in message
+    assert message.startswith(f"The image {images.path(place)} cannot be used: ")
+    assert "Replace it with a good copy. An evaluation counts every image" in message
     assert vggdist_threads() == []
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "noise", "gone", "folder"])
+@pytest.mark.parametrize(("world_size", "micro"), [(1, 24), (2, 3)])
+def test_a_training_that_meets_a_bad_file_equals_one_that_knew_it(
+    tmp_path, make_tree, how, world_size, micro
+):
+    images = open_images(make_tree(tmp_path, {"cat": 20, "dog": 17}))
+    for number in (5, 30):
+        damage(images.path(number), how)
+    reports = []
+    for rank in range(world_size):
+        options = {"world_size": world_size, "micro": micro, "rank": rank, "last_step": 6}
+        met = taken(training(images, **options))
+        knew = taken(training(images, **options, known_bad=lambda: {5, 30}))
+        assert len(met) == len(knew) == 6 * (GLOBAL_BATCH // world_size // micro)
+        for one, other in zip(met, knew, strict=True):
+            assert_same(one, other)
+            assert not np.isin(one.index, [5, 30]).any()
+            assert other.bad == ()
+        reports += [bad for batch in met for bad in batch.bad]
+    assert {bad.image for bad in reports} == {5, 30}
+    assert all(bad.reason for bad in reports)
+    assert len(reports) <= 2 * world_size  # each rank names a file at most once
+    assert vggdist_threads() == []
+
+
+def test_a_file_that_breaks_under_way_is_replaced_at_its_step(tmp_path, make_tree):
+    images = open_images(make_tree(tmp_path, {"cat": 20, "dog": 17}))
+    plan = SamplePlan(37, DATA, GLOBAL_BATCH, seed=11)
+    with training(images, last_step=60) as loader:
+        before = [next(loader) for _ in range(10)]
+        damage(images.path(8), "cut")
+        after = list(loader)
+    for step, batch in enumerate(before):
+        np.testing.assert_array_equal(batch.index, plan.batch(step).image)
+    found = next(i for i, batch in enumerate(after) if batch.bad)
+    assert [bad.image for bad in after[found].bad] == [8]
+    for step, batch in enumerate(after[found:], 10 + found):
+        np.testing.assert_array_equal(batch.index, plan.batch(step, known_bad={8}).image)
+
+
+def test_the_policy_fail_stops_at_the_first_bad_image(tmp_path, make_tree):
+    images = open_images(make_tree(tmp_path, {"cat": 30}))
+    damage(images.path(3), "cut")
+    strict = DATA.model_copy(update={"policy": "fail"})
+    with pytest.raises(DataError, match=r"cannot be used.*data\.policy=substitute would show"):
+        taken(training(images, data=strict, last_step=3))
+
+
+def test_a_set_without_a_good_image_is_an_error(tmp_path, make_tree):
+    images = open_images(make_tree(tmp_path, {"cat": 5}))
+    for number in range(5):
+        damage(images.path(number), "noise")
+    with pytest.raises(DataError, match=r"No image in .* can be used; the last: The image "):
+        taken(training(images, last_step=3))
+
+
+def test_a_disk_that_answers_at_the_second_try_is_no_bad_file(manifest, monkeypatch):
+    opened, failures = reader_module.os.open, iter([True, True])
+
+    def flaky(path, *arguments):
+        if str(path).endswith(".jpg'") and next(failures, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(reader_module.os, "open", flaky)
+    (batch,) = taken(training(manifest, last_step=1))
+    assert batch.bad == ()
+    assert next(failures, None) is None
 
 
 def test_the_interpreter_ends_although_a_loader_was_left_open(manifest, tmp_path):

@@ -9,8 +9,9 @@ import torch
 
 from tests.ranks import run_in_ranks
 from vggdist.config import BatchSplit, DataConfig
+from vggdist.data.batch import Batch
 from vggdist.data.dataset import open_dataset
-from vggdist.data.loader import Batch, TrainingLoader
+from vggdist.data.loader import TrainingLoader
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
@@ -49,8 +50,9 @@ def steps_without_waiting(process: Process, precision: str) -> bool:
     engine = small_engine(process, micro=4, batch_norm=True, precision=precision)
     agreement, meter = Agreement(engine), Meter(process.device)
     labels = torch.arange(4, device=process.device)
-    images = torch.randn(4, 3, CROP_SIZE, CROP_SIZE, device=process.device)
-    batch = Batch(images, labels, labels, labels.cpu().numpy())
+    pixels = torch.randint(256, (4, 3, CROP_SIZE, CROP_SIZE), dtype=torch.uint8)
+    mean = torch.full((4, 3), 120.0, device=process.device)
+    batch = Batch(pixels.to(process.device), mean, labels, labels, labels.cpu().numpy())
     for step in range(4):
         if step == 1:
             torch.cuda.set_sync_debug_mode("error")
@@ -58,7 +60,7 @@ def steps_without_waiting(process: Process, precision: str) -> bool:
         train_step(engine, [batch] * 2, meter)
         verdict = Verdict(agreement.end(engine, stop_requested=False), step)
     torch.cuda.set_sync_debug_mode("default")
-    return verdict.read() == (False, False, False)
+    return verdict.read() == (False, False, False, False)
 
 
 @pytest.mark.multi_process

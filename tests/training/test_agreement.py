@@ -64,6 +64,9 @@ def agree(process: Process) -> dict[str, Any]:
         agreement.begin()
         results[f"stop {name}"] = Verdict(agreement.end(engine, requested), 7).read()
 
+    found = agreement.end(engine, False, found_bad=process.rank == 1)
+    results["found one"] = Verdict(found, 8).read()
+
     plain = engine_of(nn.Linear(2, 2), process)
     results["without statistics"] = Agreement(plain).end(plain, process.rank == 0).tolist()
     return results
@@ -88,7 +91,7 @@ def test_batch_statistics_become_the_mean_over_ranks(agreed: list[dict[str, Any]
         assert not torch.equal(ours, theirs)
         torch.testing.assert_close(first["good"][name], (ours + theirs) / 2)
     assert_equal(first["good"], second["good"])
-    assert [result["good flags"] for result in agreed] == [[0.0, 0.0, 0.0]] * 2
+    assert [result["good flags"] for result in agreed] == [[0.0, 0.0, 0.0, 0.0]] * 2
 
 
 @pytest.mark.multi_process
@@ -101,28 +104,34 @@ def test_a_checkpoint_sees_the_averaged_statistics(agreed: list[dict[str, Any]])
 @pytest.mark.multi_process
 def test_a_masked_step_puts_the_statistics_back_bit_for_bit(agreed: list[dict[str, Any]]) -> None:
     for result in agreed:
-        assert result["masked flags"] == [0.0, 1.0, 0.0]
+        assert result["masked flags"] == [0.0, 1.0, 0.0, 0.0]
         assert_equal(result["masked"], result["good"])
 
 
 @pytest.mark.multi_process
 def test_nan_in_one_ranks_statistics_stays_in_none(agreed: list[dict[str, Any]]) -> None:
     for result in agreed:
-        assert result["nan flags"] == [1.0, 1.0, 0.0]
+        assert result["nan flags"] == [1.0, 1.0, 0.0, 0.0]
         assert_equal(result["nan"], result["good"])
 
 
 @pytest.mark.multi_process
 def test_all_ranks_see_that_one_wants_to_stop(agreed: list[dict[str, Any]]) -> None:
     for result in agreed:
-        assert result["stop one"] == (False, False, True)
-        assert result["stop all"] == (False, False, True)
-        assert result["stop none"] == (False, False, False)
-        assert result["without statistics"] == [0.0, 0.0, 1.0]
+        assert result["stop one"] == (False, False, True, False)
+        assert result["stop all"] == (False, False, True, False)
+        assert result["stop none"] == (False, False, False, False)
+        assert result["without statistics"] == [0.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("flags", [(0, 0, 0), (1, 1, 0), (0, 1, 2), (0, 0, 1)])
-def test_a_verdict_says_what_its_flags_say(flags: tuple[int, int, int]) -> None:
+@pytest.mark.multi_process
+def test_all_ranks_see_that_one_found_a_bad_image(agreed: list[dict[str, Any]]) -> None:
+    for result in agreed:
+        assert result["found one"] == (False, False, False, True)
+
+
+@pytest.mark.parametrize("flags", [(0, 0, 0, 0), (1, 1, 0, 1), (0, 1, 2, 0), (0, 0, 1, 2)])
+def test_a_verdict_says_what_its_flags_say(flags: tuple[int, int, int, int]) -> None:
     verdict = Verdict(torch.tensor(flags, dtype=torch.float32), step=3)
     assert verdict.step == 3
     assert verdict.read() == tuple(flag > 0 for flag in flags)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ranks import run_in_ranks
 from tests.training.small_engine import CROP_SIZE, small_engine
-from vggdist.data.loader import Batch
+from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process
 from vggdist.training.agreement import Agreement
 from vggdist.training.step import Meter, train_step
@@ -35,7 +35,8 @@ def reads_of_a_step(process: Process, precision: str) -> tuple[list[str], list[s
     engine = small_engine(process, micro=2, batch_norm=True, precision=precision)
     agreement, meter = Agreement(engine), Meter(process.device)
     labels = torch.arange(2)
-    batch = Batch(torch.randn(2, 3, CROP_SIZE, CROP_SIZE), labels, labels, labels.numpy())
+    pixels = torch.randint(256, (2, 3, CROP_SIZE, CROP_SIZE), dtype=torch.uint8)
+    batch = Batch(pixels, torch.full((2, 3), 120.0), labels, labels, labels.numpy())
 
     def step() -> None:
         agreement.begin()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vggdist.data.loader import Batch
+from vggdist.data.batch import Batch
 from vggdist.training.step import Meter, train_step
 
 
@@ -38,7 +38,8 @@ def batches(sizes: list[int]) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     return [
         Batch(
-            images=torch.randn(n, 3, 4, 4, generator=generator),
+            pixels=torch.randint(256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator),
+            mean=torch.full((n, 3), 120.0),
             labels=torch.randint(7, (n,), generator=generator),
             dropout_keys=torch.full((n,), number),
             index=np.arange(n),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggdist.config import Config, split_batch
-from vggdist.data.loader import Batch
+from vggdist.data.batch import Batch
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
@@ -157,14 +157,16 @@ def _synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:
     """Noise of the loader's type, range and memory format."""
     generator = torch.Generator().manual_seed(config.seed)
     crop = config.data.crop_size
-    images = torch.rand(micro, crop, crop, 3, generator=generator) * 255 - 120
+    pixels = torch.randint(256, (micro, crop, crop, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(config.model.num_classes, (micro,), generator=generator)
     keys = torch.randint(-(2**63), 2**63 - 1, (micro,), generator=generator)
     return Batch(
-        images.to(device, DTYPES[config.precision]).permute(0, 3, 1, 2),
+        pixels.to(device).permute(0, 3, 1, 2),
+        torch.tensor([config.data.mean] * micro).to(device),
         labels.to(device),
         keys.to(device),
         labels.numpy(),
+        DTYPES[config.precision],
     )
 
 

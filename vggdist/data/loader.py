@@ -10,38 +10,17 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vggdist.config import BatchSplit, DataConfig
-from vggdist.data.color import subtracted_mean
+from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
-from vggdist.data.pipeline import ImageFormat, ImagePipeline, Work
 from vggdist.data.plan import SamplePlan, Samples, evaluation_samples, evaluation_share
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """n finished images with what belongs to them."""
-
-    images: Tensor
-    """(n, 3, crop_size, crop_size), channels_last, RGB in grey levels less the mean, on the
-    device."""
-    labels: Tensor
-    """(n,) int64, on the device."""
-    dropout_keys: Tensor
-    """(n,) int64, on the device; 0 in evaluations."""
-    index: NDArray[np.int64]
-    """(n,), numbers of the images in their manifest."""
-
-    def __len__(self) -> int:
-        return len(self.index)
+from vggdist.data.producer import Producer
 
 
 class _Loader:
@@ -49,21 +28,16 @@ class _Loader:
 
     def __init__(
         self,
-        manifest: Manifest,
-        samples: Iterator[Samples],
-        batch_size: int,
-        data: DataConfig,
-        image_format: ImageFormat,
-        num_threads: int,
+        producer: Producer,
+        prefetch: int,
     ) -> None:
-        torch.get_num_threads()  # settles the calling thread's number; see data/finish.py
-        batches = _batches(manifest, samples, batch_size, data, image_format, num_threads)
-        self._queue: _Queue = queue.Queue(data.prefetch)
+        threads = torch.get_num_threads()  # settles the calling thread's number
+        self._queue: _Queue = queue.Queue(prefetch)
         self._error: BaseException | None = None
-        stop = threading.Event()
+        stop, ready = threading.Event(), threading.Event()
         self._thread = threading.Thread(
             target=_produce,
-            args=(batches, image_format.device, self._queue, stop),
+            args=(producer, self._queue, ready, stop),
             name="vggdist-loader",
             daemon=True,
         )
@@ -71,6 +45,9 @@ class _Loader:
         # outlive it.
         self._finalize = weakref.finalize(self, _shut_down, self._thread, self._queue, stop)
         self._thread.start()
+        # The thread has limited itself, and with it those that have not computed yet.
+        ready.wait()
+        torch.set_num_threads(threads)
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +62,7 @@ class _Loader:
         """The next batch.
 
         Raises:
-            DataError: an image cannot be read.
+            DataError: an image cannot be used, and none may take its place.
         """
         if self._error is not None:
             raise self._error
@@ -93,8 +70,8 @@ class _Loader:
             raise StopIteration
         item = self._queue.get()
         if isinstance(item, Batch):
-            if item.images.is_cuda:
-                for tensor in (item.images, item.labels, item.dropout_keys):
+            if item.pixels.is_cuda:
+                for tensor in (item.pixels, item.mean, item.labels, item.dropout_keys):
                     tensor.record_stream(torch.cuda.current_stream(tensor.device))
             return item
         self._error = item
@@ -122,7 +99,8 @@ class TrainingLoader(_Loader):
         dtype: of the images: float32, bfloat16 or float16.
         first_step: the step that comes first, counted from 0.
         last_step: the step before which to end; none: never.
-        num_threads: threads that decode, and as many that finish.
+        known_bad: images that others stand in for; asked again for every batch.
+        num_threads: threads that decode.
     """
 
     def __init__(
@@ -137,18 +115,24 @@ class TrainingLoader(_Loader):
         dtype: torch.dtype = torch.float32,
         first_step: int = 0,
         last_step: int | None = None,
+        known_bad: Callable[[], Set[int]] = frozenset,
         num_threads: int = 1,
     ) -> None:
         assert plan.num_images == manifest.num_images
         assert plan.global_batch == split.global_batch
-        super().__init__(
-            manifest,
-            _training_samples(plan, split, rank, first_step, last_step),
-            split.micro,
-            data,
-            ImageFormat(data.crop_size, _with_index(device), dtype),
-            num_threads,
-        )
+
+        def samples(number: int, bad: Set[int]) -> Samples | None:
+            steps, k = divmod(number, split.accumulation_steps)
+            step = first_step + steps
+            if last_step is not None and step >= last_step:
+                return None
+            first = (k * split.world_size + rank) * split.micro
+            return plan.batch(step, first, first + split.micro, bad)
+
+        producer = Producer(manifest, samples, split.micro, data, device, dtype, num_threads)
+        producer.substitute = data.policy == "substitute"
+        producer.known_bad = known_bad
+        super().__init__(producer, data.prefetch)
 
 
 class EvaluationLoader(_Loader):
@@ -164,7 +148,7 @@ class EvaluationLoader(_Loader):
         world_size: ranks that share the set.
         device: where the batches are wanted.
         dtype: of the images.
-        num_threads: threads that decode, and as many that finish.
+        num_threads: threads that decode.
     """
 
     def __init__(
@@ -185,73 +169,29 @@ class EvaluationLoader(_Loader):
         share = images[evaluation_share(len(images), rank, world_size)]
         self.num_images = len(share)
         self.num_batches = -(-len(share) // batch_size)
-        parts = (share[first : first + batch_size] for first in range(0, len(share), batch_size))
-        super().__init__(
-            manifest,
-            (evaluation_samples(part, scale) for part in parts),
-            batch_size,
-            data,
-            ImageFormat(data.crop_size, _with_index(device), dtype),
-            num_threads,
-        )
+
+        def samples(number: int, _known_bad: Set[int]) -> Samples | None:
+            part = share[number * batch_size : (number + 1) * batch_size]
+            return evaluation_samples(part, scale) if len(part) else None
+
+        producer = Producer(manifest, samples, batch_size, data, device, dtype, num_threads)
+        super().__init__(producer, data.prefetch)
 
 
 _Queue = queue.Queue[Batch | BaseException]
 
 
-def _with_index(device: torch.device | str) -> torch.device:
-    """`device` with a number if it is a GPU: the caller's current one is not the producer's."""
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _training_samples(
-    plan: SamplePlan, split: BatchSplit, rank: int, first_step: int, last_step: int | None
-) -> Iterator[Samples]:
-    step = first_step
-    while last_step is None or step < last_step:
-        for k in range(split.accumulation_steps):
-            first = (k * split.world_size + rank) * split.micro
-            yield plan.batch(step, first, first + split.micro)
-        step += 1
-
-
-def _batches(
-    manifest: Manifest,
-    samples: Iterator[Samples],
-    batch_size: int,
-    data: DataConfig,
-    image_format: ImageFormat,
-    num_threads: int,
-) -> Generator[Batch]:
-    def work() -> Iterator[Work]:
-        for some in samples:
-            paths = [np.frombuffer(manifest.place(int(i)).path, np.uint8) for i in some.image]
-            yield Work(paths, some, subtracted_mean(data.mean, some.color_draw))
-
-    def on_device(numbers: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(numbers).to(image_format.device)
-
-    with ImagePipeline(work(), batch_size, image_format, num_threads) as pipeline:
-        for done, images in pipeline:
-            image = done.samples.image
-            keys = on_device(done.samples.dropout_key)
-            batch = Batch(images, on_device(manifest.labels[image]), keys, image)
-            if images.is_cuda:
-                torch.cuda.current_stream().synchronize()  # the consumer reads on another stream
-            yield batch
-
-
 def _produce(
-    batches: Generator[Batch], device: torch.device, finished: _Queue, stop: threading.Event
+    producer: Producer, finished: _Queue, ready: threading.Event, stop: threading.Event
 ) -> None:
     """The producer thread: puts batches, and at last StopIteration or what went wrong."""
+    torch.get_num_threads()  # a thread takes the common number at its first look, not later
+    torch.set_num_threads(1)  # the cores are busy decoding
+    ready.set()
     end: BaseException = StopIteration()
     try:
         # Closing frees DALI in this thread, which built it.
-        with _own_stream(device), contextlib.closing(batches):
+        with _own_stream(producer.device), contextlib.closing(producer.batches()) as batches:
             for batch in batches:
                 finished.put(batch)
                 if stop.is_set():

@@ -1,10 +1,10 @@
-"""From files to finished images: the DALI graph, the same for CPU and GPU.
+"""From encoded images to crops: the DALI graph, the same for CPU and GPU.
 
-A file is read and the shape of its image found out; the window that the crop will show is
-computed as in `data/geometry.py`, and only that window is decoded. The rest (resize to the crop
-size, flip, subtract mean and colour shift) is done by the graph on a GPU, and by `data/finish.py`
-on a CPU. Images are RGB whatever the file holds, and are never turned by their EXIF orientation:
-the paper's data never was, and torchvision does not either.
+The shape of an image is found out from its header; the window that the crop will show is computed
+as in `data/geometry.py`, and only that window is decoded. The rest (resize to the crop size, flip)
+is done by the graph on a GPU, and by `data/finish.py` on a CPU. Crops are 8-bit RGB whatever the
+file holds, and are never turned by their EXIF orientation: the paper's data never was, and
+torchvision does not either.
 """
 
 from __future__ import annotations
@@ -25,27 +25,22 @@ from torch.utils.dlpack import from_dlpack
 from vggdist.data.finish import WindowFinisher
 from vggdist.data.geometry import POSITIONS
 from vggdist.data.plan import Samples
-from vggdist.data.unreadable import unreadable_error
 
 Resize = Literal["dali", "torch"]
 
-# The largest ImageNet image: preallocated, so that GPU memory does not creep up for epochs.
+# The largest ImageNet image: preallocated, so that GPU memory does not creep up for epochs (DALI
+# issues 278 and 5087).
 _LARGEST_WIDTH, _LARGEST_HEIGHT = 5980, 6430
-# Share of JPEGs for the GPU's hardware decoder; 0.90 is 2 % faster but has a longer tail of slow
-# batches (DALI issue 6366).
-_HARDWARE_DECODER_LOAD = 0.65
 _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A batch to be made: n files and what is done to each."""
+    """A batch to be made: n images and what is done to each."""
 
-    paths: list[NDArray[np.uint8]]
-    """The files' paths as bytes."""
+    encoded: list[NDArray[np.uint8]]
+    """The images as they are in their files, (num_bytes,) each."""
     samples: Samples
-    mean: NDArray[np.float32]
-    """(n, 3), what is subtracted from each image, grey levels; see `data/color.py`."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +51,10 @@ class ImageFormat:
     """Side, pixels."""
     device: torch.device
     """Where they are made and left."""
-    dtype: torch.dtype = torch.float32
-    """float32, bfloat16 or float16."""
     resize: Resize | None = None
-    """Who resizes and normalizes; none: DALI on a GPU, torch on a CPU."""
+    """Who resizes and flips; none: DALI on a GPU, torch on a CPU."""
+    hardware_decoder_share: float = 0.65
+    """Of the JPEGs, for a GPU's hardware decoder, 0 to 1."""
 
     @property
     def by_dali(self) -> bool:
@@ -67,17 +62,33 @@ class ImageFormat:
         return (self.resize or ("torch" if self.device.type == "cpu" else "dali")) == "dali"
 
 
+class UndecodableError(Exception):
+    """DALI has failed, and its pipeline is dead.
+
+    Attributes:
+        bad: the images that it does not decode, number -> encoded bytes; empty if each is decoded
+            alone.
+    """
+
+    def __init__(self, bad: dict[int, NDArray[np.uint8]]) -> None:
+        super().__init__(f"{len(bad)} images cannot be decoded")
+        self.bad = bad
+
+
 class ImagePipeline:
-    """Iterates over (work, images) in the order of `work`; used by one thread.
+    """Iterates over (work, crops) in the order of `work`; used by one thread.
+
+    Crops are (n, 3, crop_size, crop_size) uint8, channels_last, on the device.
 
     Args:
         work: what is to be made, read a few batches ahead.
         batch_size: images of the largest batch.
         image_format: what is made of them.
-        num_threads: threads that decode, and as many that finish windows.
+        num_threads: threads that decode.
 
     Raises:
-        DataError: a file cannot be read or decoded; it is named. Nothing can follow then.
+        UndecodableError: an image of the batches that were begun cannot be decoded. Nothing can
+            follow then.
     """
 
     def __init__(
@@ -87,9 +98,7 @@ class ImagePipeline:
         self._ahead: deque[Work] = deque()
         self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
         self._finisher = (
-            None
-            if image_format.by_dali
-            else WindowFinisher(image_format.crop_size, image_format.dtype, num_threads)
+            None if image_format.by_dali else WindowFinisher(image_format.crop_size, num_threads)
         )
 
     def __enter__(self) -> Self:
@@ -105,19 +114,16 @@ class ImagePipeline:
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
-            self._raise_for_file(error)
-            raise
+            raise UndecodableError(self._undecodable()) from error
         work = self._ahead.popleft()
         if self._finisher is not None:
-            windows = [from_dlpack(window) for window in output]
-            return work, self._finisher.finish(windows, work.samples.flip, work.mean)
-        images = from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
-        if images.is_cuda:
-            # A copy (30 us) is torch's own memory; DALI would reuse its buffer as soon as this
-            # thread lets go of it, even while the network still reads it.
-            images = torch.empty_like(images, dtype=self._format.dtype).copy_(images)
+            return work, self._finisher.finish(list(output), work.samples.flip)
+        # A copy is torch's own memory; DALI would reuse its buffer as soon as this thread lets go
+        # of it, even while the network still reads it.
+        crops = from_dlpack(output.as_tensor()).clone()
+        if crops.is_cuda:
             torch.cuda.current_stream().synchronize()
-        return work, images.to(self._format.dtype)
+        return work, crops.permute(0, 3, 1, 2)
 
     def close(self) -> None:
         """Gives threads and memory back."""
@@ -128,98 +134,131 @@ class ImagePipeline:
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
         for batch in work:
             self._ahead.append(batch)
-            yield self._inputs(batch)
+            yield _inputs(batch, self._format)
 
-    def _inputs(self, work: Work) -> tuple[Any, ...]:
-        """What the graph takes from outside."""
-        samples = work.samples
-        inputs: tuple[Any, ...] = (work.paths, samples.scale, samples.position)
-        if self._format.by_dali:
-            inputs += (samples.flip.astype(np.int32), work.mean)
-        return inputs
+    def _undecodable(self) -> dict[int, NDArray[np.uint8]]:
+        """The images that fail alone: DALI says neither which image of which batch failed."""
+        pending = [
+            (int(work.samples.image[i]), _only(work, i))
+            for work in self._ahead
+            for i in range(len(work.encoded))
+        ]
+        bad = {}
+        while pending:
+            # One graph for as many as go well: on a GPU each takes memory and time.
+            alone = (_inputs(work, self._format) for _, work in pending)
+            pipe = _build(alone, 1, self._format, 1, ahead=False)
+            done = 0
+            try:
+                while done < len(pending):
+                    pipe.run()
+                    done += 1
+            except RuntimeError:
+                number, work = pending[done]
+                bad[number] = work.encoded[0]
+                done += 1
+            pending = pending[done:]
+        return bad
 
-    def _raise_for_file(self, error: RuntimeError) -> None:
-        """Raises a DataError for the first file that fails alone, if there is one.
 
-        DALI does not say which file of which batch failed, and its pipeline cannot be used again.
-        """
-        for work in self._ahead:
-            for i, path in enumerate(work.paths):
-                rows = {name: values[i : i + 1] for name, values in vars(work.samples).items()}
-                alone = Work([path], Samples(**rows), work.mean[i : i + 1])
-                try:
-                    _build(iter([self._inputs(alone)]), 1, self._format, 1).run()
-                except RuntimeError:
-                    raise unreadable_error(path.tobytes()) from error
+def _only(work: Work, i: int) -> Work:
+    """A batch of one image."""
+    rows = {name: values[i : i + 1] for name, values in vars(work.samples).items()}
+    return Work([work.encoded[i]], Samples(**rows))
+
+
+def _inputs(work: Work, image_format: ImageFormat) -> tuple[Any, ...]:
+    """What the graph takes from outside."""
+    samples = work.samples
+    # Twice per image: what the graph needs for height and width without operators of its own.
+    scale = np.repeat(samples.scale.astype(np.int64)[:, None], 2, axis=1)
+    inputs: tuple[Any, ...] = (work.encoded, scale, samples.position.astype(np.int64))
+    if image_format.by_dali:
+        inputs += (samples.flip.astype(np.int32),)
+    return inputs
 
 
 def _build(
-    inputs: Iterator[tuple[Any, ...]], batch_size: int, image_format: ImageFormat, num_threads: int
+    inputs: Iterator[tuple[Any, ...]],
+    batch_size: int,
+    image_format: ImageFormat,
+    num_threads: int,
+    ahead: bool = True,
 ) -> Any:
+    """A pipeline; if not `ahead`, it begins nothing before it is asked for it."""
     gpu = image_format.device.type == "cuda"
     graph = _whole_graph if image_format.by_dali else _window_graph
     pipe = dali.pipeline_def(graph)(
         inputs,
         image_format.crop_size,
-        "gpu" if gpu else "cpu",
+        image_format.hardware_decoder_share if gpu else None,
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=image_format.device.index if gpu else None,
-        prefetch_queue_depth=_DALI_QUEUE,
+        prefetch_queue_depth=_DALI_QUEUE if ahead else 1,
+        exec_async=ahead,
+        exec_pipelined=ahead,
     )
     pipe.build()
     return pipe
 
 
-def _window_graph(inputs: Iterator[tuple[Any, ...]], crop_size: int, device: str) -> Any:
+def _window_graph(
+    inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: float | None
+) -> Any:
     """Only the decoded windows, (side, side, 3) uint8 each."""
-    paths, scale, position = _external(inputs, [types.UINT8, types.INT32, types.INT32], [1, 0, 1])
-    return _decoded_windows(paths, scale, position, crop_size, device)
+    encoded, scale, position = _external(inputs, [types.UINT8, types.INT64, types.INT64], 1, 1, 1)
+    return _decoded_windows(encoded, scale, position, crop_size, gpu_share)
 
 
-def _whole_graph(inputs: Iterator[tuple[Any, ...]], crop_size: int, device: str) -> Any:
-    """Finished images, (crop_size, crop_size, 3) float each."""
-    paths, scale, position, flip, mean = _external(
-        inputs, [types.UINT8, types.INT32, types.INT32, types.INT32, types.FLOAT], [1, 0, 1, 0, 1]
+def _whole_graph(inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: float | None) -> Any:
+    """Finished crops, (crop_size, crop_size, 3) uint8 each."""
+    encoded, scale, position, flip = _external(
+        inputs, [types.UINT8, types.INT64, types.INT64, types.INT32], 1, 1, 1, 0
     )
-    windows = _decoded_windows(paths, scale, position, crop_size, device)
+    windows = _decoded_windows(encoded, scale, position, crop_size, gpu_share)
     resized = fn.resize(
         windows, size=[crop_size, crop_size], interp_type=types.INTERP_LINEAR, antialias=True
     )
-    return fn.crop_mirror_normalize(
-        resized, dtype=types.FLOAT, output_layout="HWC", mirror=flip, mean=mean
+    return fn.flip(resized, horizontal=flip)
+
+
+def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], *ndims: int) -> Any:
+    return fn.external_source(
+        inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=list(ndims)
     )
 
 
-def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], ndims: list[int]) -> Any:
-    return fn.external_source(inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims)
+def _decoded_windows(
+    encoded: Any, scale: Any, position: Any, crop_size: int, gpu_share: float | None
+) -> Any:
+    """The windows of `geometry.source_windows`, by the same integer operations.
 
-
-def _decoded_windows(paths: Any, scale: Any, position: Any, crop_size: int, device: str) -> Any:
-    # Plain reads: mapping the files is three times slower even in the page cache.
-    encoded = fn.io.file.read(paths, dont_use_mmap=True)
+    One pixel outside the image ends the pipeline. INT64, because the product with a position
+    exceeds 32 bits. Every operator costs time in each run however little it computes, so height
+    and width go through the arithmetic together.
+    """
     size = fn.peek_image_shape(encoded, adjust_orientation=False)[:2]
-    # The same integer operations as geometry.source_windows: one pixel outside the image ends
-    # the pipeline. INT64 throughout, because the product with a position exceeds 32 bits.
-    scale = fn.cast(scale, dtype=types.INT64)
-    shorter = dali.math.min(size[0], size[1])
-    side = dali.math.max(1, (2 * crop_size * shorter + scale) // (2 * scale))
-    start = (size - side) * fn.cast(position, dtype=types.INT64) // POSITIONS
+    shorter = fn.reductions.min(size, axes=0, keep_dims=True)
+    side = dali.math.max(1, (shorter * (2 * crop_size) + scale) // (2 * scale))
+    start = (size - side) * position // POSITIONS
     gpu_only: dict[str, Any] = (
         {
-            "hw_decoder_load": _HARDWARE_DECODER_LOAD,
+            # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow
+            # batches (DALI issue 6366).
+            "hw_decoder_load": gpu_share,
             "preallocate_width_hint": _LARGEST_WIDTH,
             "preallocate_height_hint": _LARGEST_HEIGHT,
             "jpeg_fancy_upsampling": True,  # as libjpeg on the CPU, so that both devices agree
         }
-        if device == "gpu"
+        if gpu_share is not None
         else {}
     )
     return fn.decoders.image_slice(
         encoded,
-        device="mixed" if device == "gpu" else "cpu",
+        device="cpu" if gpu_share is None else "mixed",
         start=fn.cast(start, dtype=types.INT32),
-        shape=fn.cast(fn.stack(side, side), dtype=types.INT32),
+        shape=fn.cast(side, dtype=types.INT32),
         axes=[0, 1],
         output_type=types.RGB,
         adjust_orientation=False,

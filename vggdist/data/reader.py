@@ -1,32 +1,127 @@
-"""The encoded bytes of images, from files of their own or from shards."""
+"""The encoded bytes of images, from files of their own or from shards, read ahead by threads.
+
+A cold disk or a network file system answers late, not slowly, so many images are asked for at once
+and some batches before they are wanted.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.manifest import Place
+from vggdist.data.manifest import Manifest, Place
+
+Encoded = NDArray[np.uint8]
+
+_IMAGES_PER_TASK = 8
+# Waits before a file is tried again that may be well: a network file system has moments.
+_PAUSES_SECONDS = (0.1, 1.0)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, EOFError)
 
 
-def read_encoded(place: Place) -> NDArray[np.uint8]:
+def read_encoded(place: Place, descriptor: int | None = None) -> Encoded:
     """The bytes at a place, (num_bytes,).
 
+    Args:
+        place: the file and the part of it.
+        descriptor: of the file, if it is open.
+
     Raises:
-        OSError: there is no such file, it cannot be read, or it ends before the image does.
+        OSError: there is no such file, or it cannot be read.
+        EOFError: the file ends before the image does.
     """
-    descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        num_bytes = place.num_bytes if place.num_bytes >= 0 else os.fstat(descriptor).st_size
-        encoded = np.empty(num_bytes, dtype=np.uint8)
-        filled = 0
-        while filled < num_bytes:
-            count = os.preadv(descriptor, [encoded.data[filled:]], place.offset + filled)
-            if count == 0:
-                path = os.fsdecode(place.path)
-                raise OSError(f"{path} ends {num_bytes - filled} bytes before the image does")
-            filled += count
-        return encoded
-    finally:
-        os.close(descriptor)
+    if descriptor is None:
+        descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_encoded(place, descriptor)
+        finally:
+            os.close(descriptor)
+    num_bytes = place.num_bytes if place.num_bytes >= 0 else os.fstat(descriptor).st_size
+    encoded = np.empty(num_bytes, dtype=np.uint8)
+    filled = 0
+    while filled < num_bytes:
+        count = os.preadv(descriptor, [encoded.data[filled:]], place.offset + filled)
+        if count == 0:
+            raise EOFError(f"the file ends {num_bytes - filled} bytes before the image does")
+        filled += count
+    return encoded
+
+
+class ReadAhead:
+    """Reads images in threads of its own.
+
+    Args:
+        manifest: where the images are.
+        num_threads: images that are asked for at once.
+    """
+
+    def __init__(self, manifest: Manifest, num_threads: int) -> None:
+        self._manifest = manifest
+        self._pool = ThreadPoolExecutor(num_threads, "vggdist-read")
+        self._shards: dict[bytes, int] = {}  # open ones
+        self._lock = threading.Lock()
+
+    def begin(self, images: Sequence[int]) -> Pending:
+        """Asks for images by their numbers."""
+        chunks = [
+            images[first : first + _IMAGES_PER_TASK]
+            for first in range(0, len(images), _IMAGES_PER_TASK)
+        ]
+        return Pending([self._pool.submit(self._read_some, chunk) for chunk in chunks])
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+        for descriptor in self._shards.values():
+            os.close(descriptor)
+        self._shards.clear()
+
+    def _read_some(self, images: Sequence[int]) -> list[Encoded | Exception]:
+        return [self._read(int(image)) for image in images]
+
+    def _read(self, image: int) -> Encoded | Exception:
+        place = self._manifest.place(image)
+        pauses = list(_PAUSES_SECONDS)
+        while True:
+            try:
+                return read_encoded(place, self._descriptor(place))
+            except _FINAL as error:
+                return error
+            except OSError as error:
+                if not pauses:
+                    return error
+                self._forget(place)
+                time.sleep(pauses.pop(0))
+
+    def _descriptor(self, place: Place) -> int | None:
+        """Shards stay open: opening one anew for every image would ask a network's metadata server
+        a million times an epoch."""
+        if self._manifest.shards is None:
+            return None
+        with self._lock:
+            if place.path not in self._shards:
+                self._shards[place.path] = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._shards[place.path]
+
+    def _forget(self, place: Place) -> None:
+        """Has a shard opened anew. The old descriptor, which others may be reading from, leaks
+        until the end of the process; that happens after an error only."""
+        with self._lock:
+            self._shards.pop(place.path, None)
+
+
+class Pending:
+    """Images that were asked for."""
+
+    def __init__(self, parts: list[Future[list[Encoded | Exception]]]) -> None:
+        self._parts = parts
+
+    def wait(self) -> list[Encoded | Exception]:
+        """Each image's bytes (num_bytes,), or why they could not be read."""
+        return [one for part in self._parts for one in part.result()]

@@ -8,6 +8,7 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -15,6 +16,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from vggdist.errors import ConfigError, DistributedError
+
+T = TypeVar("T")
 
 START_TIMEOUT = timedelta(minutes=5)
 WORK_TIMEOUT = timedelta(minutes=30)
@@ -166,3 +169,12 @@ def from_main(value: int, device: torch.device) -> int:
     if distributed.get_world_size() > 1:
         distributed.broadcast(number, src=0)
     return int(number.item())
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's small object, in the order of ranks, on all ranks; for rare occasions."""
+    gathered: list[T | None] = [None] * distributed.get_world_size()
+    if len(gathered) == 1:
+        return [value]
+    distributed.all_gather_object(gathered, value)
+    return cast("list[T]", gathered)

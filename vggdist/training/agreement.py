@@ -1,9 +1,12 @@
-"""What the ranks tell each other in every step, in one tiny all-reduce: stop? and batch statistics.
+"""What the ranks tell each other in every step, in one tiny all-reduce: whether one wants to stop,
+whether one found a bad image, and batch statistics.
 
 Batch normalization's running statistics differ between ranks after every forward pass. Averaged in
 every step, they are the same everywhere, whenever an evaluation or a checkpoint wants them; and
 where the update was masked they go back to what they were, so that nothing bad stays in them.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,7 +15,7 @@ from vggdist.training.engine import Engine
 
 
 class Agreement:
-    """The end of a step: one flat tensor holds the stop request and all running statistics."""
+    """The end of a step: one flat tensor holds the ranks' requests and all running statistics."""
 
     def __init__(self, engine: Engine) -> None:
         statistics = [
@@ -22,8 +25,8 @@ class Agreement:
             for name in ("running_mean", "running_var")
         ]
         sizes = [module.get_buffer(name).numel() for module, name in statistics]
-        self._flat = torch.zeros(1 + sum(sizes), device=engine.device)
-        self._statistics = self._flat[1:]
+        self._flat = torch.zeros(2 + sum(sizes), device=engine.device)
+        self._statistics = self._flat[2:]
         # The modules' buffers become views, so that averaging needs no copies.
         start = 0
         for (module, name), size in zip(statistics, sizes, strict=True):
@@ -37,15 +40,34 @@ class Agreement:
         """Keeps the statistics as they are before the step."""
         self._kept.copy_(self._statistics)
 
-    def end(self, engine: Engine, stop_requested: bool) -> Tensor:
-        """Float (3,) on the device, the same on all ranks: failed, masked, stop requested."""
-        self._flat[0] = float(stop_requested)
+    def end(self, engine: Engine, stop_requested: bool, found_bad: bool = False) -> Tensor:
+        """The step's `Flags` as float (4,) on the device, the same on all ranks.
+
+        Args:
+            engine: after its step.
+            stop_requested: whether this rank wants to stop.
+            found_bad: whether this rank met an image that it could not use.
+        """
+        self._flat[0], self._flat[1] = float(stop_requested), float(found_bad)
         world_size = distributed.get_world_size()
         if world_size > 1:
             distributed.all_reduce(self._flat)
             self._statistics.div_(world_size)
         torch.where(engine.masked > 0, self._kept, self._statistics, out=self._statistics)
-        return torch.cat([engine.failed, engine.masked, self._flat[:1]])
+        return torch.cat([engine.failed, engine.masked, self._flat[:2]])
+
+
+class Flags(NamedTuple):
+    """What all ranks know of a step."""
+
+    failed: bool
+    """Training must stop: a loss or gradient was not finite."""
+    masked: bool
+    """The update was left out."""
+    stop: bool
+    """A rank wants to stop."""
+    found_bad: bool
+    """A rank met an image that it could not use."""
 
 
 class Verdict:
@@ -62,9 +84,8 @@ class Verdict:
         else:
             self._flags = flags
 
-    def read(self) -> tuple[bool, bool, bool]:
-        """Whether the step failed, was masked, and whether any rank wants to stop."""
+    def read(self) -> Flags:
+        """The flags, once the device has come to them."""
         if self._event is not None:
             self._event.synchronize()
-        failed, masked, stop = (value > 0 for value in self._flags.tolist())
-        return failed, masked, stop
+        return Flags(*(value > 0 for value in self._flags.tolist()))

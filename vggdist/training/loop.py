@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from vggdist.config import BatchSplit, Config, steps_of_epochs
-from vggdist.data.loader import Batch
+from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError
 from vggdist.evaluation.metrics import Errors
 from vggdist.training import checkpoint
 from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
+from vggdist.training.known_bad import KnownBad
 from vggdist.training.metric_log import MetricLog, displayable
 from vggdist.training.progress import ProgressLine
 from vggdist.training.schedule import Schedule
@@ -50,6 +51,7 @@ class Training:
         open_batches: Callable[[int], Batches],
         evaluate: Callable[[], Errors],
         data_digests: dict[str, str],
+        known_bad: KnownBad,
         log: MetricLog | None,
         run_folder: Path,
     ) -> None:
@@ -60,13 +62,14 @@ class Training:
             open_batches: finished steps -> this rank's micro batches from there on.
             evaluate: errors of `engine` on the validation set; collective.
             data_digests: of the manifests, kept with every checkpoint.
+            known_bad: images that `open_batches` does not show.
             log: curves, on the main rank.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
         self.num_images = num_images
         self.open_batches, self.evaluate = open_batches, evaluate
-        self.data_digests = data_digests
+        self.data_digests, self.known_bad = data_digests, known_bad
         self.checkpoint_folder = run_folder / "checkpoints"
         self.step = 0
         self.num_masked = 0
@@ -93,6 +96,7 @@ class Training:
 
         Raises:
             NumericError: on all ranks, when a loss or gradient was not finite.
+            DataError: on all ranks, when too many images could not be used.
             CheckpointError: the last checkpoint could not be written.
         """
         if self.finished:
@@ -136,6 +140,7 @@ class Training:
             "step_images": self.throughput.images,
             "scaler": self.engine.scaler_state(),
             "data": self.data_digests,
+            "known_bad": self.known_bad.state(),
         }
 
     def load(self, saved: checkpoint.Checkpoint) -> None:
@@ -144,6 +149,7 @@ class Training:
         self.engine.load(saved.weights, saved.momentum, state["scaler"])
         self._agreement = Agreement(self.engine)
         self.schedule.load(state["schedule"])
+        self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
         self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
         if self.process.is_main:
@@ -160,15 +166,15 @@ class Training:
         waiting = _Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._agreement.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
-        flags = self._agreement.end(self.engine, stop.requested)
+        flags = self._agreement.end(self.engine, stop.requested, self.known_bad.has_news)
         self.throughput.add_step(self.split.global_batch, waiting.seconds)
         self.progress.tick(self.step)
         return Verdict(flags, self.step)
 
     def _heed(self, verdict: Verdict) -> bool:
         """Whether a rank wants to stop; raises where the step failed."""
-        failed, masked, stop = verdict.read()
-        if failed:
+        flags = verdict.read()
+        if flags.failed:
             self.progress.clear()
             raise NumericError(
                 f"step {verdict.step}: the loss or a gradient is infinite or not a number; the "
@@ -176,8 +182,11 @@ class Training:
                 "optimizer.gradient_clipping, or choose a precision with more range, in another "
                 "run.folder; what led here is in the curves. The last checkpoint is good."
             )
-        self.num_masked += masked
-        return stop
+        self.num_masked += flags.masked
+        if flags.found_bad:
+            self.progress.clear()
+            self.known_bad.agree()
+        return flags.stop
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
@@ -194,6 +203,8 @@ class Training:
             "learning_rate": self.schedule.learning_rate(self.step - 1),
             "gradient_norm": norm,
         }
+        if self.known_bad.found:
+            values |= {"unusable_images": len(self.known_bad.found)}
         if self.config.precision == "fp16":
             values |= {"loss_scale": self.engine.loss_scale(), "masked_steps": self.num_masked}
         self.log.write("train", self.step, self.epoch, values)
@@ -244,6 +255,7 @@ class Training:
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on; the first images of a training go to TensorBoard."""
         for number, batch in enumerate(batches):
+            self.known_bad.note(batch.bad)
             first = self.step == 1 and number == 0
             if first and self.log is not None and self.config.log.num_images:
                 images = batch.images[: self.config.log.num_images]

@@ -32,6 +32,11 @@ MAY_CHANGE = (
     "data.root",
     "data.num_threads",
     "data.prefetch",
+    "data.read_ahead",
+    "data.hardware_decoder_share",
+    "data.policy",
+    "data.max_unusable",
+    "data.local_folder",
     "model.initialize_from",
 )
 """What a resumed training may change: where and how it runs, not what it computes."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 
-from vggdist.data.loader import Batch
+from vggdist.data.batch import Batch
 from vggdist.evaluation.metrics import count_errors
 from vggdist.training.engine import Engine
 

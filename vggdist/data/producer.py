@@ -1,0 +1,172 @@
+"""Making batches: plans, reads ahead, decodes, and replaces what cannot be used.
+
+Everything here runs in the loader's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Set
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggdist.config import DataConfig
+from vggdist.data.batch import Batch
+from vggdist.data.color import subtracted_mean
+from vggdist.data.manifest import Manifest
+from vggdist.data.pipeline import ImageFormat, ImagePipeline, UndecodableError, Work
+from vggdist.data.plan import Samples
+from vggdist.data.reader import Pending, ReadAhead
+from vggdist.data.unusable import BadImage, decoding_problem, reading_problem
+from vggdist.errors import DataError
+
+_READING_THREADS = 8
+
+BatchSamples = Callable[[int, Set[int]], Samples | None]
+"""(number of a batch, images that are known to be bad) -> what is in the batch, none after the
+last."""
+
+
+class Producer:
+    """Makes batch after batch; used by one thread.
+
+    Args:
+        samples: what is in each batch; pure, so that batches can be planned again.
+        batch_size: images of the largest batch.
+
+    Attributes:
+        substitute: whether `samples` has others for bad images; if not, they are errors.
+        known_bad: images that are bad, as far as others know.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        samples: BatchSamples,
+        batch_size: int,
+        data: DataConfig,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        num_threads: int,
+    ) -> None:
+        self.substitute = False
+        self.known_bad: Callable[[], Set[int]] = frozenset
+        self.device = _with_index(device)
+        self._manifest, self._samples, self._data = manifest, samples, data
+        self._batch_size, self._dtype, self._num_threads = batch_size, dtype, num_threads
+        self._found: Set[int] = frozenset()
+        self._news: list[BadImage] = []
+
+    def batches(self) -> Generator[Batch]:
+        """All batches from the first on."""
+        image_format = ImageFormat(
+            self._data.crop_size,
+            self.device,
+            hardware_decoder_share=self._data.hardware_decoder_share,
+        )
+        number, failed_at = 0, -1
+        with contextlib.closing(ReadAhead(self._manifest, _READING_THREADS)) as reader:
+            while True:
+                work = self._work(number, reader)
+                try:
+                    with ImagePipeline(
+                        work, self._batch_size, image_format, self._num_threads
+                    ) as pipeline:
+                        for done, pixels in pipeline:
+                            yield self._batch(done.samples, pixels)
+                            number += 1
+                        return
+                except UndecodableError as failure:
+                    # With every image well alone, DALI gets a second chance at the same batch.
+                    if not failure.bad and failed_at == number:
+                        raise
+                    failed_at = number
+                    for image, encoded in failure.bad.items():
+                        self._heed(BadImage(image, decoding_problem(encoded)))
+
+    def _work(self, number: int, reader: ReadAhead) -> Generator[Work]:
+        """From batch `number` on; files are read a few batches ahead."""
+        ahead: deque[tuple[Samples, Pending]] = deque()
+        while True:
+            while len(ahead) < self._data.read_ahead:
+                samples = self._planned(number + len(ahead))
+                if samples is None:
+                    break
+                ahead.append((samples, reader.begin(samples.image.tolist())))
+            if not ahead:
+                return
+            samples, pending = ahead.popleft()
+            yield self._read(number, samples, pending, reader)
+            number += 1
+
+    def _read(self, number: int, samples: Samples, pending: Pending, reader: ReadAhead) -> Work:
+        """A batch whose images can all be read."""
+        while True:
+            read = pending.wait()
+            problems = {
+                int(image): reading_problem(result)
+                for image, result in zip(samples.image, read, strict=True)
+                if isinstance(result, Exception)
+            }
+            if not problems:
+                return Work([one for one in read if not isinstance(one, Exception)], samples)
+            for image, reason in problems.items():
+                self._heed(BadImage(image, reason))
+            again = self._planned(number)
+            assert again is not None
+            samples, pending = again, reader.begin(again.image.tolist())
+
+    def _planned(self, number: int) -> Samples | None:
+        return self._samples(number, self._found | self.known_bad())
+
+    def _heed(self, bad: BadImage) -> None:
+        """Has others stand in for an image from now on."""
+        if not self.substitute:
+            remedy = (
+                "data.policy=substitute would show another in its place."
+                if self._data.policy == "fail"
+                else "An evaluation counts every image, so none takes its place."
+            )
+            raise DataError(
+                f"{bad.sentence(self._manifest)}. Replace it with a good copy. {remedy}"
+            )
+        if bad.image not in self._found:
+            self._found |= {bad.image}
+            self._news.append(bad)
+        if len(self._found | self.known_bad()) == self._manifest.num_images:
+            raise DataError(
+                f"No image in {self._manifest.folder} can be used; the last: "
+                f"{bad.sentence(self._manifest)}. See whether the disk is well."
+            )
+
+    def _batch(self, samples: Samples, pixels: Tensor) -> Batch:
+        image = samples.image
+        mean = subtracted_mean(self._data.mean, samples.color_draw)
+        news, self._news = self._news, []
+        batch = Batch(
+            pixels,
+            self._on_device(mean),
+            self._on_device(self._manifest.labels[image]),
+            self._on_device(samples.dropout_key),
+            image,
+            self._dtype,
+            tuple(news),
+        )
+        if pixels.is_cuda:
+            torch.cuda.current_stream().synchronize()  # the consumer reads on another stream
+        return batch
+
+    def _on_device(self, numbers: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device)
+
+
+def _with_index(device: torch.device | str) -> torch.device:
+    """`device` with a number if it is a GPU: the caller's current one is not the producer's."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
