@@ -24,6 +24,8 @@ setup(
         "pillow>=11.0",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
+        "pebble>=5.2",
     ],
     extras_require={
         "dev": [

@@ -86,14 +86,17 @@ Apartment = tuple[str, int]
 
 
 def read_imports() -> dict[str, tuple[str, ...]]:
-    """Every module of `vggdist` and `launch` -> what it imports: project modules and doors."""
+    """Every room of `vggdist` and `launch` -> what it imports: other rooms and doors.
+
+    A room is a module, or a package within a package.
+    """
     files = sorted((ROOT / "vggdist").rglob("*.py")) + sorted((ROOT / "launch").glob("*.py"))
     modules = {
         ".".join(file.relative_to(ROOT).with_suffix("").parts): file
         for file in files
         if file.name != "__init__.py"
     }
-    imports = {}
+    imports: dict[str, set[str]] = {}
     for module, file in modules.items():
         named: set[str] = set()
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -101,14 +104,19 @@ def read_imports() -> dict[str, tuple[str, ...]]:
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 named |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        own = named & modules.keys() - {module}
+        own = {_room(name) for name in named & modules.keys()} - {_room(module)}
         doors = {
             door
             for door in DOORS
             if any(name == door or name.startswith(door + ".") for name in named)
         }
-        imports[module] = tuple(sorted(own | doors))
-    return imports
+        imports[_room(module)] = imports.get(_room(module), set()) | own | doors
+    return {room: tuple(sorted(used)) for room, used in imports.items()}
+
+
+def _room(module: str) -> str:
+    """vggdist.data.preparation for all modules in it."""
+    return ".".join(module.split(".")[:3])
 
 
 def level(module: str) -> int:
@@ -264,7 +272,8 @@ def _draw_apartment(
         d.box(axes, x, y, width, ROOM, edge=d.tint(place.color, 0.35), line=0.8, radius=0.04)
         doors = ", ".join(DOORS[used] for used in imports[module] if used in DOORS)
         middle = (x + width / 2, y + ROOM / 2 - 0.045)
-        name = module.rpartition(".")[2]
+        is_package = (ROOT / module.replace(".", "/")).is_dir()
+        name = module.rpartition(".")[2] + "/" * is_package
         d.text(axes, middle[0], middle[1] + (0.07 if doors else 0.0), name, size=8.6, up="baseline")
         if doors:
             y = middle[1] - 0.07

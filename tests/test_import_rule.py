@@ -40,11 +40,13 @@ LEVELS = {
 """A module, or a package for those of its modules that are not named themselves -> its level."""
 
 DOORS = {
-    "nvidia": {"data.pipeline", "data.probe", "benchmark.data"},
+    "nvidia": {"data.pipeline", "data.verification.probe", "benchmark.data"},
     "deepspeed": {"training.engine"},
     "tensorboard": {"training.metric_log"},
     "torch.utils.tensorboard": {"training.metric_log"},
     "yaml": {"config_file"},
+    "pebble": {"data.verification.isolated"},
+    "scipy": {"data.preparation.devkit"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,15 @@ from vggdist.errors import VggdistError
 DESCRIPTION = """\
 Look at networks, prepare images and measure speed. Training is started by launch/train.py, under
 deepspeed, torchrun or plain python.
+"""
+
+IMAGENET_DESCRIPTION = """\
+Writes ILSVRC2012 as a data set, from the archives that image-net.org gives to registered users.
+Each archive is read once and nothing is unpacked elsewhere. A killed run goes on when the same
+command is started again. Their MD5 sums, for md5sum:
+  1d675b47d978889d74fa0da5fadfb00e  ILSVRC2012_img_train.tar
+  29b22e2961454d5413ddabcf34fc5622  ILSVRC2012_img_val.tar
+  fa75699e90414af021442c21a62c3abf  ILSVRC2012_devkit_t12.tar.gz
 """
 
 
@@ -54,6 +64,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     digits.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     digits.set_defaults(run=_prepare_digits)
+    _add_prepare_imagenet(prepare)
+    _add_prepare_folder(prepare)
+
+    check = verbs.add_parser(
+        "check",
+        help="decode every image before a training does; list those that it could not use",
+        description="Decodes every image with Pillow and DALI, in processes that may crash, and "
+        "reports counts, sizes, formats, duplicates and tiny classes. Nothing is moved: images "
+        "that training could not use are listed in a quarantine file beside the data, which "
+        "training reads.",
+        epilog="example: vggdist check /data/imagenet --jobs 8 --json check.json --threshold 0.001",
+    )
+    check.add_argument("data", type=Path, metavar="DATA", help="train/ and val/, or any images")
+    check.add_argument(
+        "--jobs", type=_positive, metavar="N", help="processes (default: one for each CPU)"
+    )
+    check.add_argument(
+        "--threshold",
+        type=_fraction,
+        default=1.0,
+        metavar="FRACTION",
+        help="exit with 3 if a larger share of the images cannot be used (default: 1, never)",
+    )
+    _add_json(check)
+    check.set_defaults(run=_check)
 
     bench = verbs.add_parser("bench", help="measure speed on this machine").add_subparsers(
         required=True, metavar="WHAT"
@@ -81,6 +116,82 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_prepare_imagenet(verbs: Any) -> None:
+    imagenet = verbs.add_parser(
+        "imagenet",
+        help="ImageNet's three archives as class folders or shards",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=IMAGENET_DESCRIPTION,
+        epilog="example: vggdist prepare imagenet --train ILSVRC2012_img_train.tar "
+        "--val ILSVRC2012_img_val.tar\n         --devkit ILSVRC2012_devkit_t12.tar.gz "
+        "--out /data/imagenet --form shards",
+    )
+    for name, file in (
+        ("train", "ILSVRC2012_img_train.tar"),
+        ("val", "ILSVRC2012_img_val.tar"),
+        ("devkit", "ILSVRC2012_devkit_t12.tar.gz"),
+    ):
+        imagenet.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help=file)
+    _add_packing(imagenet, "folders")
+    imagenet.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 3 where counts differ from ILSVRC2012's, instead of warning",
+    )
+    imagenet.set_defaults(run=_prepare_imagenet)
+
+
+def _add_prepare_folder(verbs: Any) -> None:
+    folder = verbs.add_parser(
+        "folder",
+        help="class folders as shards, or with smaller images",
+        description="Packs a data set of class folders, SRC/train/CLASS/IMAGE and "
+        "SRC/val/CLASS/IMAGE, which can also be trained on as it is. Labels, the order of the "
+        "images and so a training stay the same. A killed run goes on when it is started again.",
+        epilog="example: vggdist prepare folder datasets/flowers --out /data/flowers "
+        "--form shards --shorter-side 512",
+    )
+    folder.add_argument("source", type=Path, metavar="SRC", help="folder with train/ and val/")
+    _add_packing(folder, "shards")
+    folder.set_defaults(run=_prepare_folder)
+
+
+def _add_packing(parser: argparse.ArgumentParser, form: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--form",
+        choices=("folders", "shards"),
+        default=form,
+        help="a file for each image, or tar files in WebDataset's naming, each with an index for "
+        f"DALI (default: {form})",
+    )
+    parser.add_argument(
+        "--shorter-side",
+        type=int,
+        metavar="S",
+        help="make images smaller whose shorter side is longer than S pixels (Lanczos); the "
+        "others keep their bytes (default: all do)",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=95, help="JPEG quality of those (default: 95; 4:4:4)"
+    )
+    parser.add_argument(
+        "--shard-megabytes",
+        type=float,
+        default=512,
+        metavar="N",
+        help="length of a shard (default: 512)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="threads (default: one for each CPU)",
+    )
+    _add_json(parser)
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of sections")
     parser.add_argument(
@@ -93,6 +204,18 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _fraction(text: str) -> float:
+    if not 0 <= (share := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{share} is not between 0 and 1")
+    return share
 
 
 def _show(text: str, values: Mapping[str, Any], path: Path | None) -> None:
@@ -116,9 +239,47 @@ def _summary(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_digits(arguments: argparse.Namespace) -> None:
-    from vggdist.data.digits import write_digits
+    from vggdist.data.preparation.digits import write_digits
 
     write_digits(arguments.out)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from vggdist.data.verification.check import check
+    from vggdist.data.verification.report import render_check
+
+    result = check(arguments.data, arguments.jobs)
+    _show(render_check(result, arguments.json), result.to_dict(), arguments.json)
+    result.require(arguments.threshold)
+
+
+def _prepare_imagenet(arguments: argparse.Namespace) -> None:
+    from vggdist.data.preparation.archives import ImageNetArchives
+
+    source = ImageNetArchives(arguments.train, arguments.val, arguments.devkit)
+    _prepare(source, arguments, arguments.strict)
+
+
+def _prepare_folder(arguments: argparse.Namespace) -> None:
+    from vggdist.data.preparation.sources import FolderSource
+
+    _prepare(FolderSource(arguments.source), arguments)
+
+
+def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -> None:
+    from vggdist.data.preparation.packing import Resize
+    from vggdist.data.preparation.prepare import prepare, render_prepared
+    from vggdist.data.preparation.writers import Packing
+
+    side = arguments.shorter_side
+    packing = Packing(
+        arguments.form,
+        None if side is None else Resize(side, arguments.quality),
+        arguments.shard_megabytes,
+        arguments.jobs,
+    )
+    prepared = prepare(source, arguments.out, packing, strict)
+    _show(render_prepared(prepared), prepared.to_dict(), arguments.json)
 
 
 def _bench_data(arguments: argparse.Namespace) -> None:

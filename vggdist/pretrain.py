@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from vggdist.config import BatchSplit, Config, split_batch, total_steps
 from vggdist.config_file import to_yaml
+from vggdist.data import staging
 from vggdist.data.dataset import open_dataset
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Dataset, Manifest
@@ -87,6 +89,7 @@ def pretrain(config: Config) -> int:
         saved = _load_checkpoint(config, start, process)
         if saved is not None:
             _check_same_data(saved, dataset)
+        dataset = _stage(config, dataset, process)
         # Now that nothing is left to object to: another start must agree with what stands there.
         _on_main(process, lambda: run_folder.prepare(config, folder))
         if process.is_main:
@@ -204,6 +207,30 @@ def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
             f"classes; set model.num_classes={num_classes}."
         )
     return dataset
+
+
+def _stage(config: Config, dataset: Dataset, process: Process) -> Dataset:
+    """The data set, on a disk of this node's own if that is wanted; one rank per node copies."""
+    if config.data.local_folder is None:
+        return dataset
+    folder = Path(config.data.local_folder)
+    local = staging.staged(dataset, folder)
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(staging.stage, dataset, folder) if process.local_rank == 0 else None
+        # The ranks meet every few seconds: hours in one collective would be taken for a hang.
+        while not world.all_agree(_is_over(copying), process.device):
+            pass
+        problem = copying.exception() if copying is not None else None
+    if not world.all_agree(problem is None, process.device):
+        raise problem or DataError(
+            "another node could not copy the shards to its data.local_folder; its message says why."
+        )
+    return local
+
+
+def _is_over(future: Future[None] | None) -> bool:
+    """Whether there is nothing to wait for any more; waits some seconds first."""
+    return future is None or bool(wait([future], timeout=5).done)
 
 
 def _load_checkpoint(

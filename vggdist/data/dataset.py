@@ -10,6 +10,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from vggdist.data.folders import (
     LARGEST_LIST,
     ClassFolders,
@@ -21,6 +23,7 @@ from vggdist.data.folders import (
 )
 from vggdist.data.manifest import Dataset, Manifest, from_tree, to_tree
 from vggdist.data.manifest_file import MANIFEST_NAME, SPLITS, load_manifest, save_manifest
+from vggdist.data.preparation.journal import is_unfinished
 from vggdist.errors import DataError
 
 
@@ -39,6 +42,11 @@ def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = F
         DataError: there is no such data set, or it is not the one that its manifest lists.
     """
     root = existing_folder(root)
+    if is_unfinished(root):
+        raise DataError(
+            f"{root} holds a data set that is not finished yet. Start the same `vggdist prepare` "
+            "again, which goes on where it stopped."
+        )
     for split in SPLITS:
         if not (root / split).is_dir():
             raise DataError(
@@ -152,7 +160,12 @@ def _shard_differences(manifest: Manifest) -> list[str]:
 
 
 def _tree_differences(manifest: Manifest) -> list[str]:
-    now = list_classes(manifest.folder)
+    # A class without images, which a prepared data set may have, has no folder.
+    counts = np.bincount(manifest.labels, minlength=len(manifest.classes))
+    now: ClassFolders = {
+        name: [] for name, count in zip(manifest.classes, counts, strict=True) if count == 0
+    }
+    now = dict(sorted((now | list_classes(manifest.folder)).items()))
     if replace(from_tree(manifest.folder, "", now), resized=manifest.resized).digest == (
         manifest.digest
     ):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggdist.data import digits as digits_module
 from vggdist.data.dataset import open_dataset
-from vggdist.data.digits import write_digits
+from vggdist.data.preparation import digits as digits_module
+from vggdist.data.preparation.digits import write_digits
 from vggdist.errors import DataError
 
 

@@ -1,0 +1,125 @@
+"""Shards copied to a disk of the node's own, so that an epoch leaves the network alone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from vggdist.data.manifest import Dataset
+from vggdist.data.progress import Progress
+from vggdist.errors import ConfigError, DataError
+
+_COPIES_AT_ONCE = 4  # a network file system gives more to several readers than to one
+_LOCK = "lock"
+
+
+def staged(dataset: Dataset, folder: Path) -> Dataset:
+    """The data set as it is in the node's own folder once `stage` has been there.
+
+    Raises:
+        ConfigError: its images are not in shards.
+    """
+    if dataset.train.shards is None or dataset.val.shards is None:
+        raise ConfigError(
+            f"data.local_folder is {folder}, but the images in {dataset.root} are files of their "
+            "own, and only shards are copied to the nodes. Pack them with `vggdist prepare folder "
+            f"{dataset.root} --out DIR --form shards` and set data.root=DIR, or set "
+            "data.local_folder=null."
+        )
+    copy = folder.expanduser().absolute() / _name(dataset)
+    return Dataset(*(replace(one, folder=copy / one.split) for one in (dataset.train, dataset.val)))
+
+
+def stage(dataset: Dataset, folder: Path) -> None:
+    """Copies what is missing of a data set's shards; one process of each node does so.
+
+    Others on the node, of other jobs too, wait for it and then find everything there. A shard that
+    is complete has its name, its size and its time of change; one that was not finished has not.
+
+    Raises:
+        DataError: there is not enough space, or a shard cannot be copied; what has been copied
+            stays for the next start.
+    """
+    target = staged(dataset, folder).root
+    with _locked(target):
+        missing = [
+            (one.folder / name, target / one.split / name)
+            for one in (dataset.train, dataset.val)
+            for name in one.shards.files  # type: ignore[union-attr]
+            if not _is_copy(one.folder / name, target / one.split / name)
+        ]
+        _check_space(missing, target, dataset)
+        progress = Progress(len(missing), unit="shards")
+        with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
+            copies = [pool.submit(_copy, *one) for one in missing]
+            try:
+                for copy in copies:
+                    copy.result()
+                    progress.advance()
+            except OSError as error:
+                pool.shutdown(cancel_futures=True)
+                raise DataError(
+                    f"A shard of {dataset.root} cannot be copied to {target}: {error}. What has "
+                    "been copied stays. Mend it, or set data.local_folder=null to read the shards "
+                    "where they are."
+                ) from error
+        if missing:
+            progress.close()
+
+
+def _name(dataset: Dataset) -> str:
+    """A folder name that belongs to these very shards."""
+    sha = hashlib.sha256()
+    for one in (dataset.train, dataset.val):
+        assert one.shards is not None
+        sha.update(f"{one.digest} {one.shards.files} {one.shards.sizes.tolist()}".encode())
+    return f"vggdist-{sha.hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        file = open(target / _LOCK, "a")  # noqa: SIM115 (closed below)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise DataError(
+            f"data.local_folder: {target} cannot be written on this node: {error}. Name a folder "
+            "on a disk of the node's own, or set data.local_folder=null."
+        ) from error
+    with file:
+        yield
+
+
+def _is_copy(source: Path, copy: Path) -> bool:
+    try:
+        there, here = source.stat(), copy.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns)
+
+
+def _check_space(missing: list[tuple[Path, Path]], target: Path, dataset: Dataset) -> None:
+    needed = sum(source.stat().st_size for source, _ in missing)
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise DataError(
+            f"data.local_folder: the shards of {dataset.root} take {needed / 1e9:.1f} GB more, but "
+            f"{target} has {free / 1e9:.1f} GB free. Free space there, name another folder, or set "
+            "data.local_folder=null to read the shards where they are."
+        )
+
+
+def _copy(source: Path, copy: Path) -> None:
+    copy.parent.mkdir(exist_ok=True)
+    partial = copy.with_name(f".{copy.name}.partial")
+    shutil.copyfile(source, partial)
+    shutil.copystat(source, partial)
+    os.replace(partial, copy)

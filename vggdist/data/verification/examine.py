@@ -1,0 +1,111 @@
+"""What one image file is, and whether training can use it: Pillow strictly, then DALI.
+
+Meant for a process that may die of what it reads; `data/isolated.py` starts such processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import re
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from vggdist.data.manifest import Place
+from vggdist.data.reader import read_encoded
+from vggdist.data.verification.probe import WindowProbe
+
+DALI_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"})
+"""What DALI decodes, as Pillow calls it; MPO is a JPEG with more JPEGs behind it."""
+
+_COUNT = re.compile(r" \(\d+ bytes not processed\)")  # makes one reason of many
+
+
+class Examined(NamedTuple):
+    """What is known of one image."""
+
+    reason: str = ""
+    """Why training cannot use it; empty: it can."""
+    format: str = ""
+    """As Pillow calls it; empty: unknown."""
+    mode: str = ""
+    """Pillow's name of the pixels' layout, such as RGB."""
+    width: int = 0
+    """Pixels; 0: no header could be read."""
+    height: int = 0
+    num_bytes: int = 0
+    """Length of the encoded image."""
+    sha256: bytes = bytes(32)
+    """Of the encoded image; zeros: it could not be read."""
+
+
+def examine_image(place: Place) -> Examined:
+    """Decodes an image as strictly as Pillow can and a window of it with DALI."""
+    try:
+        encoded = read_encoded(place)
+    except OSError as error:
+        return Examined(f"it cannot be read: {error.strerror or error}")
+    except MemoryError:
+        return Examined("it does not fit into memory")
+    seen = Examined(num_bytes=len(encoded), sha256=hashlib.sha256(encoded.data).digest())
+    if not len(encoded):
+        return seen._replace(reason="the file is empty")
+    seen = _decoded_by_pillow(encoded, seen)
+    if not seen.reason and _window_probe().problem(encoded) is not None:
+        return seen._replace(
+            reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow does; "
+            "save it again as an RGB JPEG or PNG"
+        )
+    return seen
+
+
+def lacks_decoder(image_format: str) -> str:
+    """The reason for refusing a format that DALI does not have."""
+    return f"{image_format} is a format that DALI does not decode; convert it to JPEG or PNG"
+
+
+def prepare_process() -> None:
+    """Makes this process one that examines: no GPU, no output, DALI ready."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA context would take half a gigabyte for nothing
+    _window_probe().problem(np.zeros(1, dtype=np.uint8))
+    # Decoders write what they dislike to the terminal, without saying in which file.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
+@functools.cache
+def _window_probe() -> WindowProbe:
+    return WindowProbe()
+
+
+def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> Examined:
+    """`seen` with what Pillow finds out, or with its reason for refusing the image."""
+    try:
+        # Pillow warns of unreadable metadata, which is no damage; damaged pixels are errors.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(encoded.data)) as image:
+                width, height = image.size
+                seen = seen._replace(
+                    format=image.format or "", mode=image.mode, width=width, height=height
+                )
+                if seen.format not in DALI_FORMATS:
+                    return seen._replace(reason=lacks_decoder(seen.format))
+                image.convert("RGB")
+        return seen
+    except UnidentifiedImageError:
+        return seen._replace(reason="it is no image, or of a kind that Pillow does not decode")
+    except Image.DecompressionBombError:
+        return seen._replace(reason="its header claims more pixels than Pillow decodes; shrink it")
+    except MemoryError:
+        return seen._replace(reason="it does not fit into memory when it is decoded")
+    except Exception as error:  # Pillow raises anything from SyntaxError to ZeroDivisionError
+        message = _COUNT.sub("", " ".join(str(error).split())) or type(error).__name__
+        return seen._replace(reason=f"Pillow does not decode it: {message}")

@@ -1,0 +1,96 @@
+"""Whether DALI decodes an image, asked for one image at a time.
+
+DALI names no file when a batch fails, and its pipeline is dead afterwards. So whoever wants to know
+which image it was, or whether one will be, asks here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import nvidia.dali as dali
+from numpy.typing import NDArray
+from nvidia.dali import fn, types
+
+if TYPE_CHECKING:  # torch would add a second to the start of every process that checks images
+    import torch
+
+_ENCODED = "encoded"
+
+
+class WindowProbe:
+    """Decodes a window of one encoded image after the other; used by one thread.
+
+    The window ends at the bottom right corner and its side is half the shorter side, so a decoder
+    comes past all of the data: the upper part of a truncated JPEG would decode without complaint.
+
+    Args:
+        device: what decodes: a GPU, with DALI's mixed decoder, or the CPU if it is none.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._gpu = device.index or 0 if device is not None and device.type == "cuda" else None
+        self._pipe: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def problem(self, encoded: NDArray[np.uint8]) -> str | None:
+        """Why DALI does not decode an image, in a few words; none if it does.
+
+        Args:
+            encoded: (num_bytes,), the image as it is in its file.
+        """
+        if not len(encoded):
+            return "the file is empty"
+        if self._pipe is None:
+            self._pipe = _build(self._gpu)
+        try:
+            self._pipe.feed_input(_ENCODED, [np.ascontiguousarray(encoded)])
+            self._pipe.run()
+        except (RuntimeError, MemoryError) as error:
+            self.close()
+            return _essence(str(error))
+        return None
+
+    def close(self) -> None:
+        """Gives threads and memory back; the next question takes new ones."""
+        self._pipe = None
+
+
+def _build(gpu: int | None) -> Any:
+    pipe = dali.pipeline_def(_graph)(
+        "cpu" if gpu is None else "mixed",
+        batch_size=1,
+        num_threads=1,
+        device_id=gpu,
+        prefetch_queue_depth=1,  # an answer belongs to the image that was fed last
+    )
+    pipe.build()
+    return pipe
+
+
+def _graph(decoder: str) -> Any:
+    encoded = fn.external_source(name=_ENCODED, dtype=types.UINT8, ndim=1)
+    size = fn.peek_image_shape(encoded, adjust_orientation=False)[:2]
+    side = dali.math.max(1, dali.math.min(size[0], size[1]) // 2)
+    return fn.decoders.image_slice(
+        encoded,
+        device=decoder,
+        start=fn.cast(size - side, dtype=types.INT32),
+        shape=fn.cast(fn.stack(side, side), dtype=types.INT32),
+        axes=[0, 1],
+        output_type=types.RGB,
+        adjust_orientation=False,
+    )
+
+
+def _essence(message: str) -> str:
+    """The line of DALI's message that says what happened, between its own stack traces."""
+    _, _, told = message.partition("encountered:")
+    lines = [line.strip(" :") for line in told.splitlines() if line.strip()]
+    return lines[0] if lines else message.strip().partition("\n")[0]
