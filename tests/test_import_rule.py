@@ -40,7 +40,7 @@ LEVELS = {
 """A module, or a package for those of its modules that are not named themselves -> its level."""
 
 DOORS = {
-    "nvidia": {"data.pipeline", "data.verification.probe", "benchmark.data"},
+    "nvidia": {"data.pipeline", "data.verification.probe", "benchmark.rivals"},
     "deepspeed": {"training.engine"},
     "tensorboard": {"training.metric_log"},
     "torch.utils.tensorboard": {"training.metric_log"},

@@ -9,6 +9,9 @@ from tests.ranks import run_in_ranks
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import Unusable, save_quarantine
+from vggdist.data.preparation.prepare import prepare
+from vggdist.data.preparation.sources import FolderSource
+from vggdist.data.preparation.writers import Packing
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
 from vggdist.pretrain import pretrain, run
@@ -132,3 +135,40 @@ def test_training_begins_from_a_trained_network_and_logs_what_was_copied(tiny_ov
     log = (deep / "log.txt").read_text()
     assert "conv1_1 <- conv1_1, conv2_1 <- conv2_1, fc6 <- fc6" in log
     assert "random: conv2_2" in log
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_shards_on_a_local_disk_train_bit_for_bit_as_class_folders_do(
+    tiny_dataset, tiny_overrides, tmp_path, capfd
+):
+    shards = tmp_path / "shards"
+    prepare(FolderSource(tiny_dataset), shards, Packing("shards", shard_megabytes=0.01))
+    ways = {
+        "folders": [f"data.root={tiny_dataset}"],
+        "staged": [f"data.root={shards}", f"data.local_folder={tmp_path / 'local'}"],
+    }
+    results = {}
+    for name, overrides in ways.items():
+        run_in = f"run.folder={tmp_path / name}"
+        assert run_in_ranks(train, 2, [*tiny_overrides, *overrides, run_in]) == [0, 0]
+        weights = tmp_path / name / "checkpoints" / "step-00000006" / "weights.safetensors"
+        results[name] = weights.read_bytes()
+    assert results["folders"] == results["staged"]
+    assert list((tmp_path / "local").rglob("*.tar"))
+    assert "shards, " in capfd.readouterr().err
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_a_node_that_cannot_stage_ends_all_ranks_with_its_reason(
+    tiny_dataset, tiny_overrides, tmp_path, capfd
+):
+    prepare(FolderSource(tiny_dataset), tmp_path / "shards", Packing("shards"))
+    (tmp_path / "file").write_bytes(b"")
+    overrides = [f"data.root={tmp_path / 'shards'}", f"data.local_folder={tmp_path / 'file'}"]
+    codes = run_in_ranks(train, 2, [*tiny_overrides, *overrides])
+    assert codes == [DataError.exit_code] * 2
+    printed = capfd.readouterr().err
+    assert "cannot be written on this node" in printed
+    assert "Traceback" not in printed

@@ -303,6 +303,7 @@ def _build_training(
             device=process.device,
             dtype=DTYPES[config.precision],
             known_bad=lambda: known_bad.images,
+            max_bad=known_bad.limit,
             num_threads=config.data.num_threads or process.num_cores,
         )
 

@@ -19,7 +19,10 @@ RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.png"
 
 
 def write_result(training: Training, folder: Path) -> dict[str, float]:
-    """Writes `result.json`; errors are fractions, speeds over all ranks and all steps."""
+    """Writes `result.json`; errors are fractions, speeds over all ranks and all steps.
+
+    The file also names the images, by the digests of their manifests.
+    """
     assert training.errors is not None
     result = {
         "top1_error": training.errors.top1_error,
@@ -29,7 +32,8 @@ def write_result(training: Training, folder: Path) -> dict[str, float]:
         "seconds": training.elapsed_seconds,
         "unusable_images": len(training.known_bad.found),
     }
-    (folder / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    stored = {**result, "data": training.data_digests}
+    (folder / RESULT_FILE).write_text(json.dumps(stored, indent=1) + "\n")
     return result
 
 

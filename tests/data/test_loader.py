@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -260,9 +261,9 @@ def test_what_goes_wrong_in_the_producer_is_raised_in_the_consumer(manifest, mon
 def damage(path: Path, how: str) -> None:
     if how == "gone":
         path.unlink()
-    elif how == "folder":
+    elif how in ("folder", "pipe"):
         path.unlink()
-        path.mkdir()
+        os.mkfifo(path) if how == "pipe" else path.mkdir()
     else:
         content = path.read_bytes()
         path.write_bytes({"empty": b"", "noise": b"no image " * 99, "cut": content[:300]}[how])
@@ -289,7 +290,7 @@ def test_an_evaluation_substitutes_nothing_and_names_the_image(tmp_path, make_tr
     assert vggdist_threads() == []
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "noise", "gone", "folder"])
+@pytest.mark.parametrize("how", ["cut", "empty", "noise", "gone", "folder", "pipe"])
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 24), (2, 3)])
 def test_a_training_that_meets_a_bad_file_equals_one_that_knew_it(
     tmp_path, make_tree, how, world_size, micro
@@ -335,6 +336,15 @@ def test_the_policy_fail_stops_at_the_first_bad_image(tmp_path, make_tree):
     strict = DATA.model_copy(update={"policy": "fail"})
     with pytest.raises(DataError, match=r"cannot be used.*data\.policy=substitute would show"):
         taken(training(images, data=strict, last_step=3))
+
+
+def test_a_rank_that_finds_too_many_gives_up_by_itself(tmp_path, make_tree):
+    images = open_images(make_tree(tmp_path, {"cat": 30}))
+    for number in range(0, 30, 2):
+        damage(images.path(number), "noise")
+    with pytest.raises(DataError, match=r"^5 of 30 images could not be used, more than the 4 that"):
+        taken(training(images, last_step=3, max_bad=4))
+    assert len(taken(training(images, last_step=3, max_bad=15))) == 3
 
 
 def test_a_set_without_a_good_image_is_an_error(tmp_path, make_tree):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vggdist.data.dataset import open_dataset, open_images
-from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards, from_tree
+from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -252,7 +252,7 @@ def imagenet_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = Manifest(
         root / "train", "train", classes, labels, names, "", np.full(count, 109_000), shards
     )
-    val = from_tree(root / "val", "val", {name: ["1.jpg"] for name in classes})
+    val = from_classes(root / "val", "val", [(name, ["1.jpg"]) for name in classes])
     contents = {
         one.split: Contents(
             np.ones((one.num_images, 2), np.int32), np.ones((one.num_images, 32), np.uint8)

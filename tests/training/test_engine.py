@@ -469,8 +469,8 @@ def test_an_accident_on_one_rank_stops_all_and_changes_nothing(
     first, second = (results[f"{accident}: stage {stage}"] for results in together)
     for result in (first, second):
         good, bad, _ = result["flags"]
-        assert good == [0.0, 0.0, 0.0]
-        assert bad == [1.0, 1.0, 0.0]
+        assert good == [0.0, 0.0, 0.0, 0.0]
+        assert bad == [1.0, 1.0, 0.0, 0.0]
         assert result["unmoved"]
     for ours, theirs in zip(first["state"], second["state"], strict=True):
         assert equal(ours, theirs)
@@ -495,7 +495,7 @@ def test_after_an_accident_stage_0_stays_masked_until_the_host_has_noticed(
 ) -> None:
     for results in together:
         result = results["nan gradient: stage 0"]
-        assert result["flags"][2] == [1.0, 1.0, 0.0]
+        assert result["flags"][2] == [1.0, 1.0, 0.0, 0.0]
         assert result["later unmoved"]
 
 

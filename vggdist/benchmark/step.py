@@ -1,180 +1,227 @@
-"""What training costs beyond a bare PyTorch loop: the same network, precision, format and batch.
+"""What a training step costs beside a bare PyTorch loop, and what bounds the training.
 
-Both loops run in one process on one rank, on synthetic images, in turn, so that a machine whose
-speed drifts slows both alike; the ratio is taken pair by pair.
+The bare loop has the same network, precision, format and batch. All loops run in one process of
+each rank, in turn, so that a machine whose speed drifts slows all alike; the ratio is taken pair by
+pair. What the figures say about the training is told by `benchmark/bound.py`.
 """
 
+from __future__ import annotations
+
+import itertools
+import math
 import statistics
-import sys
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from vggdist.config import Config, split_batch
+from vggdist.benchmark.bound import Setting, Timings, describe, render_bound
+from vggdist.benchmark.images import TimedImages, open_training_images
+from vggdist.benchmark.loops import BareLoop, OurLoop, synthetic_batch
+from vggdist.benchmark.status import StatusLine
+from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.data.batch import Batch
+from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
-from vggdist.training.agreement import Agreement, Verdict
-from vggdist.training.engine import DTYPES, Engine, check_precision
-from vggdist.training.step import Meter, train_step
+from vggdist.training.engine import check_precision
+
+# Weights must not run away: from the first infinite gradient on, updates would be left out.
+_LEARNING_RATE = 1e-6
+# Seconds that the slower one of loader and step is timed in a round; short steps are repeated.
+_WINDOW_SECONDS = 0.5
+_LONGEST_WINDOW = 100  # steps
+_STEPS_BEFORE_TOGETHER = 2
+
+Times = dict[str, list[float]]
 
 
-def measure_step(config: Config, rounds: int) -> dict[str, Any]:
-    """Times steps of both loops in turn.
+def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
+    """Times the bare loop, our step and, if `data.root` is set, the loader and both at once.
+
+    Collective: every rank that a launcher started takes part, and the slowest rank's time counts.
 
     Args:
-        config: model, batch, precision; the batch is one rank's.
-        rounds: pairs of steps, after one warm-up of each.
+        config: as of a training; its learning rate is not used.
+        rounds: in each, everything is timed in turn, after one round of warming up.
 
     Returns:
-        `bare_seconds`, `vggdist_seconds` (medians per step), `ratio` (median of the pairs),
-        `ratio_fastest` (fastest step by fastest step: what is left where other work on the
-        machine disturbed the rest), `images_per_second` (of vggdist), and what was measured.
+        On the main rank, else none: `bare_seconds`, `vggdist_seconds` (medians per step; the bare
+        loop exchanges nothing), `ratio` (median of the pairs), `ratio_fastest` (fastest step by
+        fastest step: what is left where other work on the machine disturbed the rest),
+        `images_per_second` (of vggdist, all ranks), what was measured, and the entries of
+        `bound.describe`: `loader_`, `step_`, `together_` and `no_exchange_images_per_second` (all
+        ranks; none where not measured), `data_wait` (share of the time in which the network waits
+        for images), `bound` (input, compute or exchange) and `advice`.
+
+    Raises:
+        VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
     if rounds < 1:
-        raise ConfigError(f"--rounds is {rounds}; at least one pair is needed.")
-    process = world.start(config.device)
-    try:
+        raise ConfigError(f"--rounds is {rounds}; at least one round is needed.")
+    with ExitStack() as stack:
+        process = world.start(config.device)
+        stack.callback(world.stop)
         check_precision(config.precision, process.device)
-        split = split_batch(config.batch, 1)
-        batch = _synthetic_batch(config, split.micro, process.device)
-        bare = _BareLoop(
-            build_initialized(config.model, config.data.crop_size, config.seed),
-            config,
-            process.device,
+        split = split_batch(config.batch, process.world_size)
+        manifest = _open_images(config)
+        images = None
+        if manifest is not None:
+            images = stack.enter_context(TimedImages(manifest, config, split, process))
+        loops = _Loops(config, split, process, images)
+        times: Times = defaultdict(list)
+        status = StatusLine(process)
+        status.show("warming up")
+        loops.warm_up()
+        for number in range(rounds):
+            status.show(f"round {number + 1} of {rounds}")
+            for name, value in loops.round(number):
+                times[name].append(value)
+        status.clear()
+    if not process.is_main:
+        return None
+    resized = manifest is not None and bool(manifest.resized)
+    return _result(times, Setting(config, split, process, resized), rounds)
+
+
+def _open_images(config: Config) -> Manifest | None:
+    if config.data.root is None:
+        return None
+    manifest = open_training_images(config)
+    if len(manifest.classes) > config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, but {config.data.root} has "
+            f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}."
         )
-        ours = _OurLoop(config, process)
-        loops = [(bare.step, ours.step), (ours.step, bare.step)]
-        times: dict[Any, list[float]] = {bare.step: [], ours.step: []}
-        for number in range(-1, rounds):
-            # Who goes first alternates, so that neither always finds the warmer cache.
-            for step in loops[number % 2]:
-                seconds = _time(step, batch, split.accumulation_steps, process.device)
-                if number >= 0:
-                    times[step].append(seconds)
-            sys.stderr.write(f"\rround {max(0, number + 1)} of {rounds}")
-            sys.stderr.flush()
-        sys.stderr.write("\r\x1b[K" if sys.stderr.isatty() else "\n")
-    finally:
-        world.stop()
-    bare_times, our_times = times[bare.step], times[ours.step]
-    ratios = [one / other for one, other in zip(our_times, bare_times, strict=True)]
+    return manifest
+
+
+def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
+    config, split = setting.config, setting.split
+    median = {name: statistics.median(values) for name, values in times.items()}
+    ratios = [one / other for one, other in zip(times["vggdist"], times["bare"], strict=True)]
+    timings = Timings(
+        step=median["vggdist"],
+        loader=median.get("loader"),
+        together=median.get("together"),
+        no_exchange=median.get("no_exchange"),
+        data_wait=median.get("data_wait"),
+    )
     return {
         "configuration": config.model.configuration,
         "crop_size": config.data.crop_size,
         "precision": config.precision,
         "micro_batch": split.micro,
         "accumulation_steps": split.accumulation_steps,
-        "device": str(process.device),
+        "device": str(setting.process.device),
         "rounds": rounds,
-        "bare_seconds": statistics.median(bare_times),
-        "vggdist_seconds": statistics.median(our_times),
+        "bare_seconds": median["bare"],
+        "vggdist_seconds": median["vggdist"],
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
-        "ratio_fastest": min(our_times) / min(bare_times),
-        "images_per_second": split.per_rank / statistics.median(our_times),
+        "ratio_fastest": min(times["vggdist"]) / min(times["bare"]),
+        "images_per_second": split.global_batch / median["vggdist"],
+        **describe(timings, setting),
     }
 
 
 def render_step(result: dict[str, Any]) -> str:
-    """The table of `measure_step`."""
+    """The tables of `measure_step`, and its advice as the last line."""
     images = result["micro_batch"] * result["accumulation_steps"]
+    bare = "bare PyTorch" if result["world_size"] == 1 else "bare, no exchange"
     rows = [
         f"configuration {result['configuration']}, {result['crop_size']} px, "
         f"{result['precision']}, micro batch {result['micro_batch']} x "
         f"{result['accumulation_steps']}, {result['device']}, "
         f"{result['rounds']} interleaved rounds",
-        f"{'loop':<24}{'seconds/step':>14}{'images/s':>12}",
+        f"{'loop':<26}{'seconds/step':>14}{'images/s/rank':>15}",
     ]
-    for name, key in (("bare PyTorch", "bare_seconds"), ("vggdist", "vggdist_seconds")):
-        rows.append(f"{name:<24}{result[key]:>14.4f}{images / result[key]:>12.2f}")
+    for name, key in ((bare, "bare_seconds"), ("vggdist", "vggdist_seconds")):
+        rows.append(f"{name:<26}{result[key]:>14.4f}{images / result[key]:>15.2f}")
     rows.append(
         f"vggdist / bare: {result['ratio']:.4f} (pairs {result['ratio_min']:.4f} to "
         f"{result['ratio_max']:.4f}); fastest by fastest: {result['ratio_fastest']:.4f}"
     )
-    return "\n".join(rows)
+    return "\n".join([*rows, "", *render_bound(result)])
 
 
-class _BareLoop:
-    """What a person would write by hand: SGD, autocast, channels_last."""
+class _Loops:
+    """Everything that is timed on one rank."""
 
-    def __init__(self, network: nn.Module, config: Config, device: torch.device) -> None:
-        self._network = network.to(device).to(memory_format=torch.channels_last)
-        settings = config.optimizer
-        self._optimizer = torch.optim.SGD(
-            self._network.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self._dtype = DTYPES[config.precision]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    def __init__(
+        self, config: Config, split: BatchSplit, process: world.Process, images: TimedImages | None
+    ) -> None:
+        optimizer = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
+        config = config.model_copy(update={"optimizer": optimizer})
+        self._num_micro, self._process, self._images = split.accumulation_steps, process, images
+        network = build_initialized(config.model, config.data.crop_size, config.seed)
+        self._bare = BareLoop(network, config, process.device)
+        self._ours = OurLoop(config, split, process)
+        self._synthetic = [synthetic_batch(config, split.micro, process.device)] * self._num_micro
+        self._window, self._settle_seconds = 1, 0.0
 
-    def step(self, batch: Batch, accumulation_steps: int) -> None:
-        for _ in range(accumulation_steps):
-            mixed = self._dtype != torch.float32
-            with torch.autocast(batch.images.device.type, dtype=self._dtype, enabled=mixed):
-                logits: Tensor = self._network(batch.images)
-            loss = F.cross_entropy(logits.float(), batch.labels) / accumulation_steps
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad()
+    def warm_up(self) -> None:
+        """A round or two, from which the length of the next ones follows."""
+        for _ in range(2):
+            seconds = dict(self.round(0))
+            slowest = max(seconds["vggdist"], seconds.get("loader", 0.0))
+            if slowest > _WINDOW_SECONDS:
+                break
+        self._window = min(_LONGEST_WINDOW, math.ceil(_WINDOW_SECONDS / slowest))
+        if self._images is not None:
+            # While the loader fills its queues, it would slow down whatever is timed beside it.
+            self._settle_seconds = self._images.num_queued * seconds["loader"] / self._num_micro
 
+    def round(self, number: int) -> Iterator[tuple[str, float]]:
+        """Names and seconds of a step, those of the slowest rank."""
+        time.sleep(self._settle_seconds)
+        pair = [("bare", self._bare.step), ("vggdist", self._ours.step)]
+        # Who goes first alternates, so that neither always finds the warmer cache.
+        for name, step in pair if number % 2 else pair[::-1]:
+            yield name, self._on_synthetic(step)
+        if self._ours.can_keep_gradients:
+            with self._ours.gradients_kept():
+                seconds = self._on_synthetic(self._ours.step)
+            yield "no_exchange", seconds
+        if self._images is not None:
+            self._images.drain()
+            started_at = self._clock()
+            self._images.take(self._window * self._num_micro)
+            yield "loader", self._since(started_at) / self._window
+            yield from self._together(self._images)
 
-class _OurLoop:
-    """The steps of `training/loop.py`."""
+    def _on_synthetic(self, step: Callable[[list[Batch]], None]) -> float:
+        started_at = self._clock()
+        for _ in range(self._window):
+            step(self._synthetic)
+        return self._since(started_at) / self._window
 
-    def __init__(self, config: Config, process: world.Process) -> None:
-        self._engine = Engine(
-            build_initialized(config.model, config.data.crop_size, config.seed),
-            config,
-            split_batch(config.batch, 1),
-            process,
-        )
-        self._agreement = Agreement(self._engine)
-        self._meter = Meter(process.device)
-        self._verdict: Verdict | None = None
+    def _together(self, images: TimedImages) -> Iterator[tuple[str, float]]:
+        # The loader's queues are empty: only what it makes while the network works comes in now.
+        for _ in range(_STEPS_BEFORE_TOGETHER):
+            self._ours.step(itertools.islice(images, self._num_micro))
+        started_at, images.wait_seconds = self._clock(), 0.0
+        for _ in range(self._window):
+            self._ours.step(itertools.islice(images, self._num_micro))
+        seconds = self._since(started_at)
+        yield "together", seconds / self._window
+        yield "data_wait", min(1.0, max(world.gather(images.wait_seconds)) / seconds)
 
-    def step(self, batch: Batch, accumulation_steps: int) -> None:
-        self._agreement.begin()
-        train_step(self._engine, [batch] * accumulation_steps, self._meter)
-        previous, self._verdict = (
-            self._verdict,
-            Verdict(self._agreement.end(self._engine, False), 0),
-        )
-        if previous is not None:
-            previous.read()
+    def _clock(self) -> float:
+        """Now, on all ranks."""
+        self._finish()
+        world.all_agree(True, self._process.device)
+        return time.perf_counter()
 
+    def _since(self, started_at: float) -> float:
+        self._finish()
+        return max(world.gather(time.perf_counter() - started_at))
 
-def _synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:
-    """Noise of the loader's type, range and memory format."""
-    generator = torch.Generator().manual_seed(config.seed)
-    crop = config.data.crop_size
-    pixels = torch.randint(256, (micro, crop, crop, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(config.model.num_classes, (micro,), generator=generator)
-    keys = torch.randint(-(2**63), 2**63 - 1, (micro,), generator=generator)
-    return Batch(
-        pixels.to(device).permute(0, 3, 1, 2),
-        torch.tensor([config.data.mean] * micro).to(device),
-        labels.to(device),
-        keys.to(device),
-        labels.numpy(),
-        DTYPES[config.precision],
-    )
-
-
-def _time(step: Any, batch: Batch, accumulation_steps: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started_at = time.perf_counter()
-    step(batch, accumulation_steps)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started_at
+    def _finish(self) -> None:
+        if self._process.device.type == "cuda":
+            torch.cuda.synchronize(self._process.device)

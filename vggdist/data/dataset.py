@@ -7,21 +7,20 @@ so the list of images is written down once, and every later start compares the t
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from vggdist.data.folders import (
     LARGEST_LIST,
-    ClassFolders,
     existing_folder,
     list_classes,
     list_images,
     listed,
     names_in,
 )
-from vggdist.data.manifest import Dataset, Manifest, from_tree, to_tree
+from vggdist.data.manifest import Dataset, Manifest, from_classes
 from vggdist.data.manifest_file import MANIFEST_NAME, SPLITS, load_manifest, save_manifest
 from vggdist.data.preparation.journal import is_unfinished
 from vggdist.errors import DataError
@@ -60,9 +59,8 @@ def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = F
         if write:
             _compare(dataset, stored)
         return dataset
-    trees = {split: _class_folders(root / split) for split in SPLITS}
-    _check_same_classes(root, trees)
-    dataset = Dataset(*(from_tree(root / split, split, trees[split]) for split in SPLITS))
+    dataset = Dataset(*(_from_folders(root / split, split) for split in SPLITS))
+    _check_same_classes(dataset)
     if write:
         save_manifest(dataset, _places(root, fallback))
     return dataset
@@ -85,31 +83,31 @@ def open_images(root: str | Path) -> Manifest:
     if stored is not None:
         return load_manifest(stored, root).train
     if (root / "train").is_dir():
-        return from_tree(root / "train", "train", _class_folders(root / "train"))
+        return _from_folders(root / "train", "train")
     images = list_images(root)
     if any("/" not in name for name in images):
-        return from_tree(root.parent, "", {root.name: images})
-    return from_tree(root, "", list_classes(root))
+        return from_classes(root.parent, "", [(root.name, images)])
+    return from_classes(root, "", list_classes(root))
 
 
 def _places(root: Path, fallback: Path | None) -> list[Path]:
     return [root / MANIFEST_NAME] + ([fallback / MANIFEST_NAME] if fallback else [])
 
 
-def _class_folders(folder: Path) -> ClassFolders:
+def _from_folders(folder: Path, split: str) -> Manifest:
     shards = [name for name in names_in(folder) if name.endswith(".tar")]
     if shards:
         raise DataError(
             f"{folder} holds {listed(shards)}, but {folder.parent / MANIFEST_NAME}, which tells "
             "where in them the images are, is missing. Prepare the data set again."
         )
-    return list_classes(folder)
+    return from_classes(folder, split, list_classes(folder))
 
 
-def _check_same_classes(root: Path, trees: dict[str, ClassFolders]) -> None:
-    train, val = (set(trees[split]) for split in SPLITS)
+def _check_same_classes(dataset: Dataset) -> None:
+    train, val = set(dataset.train.classes), set(dataset.val.classes)
     differences = [
-        f"only {root / split} has {listed(sorted(names))}"
+        f"only {dataset.root / split} has {listed(sorted(names))}"
         for split, names in (("train", train - val), ("val", val - train))
         if names
     ]
@@ -160,23 +158,28 @@ def _shard_differences(manifest: Manifest) -> list[str]:
 
 
 def _tree_differences(manifest: Manifest) -> list[str]:
-    # A class without images, which a prepared data set may have, has no folder.
-    counts = np.bincount(manifest.labels, minlength=len(manifest.classes))
-    now: ClassFolders = {
-        name: [] for name, count in zip(manifest.classes, counts, strict=True) if count == 0
-    }
-    now = dict(sorted((now | list_classes(manifest.folder)).items()))
-    if replace(from_tree(manifest.folder, "", now), resized=manifest.resized).digest == (
-        manifest.digest
-    ):
-        return []
-    before, folder = to_tree(manifest), manifest.folder
-    found = [f"The class folder {folder / name} is gone." for name in before if name not in now]
-    found += [f"The class folder {folder / name} is new." for name in now if name not in before]
-    for name in sorted(before.keys() & now.keys()):
-        gone, new = set(before[name]) - set(now[name]), set(now[name]) - set(before[name])
-        for files, state in ((sorted(gone), "gone"), (sorted(new), "new")):
-            if files:
-                verb = "is" if len(files) == 1 else "are"
-                found.append(f"In {folder / name}, {listed(files)} {verb} {state}.")
-    return found
+    folder, names = manifest.folder, manifest.names
+    ends = np.searchsorted(manifest.labels, np.arange(len(manifest.classes)), side="right")
+    listed_in = dict(zip(manifest.classes, pairwise([0, *ends.tolist()]), strict=True))
+    new, files = [], []
+    for name, now in list_classes(folder):
+        if name not in listed_in:
+            new.append(f"The class folder {folder / name} is new.")
+            continue
+        before = names.unpack(*listed_in.pop(name))
+        if now != before:
+            files += _file_differences(folder / name, set(before), set(now))
+    gone = [
+        f"The class folder {folder / name} is gone."
+        for name, (first, last) in listed_in.items()
+        if first < last  # a class without images, which a prepared data set may have, has none
+    ]
+    return gone + new + files
+
+
+def _file_differences(folder: Path, before: set[str], now: set[str]) -> list[str]:
+    return [
+        f"In {folder}, {listed(sorted(names))} {'is' if len(names) == 1 else 'are'} {state}."
+        for names, state in ((before - now, "gone"), (now - before, "new"))
+        if names
+    ]

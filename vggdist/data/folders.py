@@ -7,7 +7,7 @@ suffix. Whatever is hidden or has another suffix is left out.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +15,6 @@ from vggdist.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Lower case; files count whatever the case of theirs. DALI decodes all of these formats."""
-
-ClassFolders = dict[str, list[str]]
-"""Class name -> sorted names of its images, relative to the class folder; classes sorted."""
 
 LARGEST_LIST = 5
 """Names that an error message spells out before it says how many more there are."""
@@ -37,8 +34,10 @@ def existing_folder(root: str | Path) -> Path:
     return folder
 
 
-def list_classes(folder: Path) -> ClassFolders:
-    """The class folders of `folder` and the images of each.
+def list_classes(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each class folder of `folder` with the sorted names of its images, relative to it; sorted.
+
+    One after another: a list of ImageNet's names as Python strings takes 300 MB.
 
     Raises:
         DataError: no class folders, classes without images, or a folder that cannot be read.
@@ -49,16 +48,18 @@ def list_classes(folder: Path) -> ClassFolders:
             f"{folder} has no class folders; put the images of each class into a folder of its "
             f"own, as in {folder / 'CLASS' / 'IMAGE.jpg'}."
         )
+    empty = []
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        images = pool.map(list_images, (folder / name for name in classes))
-        tree = dict(zip(classes, images, strict=True))
-    empty = [str(folder / name) for name, found in tree.items() if not found]
+        found = pool.map(list_images, (folder / name for name in classes))
+        for name, images in zip(classes, found, strict=True):
+            if not images:
+                empty.append(str(folder / name))
+            yield name, images
     if empty:
         raise DataError(
             f"There are no images in {listed(empty)}; every class needs at least one file that "
             f"ends in {', '.join(IMAGE_SUFFIXES)}. Fill the folder, or remove it."
         )
-    return tree
 
 
 def list_images(folder: Path, prefix: str = "") -> list[str]:

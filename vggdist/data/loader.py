@@ -100,6 +100,7 @@ class TrainingLoader(_Loader):
         first_step: the step that comes first, counted from 0.
         last_step: the step before which to end; none: never.
         known_bad: images that others stand in for; asked again for every batch.
+        max_bad: how many more this rank may find before it gives up; none: all.
         num_threads: threads that decode.
     """
 
@@ -116,6 +117,7 @@ class TrainingLoader(_Loader):
         first_step: int = 0,
         last_step: int | None = None,
         known_bad: Callable[[], Set[int]] = frozenset,
+        max_bad: int | None = None,
         num_threads: int = 1,
     ) -> None:
         assert plan.num_images == manifest.num_images
@@ -130,7 +132,9 @@ class TrainingLoader(_Loader):
             return plan.batch(step, first, first + split.micro, bad)
 
         producer = Producer(manifest, samples, split.micro, data, device, dtype, num_threads)
-        producer.substitute = data.policy == "substitute"
+        if data.policy == "substitute":
+            producer.max_bad = manifest.num_images if max_bad is None else max_bad
+        producer.remedy = "data.policy=substitute would show another in its place."
         producer.known_bad = known_bad
         super().__init__(producer, data.prefetch)
 

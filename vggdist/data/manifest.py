@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.folders import ClassFolders
-
 _VERSION = 1  # of the digest
 
 
@@ -57,9 +55,11 @@ class Names(Sequence[bytes]):
         start = int(self._ends[i - 1]) + 1 if i else 0
         return self.packed[start : int(self._ends[i])]
 
-    def unpack(self) -> list[str]:
-        """All of them as text."""
-        return os.fsdecode(self.packed).split("\0")[:-1]
+    def unpack(self, first: int = 0, last: int | None = None) -> list[str]:
+        """Those from `first` to before `last` as text."""
+        start = int(self._ends[first - 1]) + 1 if first else 0
+        stop = len(self.packed) if last is None else (int(self._ends[last - 1]) + 1 if last else 0)
+        return os.fsdecode(self.packed[start:stop]).split("\0")[:-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,17 +187,18 @@ class Dataset:
         return self.train.folder.parent
 
 
-def from_tree(folder: Path, split: str, tree: ClassFolders) -> Manifest:
-    """The manifest of class folders whose files nobody has looked into."""
-    counts = [len(images) for images in tree.values()]
-    labels = np.repeat(np.arange(len(tree), dtype=np.int64), counts)
-    names = Names.pack(name for images in tree.values() for name in images)
-    return Manifest(folder, split, tuple(tree), labels, names)
+def from_classes(
+    folder: Path, split: str, classes: Iterable[tuple[str, Sequence[str]]]
+) -> Manifest:
+    """The manifest of class folders whose files nobody has looked into.
 
-
-def to_tree(manifest: Manifest) -> ClassFolders:
-    """The class folders that a manifest lists."""
-    tree: ClassFolders = {name: [] for name in manifest.classes}
-    for label, name in zip(manifest.labels, manifest.names.unpack(), strict=True):
-        tree[manifest.classes[label]].append(name)
-    return tree
+    Args:
+        classes: each class with the names of its images, both sorted.
+    """
+    found, counts, packed = [], [], []
+    for name, images in classes:
+        found.append(name)
+        counts.append(len(images))
+        packed.append(Names.pack(images).packed)
+    labels = np.repeat(np.arange(len(found), dtype=np.int64), counts)
+    return Manifest(folder, split, tuple(found), labels, Names(b"".join(packed)))

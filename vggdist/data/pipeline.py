@@ -71,7 +71,7 @@ class UndecodableError(Exception):
     """
 
     def __init__(self, bad: dict[int, NDArray[np.uint8]]) -> None:
-        super().__init__(f"{len(bad)} images cannot be decoded")
+        super().__init__(f"DALI failed; of the images under way {len(bad)} are not decoded alone")
         self.bad = bad
 
 

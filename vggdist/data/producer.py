@@ -39,7 +39,8 @@ class Producer:
         batch_size: images of the largest batch.
 
     Attributes:
-        substitute: whether `samples` has others for bad images; if not, they are errors.
+        max_bad: how many bad images `samples` may find others for; one more is an error.
+        remedy: what to say where that is none.
         known_bad: images that are bad, as far as others know.
     """
 
@@ -53,7 +54,8 @@ class Producer:
         dtype: torch.dtype,
         num_threads: int,
     ) -> None:
-        self.substitute = False
+        self.max_bad = 0
+        self.remedy = "An evaluation counts every image, so none takes its place."
         self.known_bad: Callable[[], Set[int]] = frozenset
         self.device = _with_index(device)
         self._manifest, self._samples, self._data = manifest, samples, data
@@ -124,23 +126,19 @@ class Producer:
         return self._samples(number, self._found | self.known_bad())
 
     def _heed(self, bad: BadImage) -> None:
-        """Has others stand in for an image from now on."""
-        if not self.substitute:
-            remedy = (
-                "data.policy=substitute would show another in its place."
-                if self._data.policy == "fail"
-                else "An evaluation counts every image, so none takes its place."
-            )
-            raise DataError(
-                f"{bad.sentence(self._manifest)}. Replace it with a good copy. {remedy}"
-            )
+        """Has others stand in for an image from now on, if that may be."""
         if bad.image not in self._found:
             self._found |= {bad.image}
             self._news.append(bad)
+        sentence = bad.sentence(self._manifest)
+        if self.max_bad == 0:
+            raise DataError(f"{sentence}. Replace it with a good copy. {self.remedy}")
+        if len(self._found) > self.max_bad:
+            raise too_many_bad(len(self._found), self.max_bad, self._manifest, sentence)
         if len(self._found | self.known_bad()) == self._manifest.num_images:
             raise DataError(
-                f"No image in {self._manifest.folder} can be used; the last: "
-                f"{bad.sentence(self._manifest)}. See whether the disk is well."
+                f"No image in {self._manifest.folder} can be used; the last: {sentence}. See "
+                "whether the disk is well."
             )
 
     def _batch(self, samples: Samples, pixels: Tensor) -> Batch:
@@ -162,6 +160,15 @@ class Producer:
 
     def _on_device(self, numbers: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)
+
+
+def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> DataError:
+    """The error for more bad images than a training may meet."""
+    return DataError(
+        f"{found} of {manifest.num_images} images could not be used, more than the {allowed} that "
+        f"data.max_unusable allows. {last}. See whether the disk is well, and list all bad images "
+        f"with `vggdist check {manifest.folder.parent}`."
+    )
 
 
 def _with_index(device: torch.device | str) -> torch.device:

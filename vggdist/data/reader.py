@@ -7,6 +7,7 @@ and some batches before they are wanted.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Sequence
@@ -34,15 +35,20 @@ def read_encoded(place: Place, descriptor: int | None = None) -> Encoded:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        EOFError: the file ends before the image does.
+        EOFError: the file ends before the image does, or is none.
     """
     if descriptor is None:
-        descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open(place.path)
         try:
             return read_encoded(place, descriptor)
         finally:
             os.close(descriptor)
-    num_bytes = place.num_bytes if place.num_bytes >= 0 else os.fstat(descriptor).st_size
+    num_bytes = place.num_bytes
+    if num_bytes < 0:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise EOFError("it is no regular file")
+        num_bytes = status.st_size
     encoded = np.empty(num_bytes, dtype=np.uint8)
     filled = 0
     while filled < num_bytes:
@@ -51,6 +57,11 @@ def read_encoded(place: Place, descriptor: int | None = None) -> Encoded:
             raise EOFError(f"the file ends {num_bytes - filled} bytes before the image does")
         filled += count
     return encoded
+
+
+def _open(path: bytes) -> int:
+    # Not blocking: opening a pipe that somebody left among the images would wait for ever.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 class ReadAhead:
@@ -106,7 +117,7 @@ class ReadAhead:
             return None
         with self._lock:
             if place.path not in self._shards:
-                self._shards[place.path] = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+                self._shards[place.path] = _open(place.path)
             return self._shards[place.path]
 
     def _forget(self, place: Place) -> None:

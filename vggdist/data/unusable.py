@@ -33,6 +33,8 @@ def reading_problem(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, PermissionError):
         return "it may not be read (permission denied)"
+    if isinstance(error, IsADirectoryError):
+        return "it is no regular file"
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterable, Set
 
 from vggdist.data.manifest import Manifest
+from vggdist.data.producer import too_many_bad
 from vggdist.data.unusable import BadImage
 from vggdist.distributed.process import gather
-from vggdist.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +26,12 @@ class KnownBad:
 
     Attributes:
         found: images that broke during the training, quarantine not included.
+        limit: how many may.
     """
 
     def __init__(self, manifest: Manifest, max_fraction: float) -> None:
         self._manifest = manifest
-        self._limit = max(ALWAYS_ALLOWED, int(max_fraction * manifest.num_images))
+        self.limit = max(ALWAYS_ALLOWED, int(max_fraction * manifest.num_images))
         # Replaced as a whole, never changed: the loader's thread reads it at any time.
         self.images: Set[int] = frozenset().union(*gather(manifest.quarantine))
         self.found: Set[int] = frozenset()
@@ -59,13 +60,9 @@ class KnownBad:
             )
         self.found |= news.keys()
         self.images |= news.keys()
-        if len(self.found) > self._limit:
-            raise DataError(
-                f"{len(self.found)} of {self._manifest.num_images} images could not be used, more "
-                f"than the {self._limit} that data.max_unusable allows; the last is "
-                f"{self._manifest.described(max(news))}. See whether their disk is well, and list "
-                f"all bad images with `vggdist check {self._manifest.folder.parent}`."
-            )
+        if news and len(self.found) > self.limit:
+            last = news[max(news)].sentence(self._manifest)
+            raise too_many_bad(len(self.found), self.limit, self._manifest, last)
 
     def state(self) -> list[int]:
         """What a checkpoint keeps."""

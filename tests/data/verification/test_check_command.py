@@ -73,8 +73,9 @@ def test_impossible_options_are_refused(tmp_path, option, value, sentence):
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_no_process_outlives_the_command(tmp_path, how, code):
-    write(tmp_path / "good.jpg", encoded(picture()))
-    os.mkfifo(tmp_path / "pipe.jpg")  # a process hangs in it
+    write(tmp_path / "0.jpg", encoded(picture(3000, 3000)))
+    for i in range(1, 2000):  # minutes of work
+        os.link(tmp_path / "0.jpg", tmp_path / f"{i}.jpg")
     command = [sys.executable, "-m", "vggdist.cli", "check", str(tmp_path), "--jobs", "2"]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60

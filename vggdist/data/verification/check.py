@@ -19,7 +19,7 @@ from PIL import Image
 
 from vggdist.data.dataset import find_manifest, open_dataset, open_images
 from vggdist.data.folders import IMAGE_SUFFIXES, existing_folder, list_images, names_in
-from vggdist.data.manifest import Dataset, Manifest, Place, from_tree
+from vggdist.data.manifest import Dataset, Manifest, Place, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
@@ -100,7 +100,7 @@ def _images(root: Path) -> Manifest:
             f"{root} holds no images: no file in it ends in {', '.join(IMAGE_SUFFIXES)}. Name a "
             "folder with train/ and val/, with class folders, or with images."
         )
-    return from_tree(root, "", tree)
+    return from_classes(root, "", tree.items())
 
 
 def _examine_all(

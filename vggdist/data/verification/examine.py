@@ -1,6 +1,6 @@
 """What one image file is, and whether training can use it: Pillow strictly, then DALI.
 
-Meant for a process that may die of what it reads; `data/isolated.py` starts such processes.
+Meant for a process that may die of what it reads; `isolated.py` starts such processes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vggdist.data.manifest import Place
 from vggdist.data.reader import read_encoded
+from vggdist.data.unusable import reading_problem
 from vggdist.data.verification.probe import WindowProbe
 
 DALI_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"})
@@ -49,8 +50,8 @@ def examine_image(place: Place) -> Examined:
     """Decodes an image as strictly as Pillow can and a window of it with DALI."""
     try:
         encoded = read_encoded(place)
-    except OSError as error:
-        return Examined(f"it cannot be read: {error.strerror or error}")
+    except (OSError, EOFError) as error:
+        return Examined(f"it cannot be read: {reading_problem(error)}")
     except MemoryError:
         return Examined("it does not fit into memory")
     seen = Examined(num_bytes=len(encoded), sha256=hashlib.sha256(encoded.data).digest())

@@ -1,0 +1,221 @@
+"""What a training waits for: images, arithmetic or the exchange of gradients; and what to change.
+
+Judges measurements and makes none: `benchmark/step.py` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vggdist.config import BatchSplit, Config
+from vggdist.distributed.process import Process
+
+Bound = Literal["input", "compute", "exchange"]
+
+LARGEST_WAIT = 0.2
+"""Data wait above which a training is input-bound even if the loader alone is faster than a step:
+the two get into each other's way."""
+_WORTH_SAYING = 0.1
+_LARGE_EXCHANGE = 0.25
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds that one step's images or work take on the slowest rank; none: not measured."""
+
+    step: float
+    """On synthetic images, exchange included."""
+    loader: float | None = None
+    """Images of a step from the loader alone."""
+    together: float | None = None
+    """A step on the loader's images."""
+    no_exchange: float | None = None
+    """On synthetic images; every rank keeps its gradients."""
+    data_wait: float | None = None
+    """Share of `together` in which the network waits for images."""
+
+    @property
+    def exchange(self) -> float:
+        """Seconds by which the exchange makes a step longer; what is hidden does not count."""
+        return 0.0 if self.no_exchange is None else max(0.0, self.step - self.no_exchange)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the advice depends on besides the figures."""
+
+    config: Config
+    split: BatchSplit
+    process: Process
+    resized: bool = False
+    """Whether the images were made smaller when they were prepared."""
+
+    def rate(self, seconds: float) -> str:
+        """Seconds per step as images per second of all ranks, to be read."""
+        return _number(self.split.global_batch / seconds)
+
+
+def find_bound(timings: Timings) -> Bound:
+    """What makes a step as long as it is.
+
+    Input, if the loader alone needs longer for a step's images than the step does, or the network
+    waits for more than `LARGEST_WAIT` of the time. Else the longer one of exchange (as far as it
+    does not hide behind the backward pass) and arithmetic.
+    """
+    waits = timings.data_wait is not None and timings.data_wait > LARGEST_WAIT
+    if waits or (timings.loader is not None and timings.loader > timings.step):
+        return "input"
+    return "exchange" if timings.exchange > timings.step / 2 else "compute"
+
+
+def advise(timings: Timings, setting: Setting) -> str:
+    """The bound in plain sentences: the figures that show it, and which setting to change."""
+    bound = find_bound(timings)
+    sentences = {"input": _input, "exchange": _exchange, "compute": _compute}
+    text = f"This training is {bound}-bound: {sentences[bound](timings, setting)}"
+    if timings.no_exchange is None and setting.split.world_size > 1:
+        text += (
+            f" The exchange of zero_stage {setting.config.zero_stage} is DeepSpeed's and cannot be "
+            "left out, so it counts as compute."
+        )
+    if timings.loader is None:
+        text += " data.root is not set, so only compute and exchange were compared."
+    return text
+
+
+def describe(timings: Timings, setting: Setting) -> dict[str, Any]:
+    """The entries of `measure_step` that answer what binds; rates are images/s of all ranks."""
+    images = setting.split.global_batch
+
+    def rate(seconds: float | None) -> float | None:
+        return None if seconds is None else images / seconds
+
+    return {
+        "world_size": setting.split.world_size,
+        "loader_images_per_second": rate(timings.loader),
+        "step_images_per_second": rate(timings.step),
+        "together_images_per_second": rate(timings.together),
+        "no_exchange_images_per_second": rate(timings.no_exchange),
+        "data_wait": timings.data_wait,
+        "bound": find_bound(timings),
+        "advice": advise(timings, setting),
+    }
+
+
+def render_bound(result: dict[str, Any]) -> list[str]:
+    """The rows of `describe`, and its advice as the last line."""
+    world_size = result["world_size"]
+    images = result["micro_batch"] * result["accumulation_steps"] * world_size
+    rows = [f"{'':<26}{'seconds/step':>14}{'images/s/rank':>15}{'images/s, all ranks':>21}"]
+    for name, key in (
+        ("loader alone", "loader"),
+        ("step on synthetic images", "step"),
+        ("step without exchange", "no_exchange"),
+        ("both together", "together"),
+    ):
+        rate = result[f"{key}_images_per_second"]
+        if rate is not None:
+            rows.append(f"{name:<26}{images / rate:>14.4f}{rate / world_size:>15.2f}{rate:>21.2f}")
+    if result["data_wait"] is not None:
+        rows.append(f"both together: data wait {100 * result['data_wait']:.1f} %")
+    return [*rows, result["advice"]]
+
+
+def _input(timings: Timings, setting: Setting) -> str:
+    assert timings.loader is not None
+    config, process = setting.config, setting.process
+    text = (
+        f"the loader makes {setting.rate(timings.loader)} images/s, the step takes "
+        f"{setting.rate(timings.step)}"
+    )
+    if timings.data_wait is not None:
+        text += (
+            f", and together the network waits for images {_percent(timings.data_wait)} of the time"
+        )
+    remedies = []
+    threads = config.data.num_threads or process.num_cores
+    if threads < process.num_cores:
+        remedies.append(f"raise data.num_threads (now {threads} of {process.num_cores} cores)")
+    else:
+        cores = "1 core decodes" if threads == 1 else f"{threads} threads decode on all cores"
+        remedies.append(f"give each rank more cores ({cores} of this rank already)")
+    if process.device.type == "cuda":
+        share = config.data.hardware_decoder_share
+        remedies.append(f"try another data.hardware_decoder_share (now {share:g})")
+    if not setting.resized:
+        side = config.data.train_scale_max
+        remedies.append(
+            f"make the images smaller once (vggdist prepare folder --shorter-side {side})"
+        )
+    first, *others = remedies
+    text += f". {first[0].upper()}{first[1:]}" + "".join(f", or {one}" for one in others)
+    return f"{text}; `vggdist tune data` finds the loader's fastest settings."
+
+
+def _exchange(timings: Timings, setting: Setting) -> str:
+    assert timings.no_exchange is not None
+    config, split = setting.config, setting.split
+    others = [
+        name
+        for name in get_args(type(config).model_fields["exchange"].annotation)
+        if name != config.exchange
+    ]
+    text = (
+        f"{_percent(timings.exchange / timings.step)} of a step is the exchange of gradients "
+        f"between {_ranks(split)}; with it the ranks take {setting.rate(timings.step)} "
+        f"images/s, without it {setting.rate(timings.no_exchange)}. Raise batch.global (now "
+        f"{split.global_batch}), so that there are more images to an exchange, or put the ranks "
+        "on fewer nodes or a faster network"
+    )
+    if others:
+        text += f", or try exchange={' or exchange='.join(others)} (now {config.exchange})"
+    return text + "."
+
+
+def _compute(timings: Timings, setting: Setting) -> str:
+    config, split = setting.config, setting.split
+    text = f"the step takes {setting.rate(timings.step)} images/s"
+    if timings.loader is not None:
+        text += f", and the loader makes {setting.rate(timings.loader)}"
+        text += f" ({_number(timings.step / timings.loader)} times as many)"
+        text += f"; {_input_cost(timings)}"
+    text += "."
+    if timings.no_exchange is not None:
+        text += f" {_percent(timings.exchange / timings.step)} of a step is exchange."
+    gpu = setting.process.device.type == "cuda"
+    remedies = [f"more {'or faster GPUs' if gpu else 'ranks, or GPUs'} (now {_ranks(split)})"]
+    if config.precision == "fp32":
+        remedies.append("precision=bf16, where the hardware has it")
+    if split.accumulation_steps > 1:
+        remedies.append(
+            f"a larger batch.micro, if memory allows (now {split.micro}, in "
+            f"{split.accumulation_steps} accumulation steps)"
+        )
+    if timings.exchange > _LARGE_EXCHANGE * timings.step:
+        remedies.append(f"a larger batch.global (now {split.global_batch}), for fewer exchanges")
+    return f"{text} What would help: {'; '.join(remedies)}."
+
+
+def _input_cost(timings: Timings) -> str:
+    """What the images cost a training whose loader is fast enough."""
+    assert timings.loader is not None
+    if timings.together is None or timings.together < (1 + _WORTH_SAYING) * timings.step:
+        return "there is nothing to gain in the input"
+    longer = timings.together / timings.step - 1
+    return (
+        f"yet with both at work a step takes {_percent(longer)} longer, because they share the "
+        "same cores, or the same GPU"
+    )
+
+
+def _ranks(split: BatchSplit) -> str:
+    return "1 rank" if split.world_size == 1 else f"{split.world_size} ranks"
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

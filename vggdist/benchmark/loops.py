@@ -1,0 +1,105 @@
+"""The two training loops that `bench step` times, and synthetic images for them.
+
+Both take a step's micro batches and make one weight update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vggdist.config import BatchSplit, Config
+from vggdist.data.batch import Batch
+from vggdist.distributed import process as world
+from vggdist.model.initialization import build_initialized
+from vggdist.training.agreement import Agreement, Verdict
+from vggdist.training.engine import DTYPES, Engine
+from vggdist.training.step import Meter, train_step
+
+
+class BareLoop:
+    """What a person would write by hand: SGD, autocast, channels_last."""
+
+    def __init__(self, network: nn.Module, config: Config, device: torch.device) -> None:
+        self._network = network.to(device).to(memory_format=torch.channels_last)
+        settings = config.optimizer
+        self._optimizer = torch.optim.SGD(
+            self._network.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._dtype = DTYPES[config.precision]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+
+    def step(self, micro_batches: Sequence[Batch]) -> None:
+        """One update."""
+        for batch in micro_batches:
+            mixed = self._dtype != torch.float32
+            with torch.autocast(batch.images.device.type, dtype=self._dtype, enabled=mixed):
+                logits: Tensor = self._network(batch.images)
+            loss = F.cross_entropy(logits.float(), batch.labels) / len(micro_batches)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+
+
+class OurLoop:
+    """The steps of `training/loop.py`."""
+
+    def __init__(self, config: Config, split: BatchSplit, process: world.Process) -> None:
+        network = build_initialized(config.model, config.data.crop_size, config.seed)
+        self._engine = Engine(network, config, split, process)
+        self._agreement = Agreement(self._engine)
+        self._meter = Meter(process.device)
+        self._verdict: Verdict | None = None
+
+    def step(self, micro_batches: Iterable[Batch]) -> None:
+        """One update, agreed by all ranks; the agreement of the step before is read."""
+        self._agreement.begin()
+        train_step(self._engine, micro_batches, self._meter)
+        previous, self._verdict = (
+            self._verdict,
+            Verdict(self._agreement.end(self._engine, False), 0),
+        )
+        if previous is not None:
+            previous.read()
+
+    @property
+    def can_keep_gradients(self) -> bool:
+        """Whether there is an exchange that can be left out: DeepSpeed's own (ZeRO) cannot."""
+        return self._engine._exchange is not None and self._engine._exchange.world_size > 1
+
+    @contextmanager
+    def gradients_kept(self) -> Iterator[None]:
+        """Every rank keeps its gradients: the exchange takes no micro batch for the last one."""
+        exchange = self._engine._exchange
+        assert exchange is not None
+        is_last, exchange._is_last = exchange._is_last, lambda: False
+        try:
+            yield
+        finally:
+            exchange._is_last = is_last
+
+
+def synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:
+    """Noise of the loader's type, range and memory format."""
+    generator = torch.Generator().manual_seed(config.seed)
+    crop = config.data.crop_size
+    pixels = torch.randint(256, (micro, crop, crop, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(config.model.num_classes, (micro,), generator=generator)
+    keys = torch.randint(-(2**63), 2**63 - 1, (micro,), generator=generator)
+    return Batch(
+        pixels.to(device).permute(0, 3, 1, 2),
+        torch.tensor([config.data.mean] * micro).to(device),
+        labels.to(device),
+        keys.to(device),
+        labels.numpy(),
+        DTYPES[config.precision],
+    )
