@@ -133,7 +133,10 @@ class DataConfig(Section):
     )
     prefetch: int = Field(2, ge=1, description="Finished micro batches waiting for the network.")
     read_ahead: int = Field(
-        4, ge=1, description="Micro batches whose files are read before they are decoded."
+        8,
+        ge=1,
+        description="Micro batches whose files are being read before they are decoded, each by a "
+        "thread of its own; more hide the latency of slow disks.",
     )
     hardware_decoder_share: Fraction = Field(
         0.65, description="Share of the JPEGs for a GPU's hardware decoder, where it has one."

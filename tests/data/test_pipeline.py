@@ -17,8 +17,10 @@ from PIL import Image, ImageOps
 
 from vggdist.data import finish, pipeline
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
+from vggdist.data.header import image_size
 from vggdist.data.pipeline import ImageFormat, ImagePipeline, UndecodableError, Work
 from vggdist.data.plan import Samples
+from vggdist.data.reader import EncodedImage
 
 CROP = 64
 CPU = torch.device("cpu")
@@ -38,14 +40,15 @@ def samples(
 
 
 def work_of(paths: list[Path], what: Samples) -> Work:
-    return Work([np.fromfile(path, dtype=np.uint8) for path in paths], what)
+    contents = [np.fromfile(path, dtype=np.uint8) for path in paths]
+    return Work([EncodedImage(content, *image_size(content)) for content in contents], what)
 
 
 def made(
     work: Work, resize: str | None = None, crop_size: int = CROP, num_threads: int = 2
 ) -> torch.Tensor:
     image_format = ImageFormat(crop_size, CPU, resize)
-    with ImagePipeline(iter([work]), len(work.encoded), image_format, num_threads) as images:
+    with ImagePipeline(iter([work]), len(work.images), image_format, num_threads) as images:
         ((_, result),) = images
     return result
 
@@ -244,14 +247,14 @@ def test_the_callers_torch_threads_stay_as_they_were(tmp_path, make_image):
 @pytest.mark.parametrize("resize", ["torch", "dali"])
 def test_all_images_that_cannot_be_decoded_are_named_by_number(tmp_path, make_image, resize):
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
-    paths[1].write_bytes(b"these bytes are no image at all")
-    paths[3].write_bytes(paths[3].read_bytes()[:400])
-    paths[5].write_bytes(b"")
-    what = replace(samples(6), image=np.arange(100, 106))
+    work = work_of(paths, replace(samples(6), image=np.arange(100, 106)))
+    for place, content in ((1, b"no image"), (3, paths[3].read_bytes()[:400]), (5, b"")):
+        # As after a header that lied.
+        work.images[place] = EncodedImage(np.frombuffer(content, dtype=np.uint8), 75, 90)
     with pytest.raises(UndecodableError) as failure:
-        made(work_of(paths, what), resize)
+        made(work, resize)
     assert sorted(failure.value.bad) == [101, 103, 105]
-    assert failure.value.bad[103].tobytes() == paths[3].read_bytes()
+    assert failure.value.bad[103].tobytes() == paths[3].read_bytes()[:400]
 
 
 def test_the_gpu_graph_can_be_defined_without_a_gpu():

@@ -21,6 +21,9 @@ from torch.utils.dlpack import from_dlpack
 # Decoding takes six times as long as finishing, so one thread finishes what six decode.
 _DECODING_THREADS_PER_FINISHER = 6
 _IMAGES_PER_TASK = 8  # few enough to keep all threads busy until the end of a batch
+# The operator behind interpolate(mode="bilinear", antialias=True), which has no `out`: fresh memory
+# for each image takes half as long as the resize itself.
+_resize = torch.ops.aten._upsample_bilinear2d_aa.out
 _MAX_FREE = 8  # batches whose memory is kept, should the consumer have held many at once
 
 
@@ -36,7 +39,7 @@ class WindowFinisher:
         self._crop_size = crop_size
         self._memory = _BatchMemory(crop_size)
         self._scratch = threading.local()
-        finishers = -(-num_threads // _DECODING_THREADS_PER_FINISHER)
+        finishers = int(-(-num_threads // _DECODING_THREADS_PER_FINISHER))
         self._pool = _single_threaded_pool(finishers) if finishers > 1 else None
 
     def finish(self, windows: Sequence[object], flip: NDArray[np.bool_]) -> Tensor:
@@ -50,10 +53,11 @@ class WindowFinisher:
             (n, 3, crop_size, crop_size) uint8, channels_last.
         """
         images = self._memory.take(len(windows))
+        work = list(zip(windows, flip.tolist(), images.unsqueeze(1).unbind(), strict=True))
 
         def finish_some(first: int) -> None:
-            for i in range(first, min(first + _IMAGES_PER_TASK, len(windows))):
-                self._finish_one(from_dlpack(windows[i]), bool(flip[i]), images[i : i + 1])
+            for window, mirrored, out in work[first : first + _IMAGES_PER_TASK]:
+                self._finish_one(from_dlpack(window), mirrored, out)
 
         tasks = range(0, len(windows), _IMAGES_PER_TASK)
         # The list waits for all tasks and raises what went wrong in one.
@@ -73,11 +77,7 @@ class WindowFinisher:
             self._scratch.image = pixels.permute(0, 3, 1, 2)
         # A crop to be mirrored goes through scratch memory, which stays in the cache.
         resized = self._scratch.image if flip else out
-        # The operator behind interpolate(mode="bilinear", antialias=True), which has no `out`:
-        # fresh memory for each image takes half as long as the resize itself.
-        torch.ops.aten._upsample_bilinear2d_aa.out(
-            window.permute(2, 0, 1).unsqueeze(0), size, False, out=resized
-        )
+        _resize(window.permute(2, 0, 1).unsqueeze(0), size, False, out=resized)
         if flip:
             out.copy_(resized.flip(-1))
 

@@ -2,8 +2,7 @@
 
 The paper rescales an image so that its shorter side is S and then takes a crop. Decoding can skip
 most of an image if the source pixels that the crop will show are known before; that window is what
-this module computes. The DALI graph in `data/pipeline.py` repeats the same integer operations, so
-both agree to the pixel.
+this module computes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """From encoded images to crops: the DALI graph, the same for CPU and GPU.
 
-The shape of an image is found out from its header; the window that the crop will show is computed
-as in `data/geometry.py`, and only that window is decoded. The rest (resize to the crop size, flip)
-is done by the graph on a GPU, and by `data/finish.py` on a CPU. Crops are 8-bit RGB whatever the
-file holds, and are never turned by their EXIF orientation: the paper's data never was, and
+Of each image only the window is decoded that the crop will show. The rest (resize to the crop size,
+flip) is done by the graph on a GPU, and by `data/finish.py` on a CPU. Crops are 8-bit RGB whatever
+the file holds, and are never turned by their EXIF orientation: the paper's data never was, and
 torchvision does not either.
 """
 
@@ -23,8 +22,9 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from vggdist.data.finish import WindowFinisher
-from vggdist.data.geometry import POSITIONS
+from vggdist.data.geometry import source_windows
 from vggdist.data.plan import Samples
+from vggdist.data.reader import EncodedImage
 
 Resize = Literal["dali", "torch"]
 
@@ -38,8 +38,7 @@ _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
 class Work:
     """A batch to be made: n images and what is done to each."""
 
-    encoded: list[NDArray[np.uint8]]
-    """The images as they are in their files, (num_bytes,) each."""
+    images: list[EncodedImage]
     samples: Samples
 
 
@@ -95,7 +94,7 @@ class ImagePipeline:
         self, work: Iterator[Work], batch_size: int, image_format: ImageFormat, num_threads: int
     ) -> None:
         self._format = image_format
-        self._ahead: deque[Work] = deque()
+        self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
         self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
         self._finisher = (
             None if image_format.by_dali else WindowFinisher(image_format.crop_size, num_threads)
@@ -115,7 +114,7 @@ class ImagePipeline:
             (output,) = self._pipe.run()
         except RuntimeError as error:
             raise UndecodableError(self._undecodable()) from error
-        work = self._ahead.popleft()
+        work, _ = self._ahead.popleft()
         if self._finisher is not None:
             return work, self._finisher.finish(list(output), work.samples.flip)
         # A copy is torch's own memory; DALI would reuse its buffer as soon as this thread lets go
@@ -133,21 +132,22 @@ class ImagePipeline:
 
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
         for batch in work:
-            self._ahead.append(batch)
-            yield _inputs(batch, self._format)
+            inputs = _inputs(batch, self._format)
+            self._ahead.append((batch, inputs))
+            yield inputs
 
     def _undecodable(self) -> dict[int, NDArray[np.uint8]]:
         """The images that fail alone: DALI says neither which image of which batch failed."""
         pending = [
             (int(work.samples.image[i]), _only(work, i))
-            for work in self._ahead
-            for i in range(len(work.encoded))
+            for work, _ in self._ahead
+            for i in range(len(work.images))
         ]
         bad = {}
         while pending:
             # One graph for as many as go well: on a GPU each takes memory and time.
-            alone = (_inputs(work, self._format) for _, work in pending)
-            pipe = _build(alone, 1, self._format, 1, ahead=False)
+            alone = [_inputs(work, self._format) for _, work in pending]
+            pipe = _build(iter(alone), 1, self._format, 1, ahead=False)
             done = 0
             try:
                 while done < len(pending):
@@ -155,7 +155,7 @@ class ImagePipeline:
                     done += 1
             except RuntimeError:
                 number, work = pending[done]
-                bad[number] = work.encoded[0]
+                bad[number] = work.images[0].encoded
                 done += 1
             pending = pending[done:]
         return bad
@@ -164,15 +164,18 @@ class ImagePipeline:
 def _only(work: Work, i: int) -> Work:
     """A batch of one image."""
     rows = {name: values[i : i + 1] for name, values in vars(work.samples).items()}
-    return Work([work.encoded[i]], Samples(**rows))
+    return Work([work.images[i]], Samples(**rows))
 
 
 def _inputs(work: Work, image_format: ImageFormat) -> tuple[Any, ...]:
-    """What the graph takes from outside."""
+    """What the graph takes from outside: encoded images and their windows' starts and shapes."""
     samples = work.samples
-    # Twice per image: what the graph needs for height and width without operators of its own.
-    scale = np.repeat(samples.scale.astype(np.int64)[:, None], 2, axis=1)
-    inputs: tuple[Any, ...] = (work.encoded, scale, samples.position.astype(np.int64))
+    sizes = [(image.height, image.width) for image in work.images]
+    side, start = source_windows(sizes, samples.scale, samples.position, image_format.crop_size)
+    # Computed here: every operator of a graph costs time in each run, however little it does.
+    shape = np.repeat(side[:, None], 2, axis=1)
+    encoded = [image.encoded for image in work.images]
+    inputs: tuple[Any, ...] = (encoded, start.astype(np.int32), shape.astype(np.int32))
     if image_format.by_dali:
         inputs += (samples.flip.astype(np.int32),)
     return inputs
@@ -207,16 +210,16 @@ def _window_graph(
     inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: float | None
 ) -> Any:
     """Only the decoded windows, (side, side, 3) uint8 each."""
-    encoded, scale, position = _external(inputs, [types.UINT8, types.INT64, types.INT64], 1, 1, 1)
-    return _decoded_windows(encoded, scale, position, crop_size, gpu_share)
+    encoded, start, shape = _external(inputs, [types.UINT8, types.INT32, types.INT32], 1, 1, 1)
+    return _decoded_windows(encoded, start, shape, gpu_share)
 
 
 def _whole_graph(inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: float | None) -> Any:
     """Finished crops, (crop_size, crop_size, 3) uint8 each."""
-    encoded, scale, position, flip = _external(
-        inputs, [types.UINT8, types.INT64, types.INT64, types.INT32], 1, 1, 1, 0
+    encoded, start, shape, flip = _external(
+        inputs, [types.UINT8, types.INT32, types.INT32, types.INT32], 1, 1, 1, 0
     )
-    windows = _decoded_windows(encoded, scale, position, crop_size, gpu_share)
+    windows = _decoded_windows(encoded, start, shape, gpu_share)
     resized = fn.resize(
         windows, size=[crop_size, crop_size], interp_type=types.INTERP_LINEAR, antialias=True
     )
@@ -224,24 +227,14 @@ def _whole_graph(inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: f
 
 
 def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], *ndims: int) -> Any:
+    # Not copied: what was fed is kept in ImagePipeline until its batch has come out.
     return fn.external_source(
-        inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=list(ndims)
+        inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=list(ndims), no_copy=True
     )
 
 
-def _decoded_windows(
-    encoded: Any, scale: Any, position: Any, crop_size: int, gpu_share: float | None
-) -> Any:
-    """The windows of `geometry.source_windows`, by the same integer operations.
-
-    One pixel outside the image ends the pipeline. INT64, because the product with a position
-    exceeds 32 bits. Every operator costs time in each run however little it computes, so height
-    and width go through the arithmetic together.
-    """
-    size = fn.peek_image_shape(encoded, adjust_orientation=False)[:2]
-    shorter = fn.reductions.min(size, axes=0, keep_dims=True)
-    side = dali.math.max(1, (shorter * (2 * crop_size) + scale) // (2 * scale))
-    start = (size - side) * position // POSITIONS
+def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu_share: float | None) -> Any:
+    """One pixel outside the image would end the pipeline; `source_windows` stays inside."""
     gpu_only: dict[str, Any] = (
         {
             # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow
@@ -257,8 +250,8 @@ def _decoded_windows(
     return fn.decoders.image_slice(
         encoded,
         device="cpu" if gpu_share is None else "mixed",
-        start=fn.cast(start, dtype=types.INT32),
-        shape=fn.cast(side, dtype=types.INT32),
+        start=start,
+        shape=shape,
         axes=[0, 1],
         output_type=types.RGB,
         adjust_orientation=False,

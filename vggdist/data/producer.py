@@ -21,10 +21,10 @@ from vggdist.data.manifest import Manifest
 from vggdist.data.pipeline import ImageFormat, ImagePipeline, UndecodableError, Work
 from vggdist.data.plan import Samples
 from vggdist.data.reader import Pending, ReadAhead
-from vggdist.data.unusable import BadImage, decoding_problem, reading_problem
+from vggdist.data.unusable import BadImage, decoding_problem
 from vggdist.errors import DataError
 
-_READING_THREADS = 8
+_READING_THREADS = 16  # as many as there is work for
 
 BatchSamples = Callable[[int, Set[int]], Samples | None]
 """(number of a batch, images that are known to be bad) -> what is in the batch, none after the
@@ -106,16 +106,16 @@ class Producer:
             number += 1
 
     def _read(self, number: int, samples: Samples, pending: Pending, reader: ReadAhead) -> Work:
-        """A batch whose images can all be read."""
+        """A batch whose images can all be read and have a size."""
         while True:
             read = pending.wait()
             problems = {
-                int(image): reading_problem(result)
+                int(image): result
                 for image, result in zip(samples.image, read, strict=True)
-                if isinstance(result, Exception)
+                if isinstance(result, str)
             }
             if not problems:
-                return Work([one for one in read if not isinstance(one, Exception)], samples)
+                return Work([one for one in read if not isinstance(one, str)], samples)
             for image, reason in problems.items():
                 self._heed(BadImage(image, reason))
             again = self._planned(number)

@@ -1,4 +1,4 @@
-"""The encoded bytes of images, from files of their own or from shards, read ahead by threads.
+"""Encoded images with their sizes, from files of their own or from shards, read ahead by threads.
 
 A cold disk or a network file system answers late, not slowly, so many images are asked for at once
 and some batches before they are wanted.
@@ -12,15 +12,31 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.data.header import image_size
 from vggdist.data.manifest import Manifest, Place
+from vggdist.data.unusable import decoding_problem, reading_problem
 
 Encoded = NDArray[np.uint8]
 
-_IMAGES_PER_TASK = 8
+
+class EncodedImage(NamedTuple):
+    """An image as it is in its file."""
+
+    encoded: Encoded
+    """(num_bytes,)."""
+    height: int
+    """Pixels, as the header has it."""
+    width: int
+
+
+# One thread reads a usual batch: in the page cache, several only stand in each other's way, and on
+# a slow disk the batches that are read ahead keep several busy.
+_IMAGES_PER_TASK = 64
 # Waits before a file is tried again that may be well: a network file system has moments.
 _PAUSES_SECONDS = (0.1, 1.0)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, EOFError)
@@ -93,22 +109,30 @@ class ReadAhead:
             os.close(descriptor)
         self._shards.clear()
 
-    def _read_some(self, images: Sequence[int]) -> list[Encoded | Exception]:
+    def _read_some(self, images: Sequence[int]) -> list[EncodedImage | str]:
         return [self._read(int(image)) for image in images]
 
-    def _read(self, image: int) -> Encoded | Exception:
+    def _read(self, image: int) -> EncodedImage | str:
         place = self._manifest.place(image)
-        pauses = list(_PAUSES_SECONDS)
-        while True:
+        try:
+            encoded = self._patiently(place)
+        except (OSError, EOFError) as error:
+            return reading_problem(error)
+        try:
+            return EncodedImage(encoded, *image_size(encoded))
+        except Exception:  # Pillow raises anything
+            return decoding_problem(encoded)
+
+    def _patiently(self, place: Place) -> Encoded:
+        for pause in _PAUSES_SECONDS:
             try:
                 return read_encoded(place, self._descriptor(place))
-            except _FINAL as error:
-                return error
-            except OSError as error:
-                if not pauses:
-                    return error
+            except _FINAL:
+                raise
+            except OSError:
                 self._forget(place)
-                time.sleep(pauses.pop(0))
+                time.sleep(pause)
+        return read_encoded(place, self._descriptor(place))
 
     def _descriptor(self, place: Place) -> int | None:
         """Shards stay open: opening one anew for every image would ask a network's metadata server
@@ -130,9 +154,9 @@ class ReadAhead:
 class Pending:
     """Images that were asked for."""
 
-    def __init__(self, parts: list[Future[list[Encoded | Exception]]]) -> None:
+    def __init__(self, parts: list[Future[list[EncodedImage | str]]]) -> None:
         self._parts = parts
 
-    def wait(self) -> list[Encoded | Exception]:
-        """Each image's bytes (num_bytes,), or why they could not be read."""
+    def wait(self) -> list[EncodedImage | str]:
+        """Each image, or why it cannot be used."""
         return [one for part in self._parts for one in part.result()]

@@ -1,0 +1,66 @@
+"""The oracle is Pillow, whatever the format and whatever stands before a JPEG's size."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from vggdist.data.header import _jpeg_size, image_size
+
+
+def encoded(width: int, height: int, image_format: str = "JPEG", **save: object) -> np.ndarray:
+    buffer = io.BytesIO()
+    mode = save.pop("mode", "RGB")
+    Image.new(mode, (width, height)).save(buffer, image_format, **save)
+    return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (500, 375), (37, 4096)])
+def test_the_size_of_every_format_is_pillows(image_format, width, height):
+    assert image_size(encoded(width, height, image_format)) == (height, width)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        {"progressive": True},
+        {"mode": "L"},
+        {"mode": "CMYK"},
+        {"comment": b"\xff\xc0 is no marker here" * 99},
+        {"exif": b"Exif\x00\x00" + b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01" * 50},
+        {"icc_profile": b"\xff" * 65000},
+        {"restart_marker_blocks": 1},
+        {"dpi": (300, 300)},
+    ],
+)
+def test_a_jpegs_size_is_found_without_pillow_behind_anything(save):
+    assert _jpeg_size(encoded(65, 43, **save).data) == (43, 65)
+
+
+def test_filling_before_a_marker_is_passed_over():
+    plain = encoded(65, 43).tobytes()
+    filled = plain[:2] + b"\xff\xff\xff" + plain[2:]
+    assert image_size(np.frombuffer(filled, dtype=np.uint8)) == (43, 65)
+
+
+def test_an_exif_orientation_does_not_turn_the_size():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert image_size(encoded(65, 43, exif=exif)) == (43, 65)
+
+
+def test_a_jpeg_cut_at_any_byte_has_its_size_or_none():
+    whole = encoded(65, 43, progressive=True)
+    for length in range(len(whole)):
+        try:
+            assert image_size(whole[:length]) == (43, 65)
+        except (OSError, SyntaxError):
+            pass
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8", b"\xff\xd8\xff\xd9" * 20])
+def test_what_is_no_image_has_no_size(content):
+    with pytest.raises(UnidentifiedImageError):
+        image_size(np.frombuffer(content, dtype=np.uint8))
