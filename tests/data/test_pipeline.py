@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vggdist.data import finish, pipeline
+from vggdist.data import pipeline
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
 from vggdist.data.header import image_size
 from vggdist.data.pipeline import ImageFormat, ImagePipeline, UndecodableError, Work
@@ -205,15 +205,6 @@ def test_crops_are_channels_last_bytes(tmp_path, make_image, resize):
     assert result.dtype == torch.uint8
 
 
-def test_many_threads_make_what_few_make(tmp_path, make_image):
-    """With more than six decoding threads, a pool finishes."""
-    paths = [make_image(tmp_path / f"{i}.jpg", 90 + i, 75, seed=i) for i in range(20)]
-    what = replace(samples(20), flip=np.arange(20) % 3 == 0)
-    assert torch.equal(
-        made(work_of(paths, what), num_threads=1), made(work_of(paths, what), num_threads=14)
-    )
-
-
 def test_finished_images_stay_while_somebody_holds_them(tmp_path, make_image):
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
     works = [work_of([path], samples(1)) for path in paths]
@@ -229,19 +220,6 @@ def test_memory_of_images_that_nobody_holds_is_used_again(tmp_path, make_image):
     with ImagePipeline(iter(works), 1, ImageFormat(CROP, CPU), num_threads=1) as images:
         places = {result.data_ptr() for _, result in images}
     assert len(places) <= 2
-
-
-def test_finishing_threads_start_no_openmp_threads_of_their_own():
-    pool = finish._single_threaded_pool(2)
-    busy = torch.zeros(1 << 20)
-    assert pool.submit(lambda: (busy.add_(1), torch.get_num_threads())[1]).result() == 1
-    pool.shutdown()
-
-
-def test_the_callers_torch_threads_stay_as_they_were(tmp_path, make_image):
-    before = torch.get_num_threads()
-    made(work_of([make_image(tmp_path / "x.jpg", 90, 75)], samples(1)))
-    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("resize", ["torch", "dali"])

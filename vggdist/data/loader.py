@@ -1,7 +1,7 @@
 """Batches of images on the rank's device: plan and manifest in, tensors out.
 
-A loader makes batches in a thread of its own, a few ahead of the consumer. It knows its rank and
-the world size as integers and talks to no other rank.
+A loader makes batches in threads of its own, a few ahead of the consumer. It knows its rank and the
+world size as integers and talks to no other rank.
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ from vggdist.data.producer import Producer
 
 
 class _Loader:
-    """An iterator over batches that a thread makes ahead; close it, or use it in `with`."""
+    """An iterator over batches that threads make ahead; close it, or use it in `with`."""
 
-    def __init__(
-        self,
-        producer: Producer,
-        prefetch: int,
-    ) -> None:
+    def __init__(self, producer: Producer, prefetch: int) -> None:
         threads = torch.get_num_threads()  # settles the calling thread's number
-        self._queue: _Queue = queue.Queue(prefetch)
+        room = -(-prefetch // producer.num_lanes)
+        self._queues: list[_Queue] = [queue.Queue(room) for _ in range(producer.num_lanes)]
+        self._taken = 0
         self._error: BaseException | None = None
-        stop, ready = threading.Event(), threading.Event()
-        self._thread = threading.Thread(
-            target=_produce,
-            args=(producer, self._queue, ready, stop),
-            name="vggdist-loader",
-            daemon=True,
-        )
+        stop, ready = threading.Event(), threading.Barrier(producer.num_lanes + 1)
+        lanes = [
+            threading.Thread(
+                target=_produce,
+                args=(producer, lane, finished, ready, stop),
+                name=f"vggdist-loader-{lane}",
+                daemon=True,
+            )
+            for lane, finished in enumerate(self._queues)
+        ]
         # Also runs when the loader is forgotten or the interpreter ends: DALI's threads must not
         # outlive it.
-        self._finalize = weakref.finalize(self, _shut_down, self._thread, self._queue, stop)
-        self._thread.start()
-        # The thread has limited itself, and with it those that have not computed yet.
+        self._finalize = weakref.finalize(self, _shut_down, producer, lanes, self._queues, stop)
+        for lane in lanes:
+            lane.start()
+        # The threads have limited themselves, and with them those that have not computed yet.
         ready.wait()
         torch.set_num_threads(threads)
 
@@ -68,7 +70,8 @@ class _Loader:
             raise self._error
         if not self._finalize.alive:
             raise StopIteration
-        item = self._queue.get()
+        item = self._queues[self._taken % len(self._queues)].get()
+        self._taken += 1
         if isinstance(item, Batch):
             if item.pixels.is_cuda:
                 for tensor in (item.pixels, item.mean, item.labels, item.dropout_keys):
@@ -79,7 +82,7 @@ class _Loader:
         raise item
 
     def close(self) -> None:
-        """Ends the thread and gives memory back; the loader is empty afterwards."""
+        """Ends the threads and gives memory back; the loader is empty afterwards."""
         self._finalize()
 
 
@@ -186,16 +189,20 @@ _Queue = queue.Queue[Batch | BaseException]
 
 
 def _produce(
-    producer: Producer, finished: _Queue, ready: threading.Event, stop: threading.Event
+    producer: Producer,
+    lane: int,
+    finished: _Queue,
+    ready: threading.Barrier,
+    stop: threading.Event,
 ) -> None:
-    """The producer thread: puts batches, and at last StopIteration or what went wrong."""
+    """A lane's thread: puts batches, and at last StopIteration or what went wrong."""
     torch.get_num_threads()  # a thread takes the common number at its first look, not later
     torch.set_num_threads(1)  # the cores are busy decoding
-    ready.set()
+    ready.wait()
     end: BaseException = StopIteration()
     try:
         # Closing frees DALI in this thread, which built it.
-        with _own_stream(producer.device), contextlib.closing(producer.batches()) as batches:
+        with _own_stream(producer.device), contextlib.closing(producer.batches(lane)) as batches:
             for batch in batches:
                 finished.put(batch)
                 if stop.is_set():
@@ -214,12 +221,17 @@ def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[objec
     return torch.cuda.stream(stream)
 
 
-def _shut_down(thread: threading.Thread, finished: _Queue, stop: threading.Event) -> None:
+def _shut_down(
+    producer: Producer,
+    lanes: Sequence[threading.Thread],
+    queues: Sequence[_Queue],
+    stop: threading.Event,
+) -> None:
     stop.set()
-    while thread.is_alive():  # the producer may be waiting for a place in the queue
-        try:
-            finished.get(timeout=0.05)
-        except queue.Empty:
-            continue
-    while not finished.empty():
-        finished.get_nowait()
+    for lane, finished in zip(lanes, queues, strict=True):
+        while lane.is_alive():  # it may be waiting for a place in the queue
+            with contextlib.suppress(queue.Empty):
+                finished.get(timeout=0.05)
+        while not finished.empty():
+            finished.get_nowait()
+    producer.close()

@@ -96,9 +96,7 @@ class ImagePipeline:
         self._format = image_format
         self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
         self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
-        self._finisher = (
-            None if image_format.by_dali else WindowFinisher(image_format.crop_size, num_threads)
-        )
+        self._finisher = None if image_format.by_dali else WindowFinisher(image_format.crop_size)
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +114,7 @@ class ImagePipeline:
             raise UndecodableError(self._undecodable()) from error
         work, _ = self._ahead.popleft()
         if self._finisher is not None:
-            return work, self._finisher.finish(list(output), work.samples.flip)
+            return work, self._finisher.finish(output, work.samples.flip)
         # A copy is torch's own memory; DALI would reuse its buffer as soon as this thread lets go
         # of it, even while the network still reads it.
         crops = from_dlpack(output.as_tensor()).clone()
@@ -127,8 +125,6 @@ class ImagePipeline:
     def close(self) -> None:
         """Gives threads and memory back."""
         self._pipe = None
-        if self._finisher is not None:
-            self._finisher.close()
 
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
         for batch in work:

@@ -1,11 +1,13 @@
 """Making batches: plans, reads ahead, decodes, and replaces what cannot be used.
 
-Everything here runs in the loader's thread.
+Everything here runs in the loader's threads, one for each lane. A lane is a DALI pipeline and the
+thread that takes windows from it and finishes them; batch b belongs to lane b mod lanes. While one
+pipeline is between two batches, the other keeps the cores busy.
 """
 
 from __future__ import annotations
 
-import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Set
 
@@ -25,6 +27,7 @@ from vggdist.data.unusable import BadImage, decoding_problem
 from vggdist.errors import DataError
 
 _READING_THREADS = 16  # as many as there is work for
+_DECODING_THREADS_PER_LANE = 4  # finishing takes a sixth of the time of decoding
 
 BatchSamples = Callable[[int, Set[int]], Samples | None]
 """(number of a batch, images that are known to be bad) -> what is in the batch, none after the
@@ -32,13 +35,15 @@ last."""
 
 
 class Producer:
-    """Makes batch after batch; used by one thread.
+    """Makes all batches, in lanes.
 
     Args:
         samples: what is in each batch; pure, so that batches can be planned again.
         batch_size: images of the largest batch.
+        num_threads: threads that decode, of all lanes.
 
     Attributes:
+        num_lanes: how many threads may call `batches`, each for a lane of its own.
         max_bad: how many bad images `samples` may find others for; one more is an error.
         remedy: what to say where that is none.
         known_bad: images that are bad, as far as others know.
@@ -60,52 +65,62 @@ class Producer:
         self.device = _with_index(device)
         self._manifest, self._samples, self._data = manifest, samples, data
         self._batch_size, self._dtype, self._num_threads = batch_size, dtype, num_threads
-        self._found: Set[int] = frozenset()
+        # On a GPU one pipeline takes all, and its memory.
+        self.num_lanes = (
+            max(min(2, num_threads), -(-num_threads // _DECODING_THREADS_PER_LANE))
+            if self.device.type == "cpu"
+            else 1
+        )
+        self._reader = ReadAhead(manifest, _READING_THREADS)
+        self._found: set[int] = set()
         self._news: list[BadImage] = []
+        self._lock = threading.Lock()  # of these two
 
-    def batches(self) -> Generator[Batch]:
-        """All batches from the first on."""
+    def close(self) -> None:
+        """Ends the threads that read."""
+        self._reader.close()
+
+    def batches(self, lane: int) -> Generator[Batch]:
+        """The batches of a lane from its first on."""
         image_format = ImageFormat(
             self._data.crop_size,
             self.device,
             hardware_decoder_share=self._data.hardware_decoder_share,
         )
-        number, failed_at = 0, -1
-        with contextlib.closing(ReadAhead(self._manifest, _READING_THREADS)) as reader:
-            while True:
-                work = self._work(number, reader)
-                try:
-                    with ImagePipeline(
-                        work, self._batch_size, image_format, self._num_threads
-                    ) as pipeline:
-                        for done, pixels in pipeline:
-                            yield self._batch(done.samples, pixels)
-                            number += 1
-                        return
-                except UndecodableError as failure:
-                    # With every image well alone, DALI gets a second chance at the same batch.
-                    if not failure.bad and failed_at == number:
-                        raise
-                    failed_at = number
-                    for image, encoded in failure.bad.items():
-                        self._heed(BadImage(image, decoding_problem(encoded)))
+        num_threads = self._num_threads // self.num_lanes
+        num_threads += lane < self._num_threads % self.num_lanes
+        number, failed_at = lane, -1
+        while True:
+            work = self._work(number)
+            try:
+                with ImagePipeline(work, self._batch_size, image_format, num_threads) as pipeline:
+                    for done, pixels in pipeline:
+                        yield self._batch(done.samples, pixels)
+                        number += self.num_lanes
+                    return
+            except UndecodableError as failure:
+                # With every image well alone, DALI gets a second chance at the same batch.
+                if not failure.bad and failed_at == number:
+                    raise
+                failed_at = number
+                for image, encoded in failure.bad.items():
+                    self._heed(BadImage(image, decoding_problem(encoded)))
 
-    def _work(self, number: int, reader: ReadAhead) -> Generator[Work]:
-        """From batch `number` on; files are read a few batches ahead."""
+    def _work(self, number: int) -> Generator[Work]:
+        """From batch `number` of a lane on; files are read a few batches ahead."""
         ahead: deque[tuple[Samples, Pending]] = deque()
         while True:
-            while len(ahead) < self._data.read_ahead:
-                samples = self._planned(number + len(ahead))
+            while len(ahead) < -(-self._data.read_ahead // self.num_lanes):
+                samples = self._planned(number + len(ahead) * self.num_lanes)
                 if samples is None:
                     break
-                ahead.append((samples, reader.begin(samples.image.tolist())))
+                ahead.append((samples, self._reader.begin(samples.image.tolist())))
             if not ahead:
                 return
-            samples, pending = ahead.popleft()
-            yield self._read(number, samples, pending, reader)
-            number += 1
+            yield self._read(number, *ahead.popleft())
+            number += self.num_lanes
 
-    def _read(self, number: int, samples: Samples, pending: Pending, reader: ReadAhead) -> Work:
+    def _read(self, number: int, samples: Samples, pending: Pending) -> Work:
         """A batch whose images can all be read and have a size."""
         while True:
             read = pending.wait()
@@ -120,16 +135,17 @@ class Producer:
                 self._heed(BadImage(image, reason))
             again = self._planned(number)
             assert again is not None
-            samples, pending = again, reader.begin(again.image.tolist())
+            samples, pending = again, self._reader.begin(again.image.tolist())
 
     def _planned(self, number: int) -> Samples | None:
         return self._samples(number, self._found | self.known_bad())
 
     def _heed(self, bad: BadImage) -> None:
         """Has others stand in for an image from now on, if that may be."""
-        if bad.image not in self._found:
-            self._found |= {bad.image}
-            self._news.append(bad)
+        with self._lock:
+            if bad.image not in self._found:
+                self._found.add(bad.image)
+                self._news.append(bad)
         sentence = bad.sentence(self._manifest)
         if self.max_bad == 0:
             raise DataError(f"{sentence}. Replace it with a good copy. {self.remedy}")
@@ -144,7 +160,8 @@ class Producer:
     def _batch(self, samples: Samples, pixels: Tensor) -> Batch:
         image = samples.image
         mean = subtracted_mean(self._data.mean, samples.color_draw)
-        news, self._news = self._news, []
+        with self._lock:
+            news, self._news = tuple(self._news), []
         batch = Batch(
             pixels,
             self._on_device(mean),
@@ -152,7 +169,7 @@ class Producer:
             self._on_device(samples.dropout_key),
             image,
             self._dtype,
-            tuple(news),
+            news,
         )
         if pixels.is_cuda:
             torch.cuda.current_stream().synchronize()  # the consumer reads on another stream
