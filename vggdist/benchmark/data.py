@@ -29,6 +29,7 @@ from vggdist.benchmark.feed import (
 )
 from vggdist.benchmark.rivals import dali_reference, decode_only, torchvision_batches
 from vggdist.benchmark.sample import packed, sample
+from vggdist.benchmark.status import StatusLine
 from vggdist.data.dataset import open_images
 from vggdist.data.manifest import Manifest
 
@@ -36,7 +37,7 @@ MOST_IMAGES = 2000
 """Of larger sets a part is measured: what counts is the decoder, and that it fits into memory."""
 
 # Batches that each way makes before its clock starts: more than any of them has in its queues.
-_WARM_UP = 8
+_WARM_UP = 16
 # Seconds in which the way before fills its queues and falls silent.
 _SETTLE = 1.0
 
@@ -48,7 +49,7 @@ def measure_data(
     *,
     batch_size: int = 64,
     num_threads: int = 2,
-    num_batches: int = 20,
+    num_batches: int = 50,
     num_rounds: int = 5,
 ) -> dict[str, Any]:
     """Images per second of each way, in rounds that take turns, and more about ours.
@@ -90,11 +91,13 @@ def measure_data(
             )
             for name, rates in rounds.items()
         }
+        StatusLine().show("cold caches, start, memory and pixels")
         for name, manifest in (("vggdist_cold", images), ("vggdist_shards_cold", shards)):
             result[name] = measure_cold(manifest, batch_size, num_threads, num_batches)
         result |= measure_first_batch(images, folder / "many", batch_size, num_threads)
         result |= measure_memory(images, batch_size, num_threads)
         result |= measure_pixels(images, batch_size, num_threads)
+        StatusLine().clear()
     return result
 
 
@@ -123,12 +126,15 @@ def _take_turns(
 ) -> dict[str, list[float]]:
     """Way -> images per second in each round."""
     rounds: dict[str, list[float]] = {name: [] for name in ways}
+    status = StatusLine()
     with ExitStack() as stack:
+        stack.callback(status.clear)
         sources = {name: stack.enter_context(way()) for name, way in ways.items()}
         for i in range(images.num_images):
             images.path(i).read_bytes()
-        for _ in range(num_rounds):
+        for number in range(-1, num_rounds):  # the first does not count: memory is fresh
             for name, batches in sources.items():
+                status.show(f"round {number + 1} of {num_rounds}: {name}")
                 time.sleep(_SETTLE)
                 for _ in range(_WARM_UP):
                     next(batches)
@@ -136,7 +142,8 @@ def _take_turns(
                 for _ in range(num_batches):
                     next(batches)
                 elapsed_seconds = time.perf_counter() - start
-                rounds[name].append(num_batches * batch_size / elapsed_seconds)
+                if number >= 0:
+                    rounds[name].append(num_batches * batch_size / elapsed_seconds)
     return rounds
 
 

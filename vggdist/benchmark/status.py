@@ -9,10 +9,15 @@ from vggdist.distributed.process import Process
 
 
 class StatusLine:
-    """A line on stderr that takes the place of the one before; other ranks are silent."""
+    """A line on stderr that takes the place of the one before.
 
-    def __init__(self, process: Process) -> None:
-        self._speaks, self._live = process.is_main, sys.stderr.isatty()
+    Args:
+        process: only the main rank speaks; none: there is one process.
+    """
+
+    def __init__(self, process: Process | None = None) -> None:
+        self._speaks = process is None or process.is_main
+        self._live = sys.stderr.isatty()
 
     def show(self, text: str) -> None:
         """Shows `text` in place of what was shown before."""
