@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -216,10 +217,19 @@ def _stage(config: Config, dataset: Dataset, process: Process) -> Dataset:
     folder = Path(config.data.local_folder)
     local = staging.staged(dataset, folder)
     with ThreadPoolExecutor(1) as pool:
-        copying = pool.submit(staging.stage, dataset, folder) if process.local_rank == 0 else None
-        # The ranks meet every few seconds: hours in one collective would be taken for a hang.
-        while not world.all_agree(_is_over(copying), process.device):
-            pass
+        cancelled = threading.Event()
+        copying = (
+            pool.submit(staging.stage, dataset, folder, cancelled)
+            if process.local_rank == 0
+            else None
+        )
+        try:
+            # The ranks meet every few seconds: hours in one collective would be taken for a hang.
+            while not world.all_agree(_is_over(copying), process.device):
+                pass
+        except BaseException:
+            cancelled.set()  # the pool waits for what was begun
+            raise
         problem = copying.exception() if copying is not None else None
     if not world.all_agree(problem is None, process.device):
         raise problem or DataError(

@@ -76,7 +76,7 @@ def test_the_fastest_settings_are_found_where_they_are_clear(tiny_overrides, mon
     _rates(monkeypatch, lambda s: 100 * min(s["num_threads"], 4) + 50 * (s["prefetch"] == 4))
     result = tune_data(load_config(None, tiny_overrides), 3)
     assert result is not None
-    assert result["settings"] == {"num_threads": 4, "prefetch": 4, "read_ahead": 4}
+    assert result["settings"] == {"num_threads": 4, "prefetch": 4, "read_ahead": 8}
     assert result["images_per_second"] == 450
 
 
@@ -88,7 +88,7 @@ def test_where_all_are_equally_fast_the_cheapest_is_chosen(tiny_overrides, monke
     assert result["settings"] == {
         "num_threads": 1,
         "prefetch": 2,
-        "read_ahead": 4,
+        "read_ahead": 8,
         "hardware_decoder_share": 0.65,
     }
     tried = [trial["settings"] for trial in result["tried"]]

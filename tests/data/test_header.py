@@ -1,13 +1,12 @@
 """The oracle is Pillow, whatever the format and whatever stands before a JPEG's size."""
 
-import contextlib
 import io
 
 import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import _jpeg_size, image_size
+from vggdist.data.header import CutOffError, _jpeg_size, image_size
 
 
 def encoded(width: int, height: int, image_format: str = "JPEG", **save: object) -> np.ndarray:
@@ -52,11 +51,25 @@ def test_an_exif_orientation_does_not_turn_the_size():
     assert image_size(encoded(65, 43, exif=exif)) == (43, 65)
 
 
-def test_a_jpeg_cut_at_any_byte_has_its_size_or_none():
-    whole = encoded(65, 43, progressive=True)
+def test_a_tiffs_orientation_does_not_turn_its_size_either():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert image_size(encoded(65, 43, "TIFF", exif=exif)) == (43, 65)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_at_any_byte_is_refused(progressive):
+    thumbnail = b"Exif\x00\x00" + encoded(8, 8).tobytes()  # it has an end of its own
+    whole = encoded(65, 43, progressive=progressive, exif=thumbnail)
     for length in range(len(whole)):
-        with contextlib.suppress(OSError, SyntaxError):
-            assert image_size(whole[:length]) == (43, 65)
+        with pytest.raises((CutOffError, OSError, SyntaxError)):
+            image_size(whole[:length])
+    assert image_size(whole) == (43, 65)
+
+
+def test_what_follows_the_end_of_a_jpeg_does_not_matter():
+    trailing = encoded(65, 43).tobytes() + b"garbage" * 99
+    assert image_size(np.frombuffer(trailing, dtype=np.uint8)) == (43, 65)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8", b"\xff\xd8\xff\xd9" * 20])

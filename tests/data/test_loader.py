@@ -291,6 +291,18 @@ def test_what_goes_wrong_in_the_producer_is_raised_in_the_consumer(manifest, mon
     assert vggdist_threads() == []
 
 
+@pytest.mark.parametrize("kept", [0.5, 0.95, 0.999])
+def test_a_cut_image_is_bad_whatever_window_is_wanted_of_it(tmp_path, make_tree, kept):
+    """Of a baseline JPEG the windows above the cut would decode."""
+    images = open_images(make_tree(tmp_path, {"cat": 12}))
+    whole = images.path(4).read_bytes()
+    images.path(4).write_bytes(whole[: int(kept * len(whole))])
+    plan = SamplePlan(12, DATA, GLOBAL_BATCH, seed=11)
+    for batch_number, batch in enumerate(taken(training(images, last_step=12))):
+        expected = plan.batch(batch_number, known_bad={4})
+        np.testing.assert_array_equal(batch.index, expected.image)
+
+
 def damage(path: Path, how: str) -> None:
     if how == "gone":
         path.unlink()
@@ -357,10 +369,11 @@ def test_a_file_that_breaks_under_way_is_replaced_at_its_step(tmp_path, make_tre
         after = list(loader)
     for step, batch in enumerate(before):
         np.testing.assert_array_equal(batch.index, plan.batch(step).image)
-    found = next(i for i, batch in enumerate(after) if batch.bad)
-    assert [bad.image for bad in after[found].bad] == [8]
-    for step, batch in enumerate(after[found:], 10 + found):
-        np.testing.assert_array_equal(batch.index, plan.batch(step, known_bad={8}).image)
+    assert [bad.image for batch in after for bad in batch.bad] == [8]
+    for step, batch in enumerate(after, 10):
+        good, substituted = plan.batch(step).image, plan.batch(step, known_bad={8}).image
+        read_before = step < 30 and (batch.index == good).all()  # a few batches are read ahead
+        assert read_before or (batch.index == substituted).all()
 
 
 def test_the_policy_fail_stops_at_the_first_bad_image(tmp_path, make_tree):
@@ -384,7 +397,7 @@ def test_a_set_without_a_good_image_is_an_error(tmp_path, make_tree):
     images = open_images(make_tree(tmp_path, {"cat": 5}))
     for number in range(5):
         damage(images.path(number), "noise")
-    with pytest.raises(DataError, match=r"No image in .* can be used; the last: The image "):
+    with pytest.raises(DataError, match=r"No image in .* can be used\. See whether the disk"):
         taken(training(images, last_step=3))
 
 

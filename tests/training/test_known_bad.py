@@ -16,7 +16,7 @@ from vggdist.data.manifest import Manifest, Names
 from vggdist.data.manifest_file import Unusable, save_quarantine
 from vggdist.data.unusable import BadImage
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError
+from vggdist.errors import DataError, DistributedError
 from vggdist.pretrain import run
 from vggdist.training.known_bad import KnownBad
 
@@ -146,7 +146,10 @@ def test_too_many_broken_files_end_the_training_on_all_ranks(
     for path in (broken_dataset / "train").glob("*/[0-3].jpg"):
         path.write_bytes(b"no image")
     overrides = [*tiny_overrides, f"data.root={broken_dataset}"]
-    assert run_in_ranks(train, 2, overrides) == [DataError.exit_code] * 2
+    codes = run_in_ranks(train, 2, overrides)
+    # One may find too many by itself, before the other has heard of them.
+    assert DataError.exit_code in codes
+    assert set(codes) <= {DataError.exit_code, DistributedError.exit_code}
     printed = capfd.readouterr().err
     assert "of 20 images could not be used, more than the 10 that data.max_unusable" in printed
     assert "Traceback" not in printed

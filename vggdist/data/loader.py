@@ -32,7 +32,7 @@ class _Loader:
         self._queues: list[_Queue] = [queue.Queue(room) for _ in range(producer.num_lanes)]
         self._taken = 0
         self._error: BaseException | None = None
-        stop, ready = threading.Event(), threading.Barrier(producer.num_lanes + 1)
+        stop, ready = threading.Event(), threading.Barrier(producer.num_lanes + 1, timeout=60)
         lanes = [
             threading.Thread(
                 target=_produce,
@@ -228,6 +228,12 @@ def _shut_down(
     stop: threading.Event,
 ) -> None:
     stop.set()
+    if threading.current_thread() in lanes:  # the garbage collector came by here
+        again = threading.Thread(
+            target=_shut_down, args=(producer, lanes, queues, stop), daemon=True
+        )
+        again.start()
+        return
     for lane, finished in zip(lanes, queues, strict=True):
         while lane.is_alive():  # it may be waiting for a place in the queue
             with contextlib.suppress(queue.Empty):

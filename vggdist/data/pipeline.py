@@ -95,6 +95,7 @@ class ImagePipeline:
     ) -> None:
         self._format = image_format
         self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
+        self._feed_failed = False  # no fault of DALI's, then
         self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
         self._finisher = None if image_format.by_dali else WindowFinisher(image_format.crop_size)
 
@@ -111,6 +112,8 @@ class ImagePipeline:
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
+            if self._feed_failed:
+                raise
             raise UndecodableError(self._undecodable()) from error
         work, _ = self._ahead.popleft()
         if self._finisher is not None:
@@ -127,10 +130,14 @@ class ImagePipeline:
         self._pipe = None
 
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
-        for batch in work:
-            inputs = _inputs(batch, self._format)
-            self._ahead.append((batch, inputs))
-            yield inputs
+        try:
+            for batch in work:
+                inputs = _inputs(batch, self._format)
+                self._ahead.append((batch, inputs))
+                yield inputs
+        except Exception:
+            self._feed_failed = True
+            raise
 
     def _undecodable(self) -> dict[int, NDArray[np.uint8]]:
         """The images that fail alone: DALI says neither which image of which batch failed."""

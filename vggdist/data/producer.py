@@ -138,7 +138,13 @@ class Producer:
             samples, pending = again, self._reader.begin(again.image.tolist())
 
     def _planned(self, number: int) -> Samples | None:
-        return self._samples(number, self._found | self.known_bad())
+        bad = self._found | self.known_bad()
+        if len(bad) == self._manifest.num_images:
+            raise DataError(
+                f"No image in {self._manifest.folder} can be used. See whether the disk is well, "
+                f"and list the reasons with `vggdist check {self._manifest.folder.parent}`."
+            )
+        return self._samples(number, bad)
 
     def _heed(self, bad: BadImage) -> None:
         """Has others stand in for an image from now on, if that may be."""
@@ -151,11 +157,6 @@ class Producer:
             raise DataError(f"{sentence}. Replace it with a good copy. {self.remedy}")
         if len(self._found) > self.max_bad:
             raise too_many_bad(len(self._found), self.max_bad, self._manifest, sentence)
-        if len(self._found | self.known_bad()) == self._manifest.num_images:
-            raise DataError(
-                f"No image in {self._manifest.folder} can be used; the last: {sentence}. See "
-                "whether the disk is well."
-            )
 
     def _batch(self, samples: Samples, pixels: Tensor) -> Batch:
         image = samples.image

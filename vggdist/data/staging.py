@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,11 +38,14 @@ def staged(dataset: Dataset, folder: Path) -> Dataset:
     return Dataset(*(replace(one, folder=copy / one.split) for one in (dataset.train, dataset.val)))
 
 
-def stage(dataset: Dataset, folder: Path) -> None:
+def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = None) -> None:
     """Copies what is missing of a data set's shards; one process of each node does so.
 
     Others on the node, of other jobs too, wait for it and then find everything there. A shard that
     is complete has its name, its size and its time of change; one that was not finished has not.
+
+    Args:
+        cancelled: once set, no further shard is begun.
 
     Raises:
         DataError: there is not enough space, or a shard cannot be copied; what has been copied
@@ -55,11 +59,11 @@ def stage(dataset: Dataset, folder: Path) -> None:
             for name in one.shards.files  # type: ignore[union-attr]
             if not _is_copy(one.folder / name, target / one.split / name)
         ]
-        _check_space(missing, target, dataset)
         progress = Progress(len(missing), unit="shards")
         with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
-            copies = [pool.submit(_copy, *one) for one in missing]
             try:
+                _check_space(missing, target, dataset)
+                copies = [pool.submit(_copy, *one, cancelled) for one in missing]
                 for copy in copies:
                     copy.result()
                     progress.advance()
@@ -117,7 +121,9 @@ def _check_space(missing: list[tuple[Path, Path]], target: Path, dataset: Datase
         )
 
 
-def _copy(source: Path, copy: Path) -> None:
+def _copy(source: Path, copy: Path, cancelled: threading.Event | None) -> None:
+    if cancelled is not None and cancelled.is_set():
+        return
     copy.parent.mkdir(exist_ok=True)
     partial = copy.with_name(f".{copy.name}.partial")
     shutil.copyfile(source, partial)

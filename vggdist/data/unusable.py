@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +42,7 @@ def decoding_problem(encoded: NDArray[np.uint8]) -> str:
     try:
         if not len(encoded):
             return "the file is empty"
-        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded.tobytes())) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(encoded.data)) as image:
             image.convert("RGB")
             return f"DALI cannot decode it ({image.format}, {image.mode}), though Pillow can"
     except UnidentifiedImageError:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vggdist.data.header import CutOffError, image_size
 from vggdist.data.manifest import Place
 from vggdist.data.reader import read_encoded
 from vggdist.data.unusable import reading_problem
@@ -58,6 +59,11 @@ def examine_image(place: Place) -> Examined:
     if not len(encoded):
         return seen._replace(reason="the file is empty")
     seen = _decoded_by_pillow(encoded, seen)
+    if not seen.reason:
+        try:
+            image_size(encoded)
+        except CutOffError as error:
+            return seen._replace(reason=str(error))
     if not seen.reason and _window_probe().problem(encoded) is not None:
         return seen._replace(
             reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow does; "
