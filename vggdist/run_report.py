@@ -10,10 +10,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vggdist.data.batch import Batch
+from vggdist.data.progress import duration
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
-from vggdist.training.progress import duration
 
 RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.png"
 

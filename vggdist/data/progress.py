@@ -50,11 +50,18 @@ class Progress:
         line = f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s"
         left = self._total - self._done
         if left > 0 and rate > 0:
-            seconds = round(left / rate)
-            line += f", {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+            line += f", {duration(left / rate)} left"
         if self._live:
             # A line that wraps could not be renewed.
             self._stream.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """`93.4` -> `0:01:33`, with days where there are any."""
+    whole = round(seconds)
+    days, rest = divmod(whole, 86400)
+    clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days}d {clock}" if days else clock

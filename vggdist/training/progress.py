@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from vggdist.data.progress import duration
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,11 +52,3 @@ class ProgressLine:
         line = f"step {step}/{self._total}  {self._text}"[: shutil.get_terminal_size().columns - 1]
         self._stream.write(f"\r\x1b[K{line}")
         self._stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """`93.4` -> `0:01:33`, with days where there are any."""
-    whole = round(seconds)
-    days, rest = divmod(whole, 86400)
-    clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
-    return f"{days}d {clock}" if days else clock
