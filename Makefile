@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test test-root test-gpu lint types format clean
+.PHONY: help setup quickstart test test-root test-gpu lint types format figures clean
 
 help:
 	@echo "make setup       make the environment $(VENV), with the vggdist command in it"
@@ -12,6 +12,7 @@ help:
 	@echo "make test        every test that needs neither root nor a GPU"
 	@echo "make test-root   tests that need root (SLURM, network namespaces)"
 	@echo "make test-gpu    tests that need an NVIDIA GPU"
+	@echo "make figures     draw the pictures of images/ anew"
 	@echo "make lint types  ruff and mypy;  make format  rewrites"
 
 setup: $(BIN)/.complete
@@ -47,6 +48,9 @@ types: setup
 format: setup
 	ruff check --fix .
 	ruff format .
+
+figures: setup
+	python images/draw.py
 
 clean:
 	rm -rf $(VENV) runs datasets build *.egg-info

@@ -9,7 +9,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Writes architecture.png, configurations.png, flowers.png and step.png."""
+    """Writes a PNG for every module draw_*.py beside this one."""
     parser = argparse.ArgumentParser(description="Draw the project's pictures.")
     parser.add_argument(
         "--out", type=Path, default=FOLDER, metavar="DIR", help="where (default: images/)"
@@ -18,11 +18,17 @@ def main() -> None:
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
     import draw_architecture
     import draw_configurations
+    import draw_errors
     import draw_flowers
+    import draw_network
     import draw_step
 
+    pictures = (
+        *(draw_architecture, draw_configurations, draw_errors),
+        *(draw_flowers, draw_network, draw_step),
+    )
     out.mkdir(parents=True, exist_ok=True)
-    for picture in (draw_architecture, draw_configurations, draw_flowers, draw_step):
+    for picture in pictures:
         name = picture.__name__.removeprefix("draw_")
         picture.draw(out / f"{name}.png")
 

@@ -24,7 +24,14 @@ FLOORS = {
 LEVELS = {
     "launch": 6,
     "vggdist.cli": 6,
+    "vggdist.commands": 6,
+    "vggdist.compute_posteriors": 5,
+    "vggdist.evaluate": 5,
+    "vggdist.evaluation_report": 5,
+    "vggdist.features": 5,
+    "vggdist.predict": 5,
     "vggdist.pretrain": 5,
+    "vggdist.rank": 5,
     "vggdist.run_report": 5,
     "vggdist.benchmark": 5,
     "vggdist.training": 4,
@@ -43,10 +50,14 @@ LEVELS = {
 }
 """Level of a module or of all modules of a package; the longest name that fits counts."""
 
+CLOSED = {"vggdist.commands"}
+"""Packages that are drawn as a room: what is in them is of no interest here."""
+
 DOORS = {
     "nvidia.dali": "DALI",
     "deepspeed": "DeepSpeed",
     "torch.utils.tensorboard": "TensorBoard",
+    "onnxruntime": "ONNX",
     "sklearn": "scikit-learn",
     "torchvision": "torchvision",
     "pydantic": "pydantic",
@@ -68,16 +79,16 @@ class Place:
 WIDTH = 11.6
 LEFT, RIGHT, EDGE = 1.75, 8.2, 11.3
 PLACES = {
-    ("launch", 6): Place(LEFT + 1.5, 2.0, 1, d.GRAY),
-    ("vggdist", 6): Place(RIGHT + 0.55, 2.0, 1, d.GRAY),
-    ("vggdist", 5): Place(LEFT + 0.5, 4.0, 2, d.GRAY),
+    ("launch", 6): Place(LEFT, 2.6, 2, d.GRAY),
+    ("vggdist", 6): Place(LEFT + 4.1, RIGHT - LEFT - 2.1, 2, d.GRAY),
+    ("vggdist", 5): Place(LEFT, 6.2, 4, d.GRAY),
     ("vggdist.benchmark", 5): Place(RIGHT, EDGE - RIGHT, 2, d.TEAL),
     ("vggdist.training", 4): Place(LEFT, 6.2, 5, d.RED),
-    ("vggdist.data", 3): Place(LEFT, 3.75, 4, d.BLUE),
-    ("vggdist.evaluation", 3): Place(LEFT + 3.95, 2.25, 2, d.ORANGE),
+    ("vggdist.data", 3): Place(LEFT, 3.95, 4, d.BLUE),
+    ("vggdist.evaluation", 3): Place(LEFT + 4.15, 3.1, 3, d.ORANGE),
     ("vggdist.model", 2): Place(RIGHT, EDGE - RIGHT, 3, d.PURPLE),
     ("vggdist.layers", 1): Place(RIGHT, EDGE - RIGHT, 2, d.GREEN),
-    ("vggdist.distributed", 1): Place(LEFT + 3.95, 1.85, 1, d.GRAY),
+    ("vggdist.distributed", 1): Place(LEFT + 4.15, 1.65, 1, d.GRAY),
     ("vggdist.data", 0): Place(LEFT, 2.85, 3, d.BLUE),
     ("vggdist", 0): Place(LEFT + 3.15, 3.05, 3, d.GRAY),
     ("vggdist.model", 0): Place(RIGHT, EDGE - RIGHT, 1, d.PURPLE),
@@ -88,7 +99,7 @@ Apartment = tuple[str, int]
 def read_imports() -> dict[str, tuple[str, ...]]:
     """Every room of `vggdist` and `launch` -> what it imports: other rooms and doors.
 
-    A room is a module, or a package within a package.
+    A room is a module, a package within a package, or a closed package.
     """
     files = sorted((ROOT / "vggdist").rglob("*.py")) + sorted((ROOT / "launch").glob("*.py"))
     modules = {
@@ -116,7 +127,9 @@ def read_imports() -> dict[str, tuple[str, ...]]:
 
 def _room(module: str) -> str:
     """vggdist.data.preparation for all modules in it."""
-    return ".".join(module.split(".")[:3])
+    names = module.split(".")
+    package = ".".join(names[:2])
+    return package if package in CLOSED else ".".join(names[:3])
 
 
 def level(module: str) -> int:
@@ -166,7 +179,8 @@ ROOM, ROOM_GAP, HEAD, FOOT, STOREY_GAP, ROOF = 0.34, 0.06, 0.29, 0.09, 0.36, 0.5
 ROUTES = {
     # start and end of an arrow between apartments that do not stand above each other: where it
     # leaves, where it arrives (inches), and how far down the gap below its start it turns
-    (("vggdist", 5), ("vggdist.model", 2)): (LEFT + 4.2, RIGHT + 2.3, 0.36),
+    (("vggdist.training", 4), ("vggdist.model", 2)): (LEFT + 6.0, RIGHT + 1.55, 0.5),
+    (("vggdist.evaluation", 3), ("vggdist.data", 0)): (LEFT + 4.4, LEFT + 2.5, 0.5),
     (("vggdist.benchmark", 5), ("vggdist.training", 4)): (RIGHT + 0.35, LEFT + 5.6, 0.7),
     (("vggdist.model", 2), ("vggdist", 0)): (RIGHT + 0.35, LEFT + 6.0, 0.5),
 }
@@ -199,7 +213,7 @@ def draw(path: Path) -> None:
         _draw_apartment(axes, package, modules, PLACES[package, floor], bottoms[floor], imports)
     for start, end in arrows:
         _draw_arrow(axes, start, end, rooms, bottoms)
-    _draw_legend(axes, (bottoms[1] + tops[2]) / 2)
+    _draw_legend(axes, height - 0.3)
     facts = {"imports": imports, "arrows": arrows}
     d.save(figure, path, json.dumps(facts, sort_keys=True))
 
@@ -304,11 +318,12 @@ def _draw_arrow(
 
 
 def _draw_legend(axes: Axes, y: float) -> None:
-    x = LEFT + 2.1
-    d.arrow(axes, (x, y + 0.47), (x + 0.42, y + 0.47))
-    lines = "imports; what follows from other\narrows is left out"
-    d.text(axes, x + 0.54, y + 0.47, lines, size=8.4, color=d.MUTED, across="left")
-    d.box(axes, x, y - 0.22, 0.42, 0.28, line=0.8, radius=0.04)
-    d.text(axes, x + 0.21, y - 0.08, "YAML", size=6.4, color=d.GRAY)
-    lines = "a large library that the room\nimports"
-    d.text(axes, x + 0.54, y - 0.08, lines, size=8.4, color=d.MUTED, across="left")
+    x = RIGHT - 0.25
+    d.arrow(axes, (x, y), (x + 0.42, y))
+    words = "imports; what follows from others is left out"
+    d.text(axes, x + 0.54, y, words, size=8.4, color=d.MUTED, across="left")
+    y -= 0.29
+    d.box(axes, x, y - 0.13, 0.42, 0.26, line=0.8, radius=0.04)
+    d.text(axes, x + 0.21, y, "YAML", size=6.4, color=d.GRAY)
+    words = "a large library that the room imports"
+    d.text(axes, x + 0.54, y, words, size=8.4, color=d.MUTED, across="left")

@@ -1,4 +1,4 @@
-"""`configurations.png`: Table 1 of the paper, from the code's own table and counts."""
+"""`configurations.png`: Tables 1 and 2 of the paper, from the code's own table and counts."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ CROP_SIZE = 224
 COLORS = {64: d.TEAL, 128: d.GREEN, 256: d.BLUE, 512: d.PURPLE}
 WIDTH, LABELS, COLUMN, GAP = 11.5, 1.35, 1.52, 0.15
 LAYER, LAYER_GAP, BLOCK_GAP, HEAD = 0.255, 0.045, 0.3, 1.52
+FIRST_COST, COST, NUM_COSTS = 0.26, 0.27, 4  # lines below the table
 
 
 def draw(path: Path) -> None:
@@ -23,12 +24,12 @@ def draw(path: Path) -> None:
     num_blocks = max(len(one) for one in blocks.values())
     rows = [max(len(one[block]) for one in blocks.values()) for block in range(num_blocks)]
     body = sum(rows) * (LAYER + LAYER_GAP) + num_blocks * BLOCK_GAP
-    height = HEAD + body + 3 * (LAYER + LAYER_GAP) + 0.85
+    height = HEAD + body + 3 * (LAYER + LAYER_GAP) + FIRST_COST + NUM_COSTS * COST + 0.1
     figure, axes = d.canvas(WIDTH, height)
     d.text(axes, 0.25, height - 0.32, "Configurations", size=17, bold=True, across="left")
     caption = (
-        "Table 1 of the paper. 3-64: convolution of kernel size 3 with 64 channels, then ReLU. "
-        "A max-pooling halves the maps after every block. Multiply-adds are for one image."
+        "Tables 1 and 2 of the paper. 3-64: convolution of kernel size 3 with 64 channels, then "
+        "ReLU. A max-pooling halves the maps after every block. Multiply-adds: for one image."
     )
     d.text(axes, 0.25, height - 0.63, caption, size=8.8, color=d.MUTED, across="left")
     for number, (name, summary) in enumerate(summaries.items()):
@@ -45,8 +46,9 @@ def draw(path: Path) -> None:
     y = _draw_fully_connected(axes, y, summaries["D"], side, len(summaries))
     for number, summary in enumerate(summaries.values()):
         _draw_cost(axes, _left(number), y, summary)
-    d.text(axes, 0.25, y - 0.22, "parameters", size=9, color=d.MUTED, across="left")
-    d.text(axes, 0.25, y - 0.5, "multiply-adds", size=9, color=d.MUTED, across="left")
+    for row, words in enumerate(("parameters", "", "in convolutions", "multiply-adds")):
+        height = y - FIRST_COST - row * COST
+        d.text(axes, 0.25, height, words, size=9, color=d.MUTED, across="left")
     numbers = {
         name: [one.num_weight_layers, one.num_parameters, one.multiply_adds]
         for name, one in summaries.items()
@@ -132,6 +134,17 @@ def _draw_fully_connected(
 
 
 def _draw_cost(axes: Axes, x: float, y: float, summary: ModelSummary) -> None:
+    """Table 2 prints millions; multiply-adds are for one image."""
     middle = x + COLUMN / 2
-    d.text(axes, middle, y - 0.22, f"{summary.num_parameters:,}", size=9.5, bold=True)
-    d.text(axes, middle, y - 0.5, f"{summary.multiply_adds / 1e9:.2f} G", size=9.5)
+    convolutions = sum(
+        layer.num_parameters for layer in summary.layers if layer.kind.startswith("convolution")
+    )
+    lines = (
+        f"{summary.num_parameters / 1e6:.0f} M",
+        f"{summary.num_parameters:,}",
+        f"{convolutions / 1e6:.1f} M",
+        f"{summary.multiply_adds / 1e9:.2f} G",
+    )
+    for row, words in enumerate(lines):
+        height, bold = y - FIRST_COST - row * COST, row == 0
+        d.text(axes, middle, height, words, size=12 if bold else 9.5, bold=bold)

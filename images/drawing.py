@@ -85,8 +85,12 @@ def text(
     across: str = "center",
     up: str = "center",
     spacing: float = 1.25,
+    rim: str | None = None,
 ) -> None:
-    """Words at (x, y); a single line in the middle stands on one height whatever its letters."""
+    """Words at (x, y); a single line in the middle stands on one height whatever its letters.
+
+    A rim in the colour behind them keeps them apart from lines that they lie on.
+    """
     if up == "center" and "\n" not in words:
         y, up = y - HALF_OF_A_CAPITAL * size / 72, "baseline"
     axes.text(
@@ -101,6 +105,7 @@ def text(
         va=up,
         linespacing=spacing,
         zorder=6,
+        path_effects=[Stroke(linewidth=3.0, foreground=rim), Normal()] if rim else None,
     )
 
 

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ("architecture.png", "configurations.png", "flowers.png", "step.png")
+PICTURES = tuple(
+    f"{name}.png"
+    for name in ("architecture", "configurations", "errors", "flowers", "network", "step")
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What the documents say is so: commands parse, files exist, the tree is whole."""
 
+import argparse
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from vggdist import errors
-from vggdist.cli import build_parser
+from vggdist.cli import parse
+from vggdist.commands.evaluation import add_arguments
 from vggdist.config_file import load_config, make_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +50,13 @@ def test_a_command_in_the_documents_can_be_run(command: str) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
     elif program == "vggdist":
-        build_parser().parse_args(words[1:])
+        parse(words[1:])
     elif "launch/train.py" in words:
         _check_training(words[words.index("launch/train.py") + 1 :])
+    elif "launch/evaluate.py" in words:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        parser.parse_intermixed_args(words[words.index("launch/evaluate.py") + 1 :])
     elif program == "python":
         assert (ROOT / words[1]).is_file()
     else:

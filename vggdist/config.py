@@ -14,11 +14,15 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vggdist.errors import ConfigError
-from vggdist.model.configurations import Configuration, parse_configuration
+from vggdist.model.configurations import Configuration, Convolution, parse_configuration
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Triple = tuple[float, float, float]
+"""A number for each of red, green and blue."""
+FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 
 
 class Section(BaseModel):
@@ -91,6 +95,16 @@ class ModelConfig(Section):
         """The convolution blocks, from Table 1 or written by hand."""
         return parse_configuration(self.configuration)
 
+    def weight_layers(self) -> tuple[str, ...]:
+        """The paper's names of the weight layers, from the first, conv1_1, to the last, fc8."""
+        counts = [sum(isinstance(layer, Convolution) for layer in b) for b in self.blocks()]
+        convolutions = [
+            f"conv{block}_{number}"
+            for block, count in enumerate(counts, start=1)
+            for number in range(1, count + 1)
+        ]
+        return (*convolutions, *FULLY_CONNECTED)
+
 
 class DataConfig(Section):
     """Images: where they are, and what happens to each on its way into the network."""
@@ -122,9 +136,14 @@ class DataConfig(Section):
         "2012: 0.1; 0 switches it off). At 0.1 the first component moves a pixel by 5.5 "
         "of 255 grey levels, one sigma.",
     )
-    mean: tuple[float, float, float] = Field(
+    mean: Triple = Field(
         (123.68, 116.779, 103.939),
         description="Mean RGB of the training set, subtracted from every pixel, 0 to 255.",
+    )
+    std: tuple[Positive, Positive, Positive] = Field(
+        (1.0, 1.0, 1.0),
+        description="What red, green and blue are divided by once the mean is subtracted, in grey "
+        "levels; the paper does not divide. Weights of others may want it.",
     )
     num_threads: int | None = Field(
         None,
@@ -157,9 +176,9 @@ class DataConfig(Section):
         "of a training; none: they are read where they are.",
     )
 
-    @field_validator("mean", mode="before")
+    @field_validator("mean", "std", mode="before")
     @classmethod
-    def _list_is_mean(cls, value: object) -> object:
+    def _list_is_triple(cls, value: object) -> object:
         if not isinstance(value, list):
             return value
         if len(value) != 3:
@@ -220,6 +239,23 @@ class OptimizerConfig(Section):
     gradient_clipping: float = Field(
         0.0, ge=0.0, description="Largest norm of the whole gradient; 0: no clipping."
     )
+    trained_layers: str | tuple[str, ...] = Field(
+        "all",
+        description="Weight layers that are trained: all, fully-connected (fc6 to fc8), or a list "
+        "such as [conv5_3, fc6, fc7, fc8]. The others stay as they began, with the running "
+        "statistics of their batch normalization.",
+    )
+
+    @field_validator("trained_layers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> str | tuple[str, ...]:
+        if isinstance(value, str) and value in ("all", "fully-connected"):
+            return value
+        if isinstance(value, list | tuple) and value and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        raise ValueError(
+            f"{value!r} is neither all, fully-connected, nor a list of weight layers such as [fc8]."
+        )
 
 
 class ScheduleConfig(Section):
@@ -255,13 +291,24 @@ class ScheduleConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluations on the validation set while training: one centre crop per image."""
+    """Evaluations: while training, of one centre crop per image; afterwards, by any protocol."""
 
     every_epochs: float = Field(
         1.0, gt=0.0, description="Epochs between evaluations; there is always one at the end."
     )
     micro: int | None = Field(
         None, ge=1, description="Images per forward pass; none: as in training."
+    )
+    spatial_average: Literal["logits", "posteriors"] = Field(
+        "logits",
+        description="What of a dense score map is averaged over its places: logits, before the "
+        "soft-max, as section 3.2 says it; or posteriors, after it.",
+    )
+    max_megapixels: float | None = Field(
+        None,
+        gt=0.0,
+        description="Most pixels, in millions, that go through the convolutions at once in a dense "
+        "or multi-crop evaluation; bounds its memory. None: 0.4 on a CPU, 16 on a GPU.",
     )
 
 
@@ -336,6 +383,17 @@ class Config(Section):
         "all_reduce", description="How gradients travel between ranks (stage 0)."
     )
 
+    @model_validator(mode="after")
+    def _trained_layers_exist(self) -> Self:
+        names, wanted = self.model.weight_layers(), self.optimizer.trained_layers
+        unknown = () if isinstance(wanted, str) else [name for name in wanted if name not in names]
+        if unknown:
+            raise ValueError(
+                f"optimizer.trained_layers: this network has no weight layer {', '.join(unknown)}; "
+                f"it has {', '.join(names)}."
+            )
+        return self
+
     @property
     def run_folder(self) -> str:
         """The run folder: as configured, or named after the configuration."""
@@ -405,3 +463,12 @@ def total_steps(config: Config, num_images: int) -> int:
     if config.schedule.num_steps is not None:
         return config.schedule.num_steps
     return steps_of_epochs(config.schedule.num_epochs, num_images, config.batch.global_)
+
+
+def trained_layers(config: Config) -> tuple[str, ...]:
+    """The weight layers that are trained, from the first to the last."""
+    names, wanted = config.model.weight_layers(), config.optimizer.trained_layers
+    if wanted == "all":
+        return names
+    chosen = FULLY_CONNECTED if wanted == "fully-connected" else wanted
+    return tuple(name for name in names if name in chosen)

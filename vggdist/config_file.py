@@ -5,6 +5,7 @@ YAML's traps: `1e-2` is a number here, `off`, `010` and `1:30` are words, and a 
 error.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,18 +72,21 @@ _Dumper.yaml_implicit_resolvers = {
 }
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> Config:
     """The configuration of a YAML file (or the paper's defaults) with overrides on top.
 
     Args:
         path: a YAML file of sections; None for the defaults.
         overrides: `section.key=value`, or `@FILE` for a file of such lines.
+        base: sections that stand in place of the defaults, where there is no file.
 
     Raises:
         ConfigError: lists every problem: where, what, what is allowed, what to do.
     """
     problems: list[str] = []
-    values = _read_yaml(path) if path is not None else {}
+    values = _read_yaml(path) if path is not None else copy.deepcopy(dict(base or {}))
     for override in _expand(overrides, problems):
         _apply(override, values, problems)
     return make_config(values, problems, source=str(path) if path else "the command line")

@@ -36,6 +36,12 @@ class CheckpointError(VggdistError):
     exit_code = 5
 
 
+class WeightsError(VggdistError):
+    """A weights file or a posteriors file that cannot be used, or that belongs elsewhere."""
+
+    exit_code = 5
+
+
 class DistributedError(VggdistError):
     """The ranks cannot be started or do not belong together."""
 

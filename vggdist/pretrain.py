@@ -1,19 +1,13 @@
 """One rank of a training: builds everything from a `Config`, trains, and tells what came out."""
 
 import logging
-import os
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from vggdist.config import BatchSplit, Config, split_batch, total_steps
+from vggdist.config import BatchSplit, Config, split_batch, total_steps, trained_layers
 from vggdist.config_file import to_yaml
 from vggdist.data import staging
 from vggdist.data.dataset import open_dataset
@@ -28,15 +22,15 @@ from vggdist.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    DistributedError,
-    VggdistError,
 )
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
-from vggdist.model.initialization import build_initialized, copy_trained
+from vggdist.model.initialization import build_initialized, copy_trained, freeze
 from vggdist.model.vgg import VGG
+from vggdist.model.weights import Description, Weights, load_weights
+from vggdist.rank import on_main, run_rank
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
-from vggdist.training import checkpoint, progress, run_folder
+from vggdist.training import checkpoint, run_folder
 from vggdist.training.engine import DTYPES, Engine, check_precision
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
@@ -46,28 +40,11 @@ from vggdist.training.schedule import Schedule
 logger = logging.getLogger("vggdist")
 
 NUM_PREDICTIONS = 40
-T = TypeVar("T")
 
 
 def run(config: Config) -> int:
-    """`pretrain` for a process of its own: prints what a user can solve, and returns the exit code.
-
-    Every rank may meet the same problem; those that all ranks meet are printed by the main one.
-    """
-    rank = os.environ.get("RANK", "0")  # a number, if the launcher is right
-    _log_to_terminal(rank == "0")
-    try:
-        return pretrain(config)
-    except VggdistError as error:
-        if rank == "0" or isinstance(error, DataError | DistributedError):
-            where = f"rank {rank}: " if rank != "0" else ""
-            sys.stderr.write(f"error: {where}{error}\n")
-        return error.exit_code
-    except RuntimeError as error:
-        if "Connection closed by peer" not in str(error) and "Connection reset" not in str(error):
-            raise
-        sys.stderr.write(f"error: rank {rank}: another rank has ended; its message says why.\n")
-        return DistributedError.exit_code
+    """`pretrain` for a process of its own; returns the exit code."""
+    return run_rank(lambda: pretrain(config))
 
 
 def pretrain(config: Config) -> int:
@@ -85,14 +62,14 @@ def pretrain(config: Config) -> int:
         check_precision(config.precision, process.device)
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
-        start = _on_main(process, lambda: _open_folder(config, folder, stack))
+        start = on_main(process, lambda: _open_folder(config, folder, stack))
         dataset = _open_data(config, folder, process)
         saved = _load_checkpoint(config, start, process)
         if saved is not None:
             _check_same_data(saved, dataset)
         dataset = _stage(config, dataset, process)
         # Now that nothing is left to object to: another start must agree with what stands there.
-        _on_main(process, lambda: run_folder.prepare(config, folder))
+        on_main(process, lambda: run_folder.prepare(config, folder))
         if process.is_main:
             _log_to_file(folder, stack)
             _announce(config, process, split, dataset)
@@ -113,33 +90,6 @@ def pretrain(config: Config) -> int:
             return EXIT_STOPPED
         _report(training, config, dataset.val, folder)
     return 0
-
-
-def _on_main(process: Process, action: Callable[[], T | None]) -> T | None:
-    """Runs `action` on the main rank only; where it fails, all ranks end, and only it speaks."""
-    result, problem = None, None
-    if process.is_main:
-        try:
-            result = action()
-        except VggdistError as error:
-            problem = error
-    exit_code = world.from_main(problem.exit_code if problem else 0, process.device)
-    if problem is not None:
-        raise problem
-    if exit_code:
-        # Launchers end with the code of any rank.
-        raise SystemExit(exit_code)
-    return result
-
-
-def _log_to_terminal(is_main: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    if sys.stderr.isatty():
-        handler.addFilter(lambda record: record.name != progress.__name__)
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
-    logger.propagate = False
 
 
 def _log_to_file(folder: Path, stack: ExitStack) -> None:
@@ -192,7 +142,7 @@ def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
             "data.root is not set; give the folder that holds train/ and val/, each with one "
             "folder of images per class: data.root=/path/to/images."
         )
-    dataset = _on_main(process, lambda: open_dataset(root, fallback=folder, write=True))
+    dataset = on_main(process, lambda: open_dataset(root, fallback=folder, write=True))
     dataset = dataset or open_dataset(root, fallback=folder)
     if dataset.val.quarantine:
         raise DataError(
@@ -269,24 +219,53 @@ def _load_checkpoint(
 
 
 def _build_network(config: Config, fresh: bool) -> VGG:
-    """The network with its first weights; those of a checkpoint come later."""
+    """The network with its first weights; those of a checkpoint come later.
+
+    Layers that are not trained are frozen.
+    """
     network = build_initialized(config.model, config.data.crop_size, config.seed)
-    if fresh and config.model.initialize_from is not None:
-        path = run_folder.weights_file(config.model.initialize_from)
-        try:
-            trained = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"model.initialize_from: {path} is not a good .safetensors file: {error}."
-            ) from error
-        report = copy_trained(network, trained)
-        logger.info(
-            "copied from %s: %s; random: %s",
-            path,
-            ", ".join(f"{own} <- {source}" for own, source in report.copied),
-            ", ".join(report.random) or "nothing",
+    random = _copy_weights(config, network) if fresh else ()
+    trained = trained_layers(config)
+    frozen = [name for name in config.model.weight_layers() if name not in trained]
+    useless = [name for name in frozen if name in random]
+    if useless:
+        raise ConfigError(
+            f"optimizer.trained_layers leaves out {', '.join(useless)}, which would stay random; "
+            "set model.initialize_from to a trained network that has them, or train them too."
         )
+    if frozen:
+        logger.info("trained: %s; frozen: %s", ", ".join(trained), ", ".join(frozen))
+    freeze(network, trained)
     return network
+
+
+def _copy_weights(config: Config, network: VGG) -> tuple[str, ...]:
+    """Copies what fits from `model.initialize_from`; the weight layers that stay random."""
+    if config.model.initialize_from is None:
+        return config.model.weight_layers()
+    path = run_folder.weights_file(config.model.initialize_from)
+    trained = load_weights(path)
+    _require_same_input(config, trained)
+    report = copy_trained(network, trained.tensors)
+    logger.info(
+        "copied from %s: %s; random: %s",
+        path,
+        ", ".join(f"{own} <- {source}" for own, source in report.copied),
+        ", ".join(report.random) or "nothing",
+    )
+    return report.random
+
+
+def _require_same_input(config: Config, trained: Weights) -> None:
+    """The copied layers must be fed what they were trained on."""
+    given = trained.description
+    if (given.mean, given.std) != (config.data.mean, config.data.std):
+        mean, std = (f"[{', '.join(map(str, values))}]" for values in (given.mean, given.std))
+        raise ConfigError(
+            f"model.initialize_from: the network in {trained.path} was trained on pixels less "
+            f"{mean}, divided by {std}, and this one would be fed others; set data.mean='{mean}' "
+            f"data.std='{std}'."
+        )
 
 
 def _build_training(
@@ -340,6 +319,21 @@ def _build_training(
         known_bad=known_bad,
         log=log,
         run_folder=folder,
+        description=_describe(config, dataset),
+    )
+
+
+def _describe(config: Config, dataset: Dataset) -> Description:
+    """What a weights file says of the network of this training."""
+    data = config.data
+    return Description(
+        config.model,
+        data.crop_size,
+        data.mean,
+        data.std,
+        (data.train_scale_min, data.train_scale_max),
+        dataset.train.classes,
+        "trained by vggdist",
     )
 
 

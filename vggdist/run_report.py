@@ -49,7 +49,7 @@ def draw_predictions(
     predictions = []
     for batch in batches:
         confidences, labels = network(batch.images).float().softmax(dim=1).max(dim=1)
-        pictures = displayable(batch.images, mean).permute(0, 2, 3, 1).numpy()
+        pictures = displayable(batch.images, mean, batch.std).permute(0, 2, 3, 1).numpy()
         predictions += [
             Prediction(picture, classes[truth], classes[label], confidence)
             for picture, truth, label, confidence in zip(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import CutOffError, _jpeg_size, image_size
+from vggdist.data.header import CutOffError, _jpeg_size, image_size, size_from_beginning
 
 
 def encoded(width: int, height: int, image_format: str = "JPEG", **save: object) -> np.ndarray:
@@ -76,3 +76,18 @@ def test_what_follows_the_end_of_a_jpeg_does_not_matter():
 def test_what_is_no_image_has_no_size(content):
     with pytest.raises(UnidentifiedImageError):
         image_size(np.frombuffer(content, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_beginning_of_a_jpeg_is_enough_and_never_gives_another_size(progressive):
+    thumbnail = b"Exif\x00\x00" + encoded(8, 8).tobytes()
+    whole = encoded(65, 43, progressive=progressive, exif=thumbnail)
+    found = [size_from_beginning(whole[:length]) for length in range(len(whole) + 1)]
+    first = found.index((43, 65))
+    assert first < whole.tobytes().rindex(b"\xff\xda")  # the last scan
+    assert found == [None] * first + [(43, 65)] * (len(whole) + 1 - first)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8", b"\x89PNG\r\n\x1a\n" * 9])
+def test_the_beginning_of_what_is_no_jpeg_tells_nothing(content):
+    assert size_from_beginning(np.frombuffer(content, dtype=np.uint8)) is None

@@ -147,13 +147,13 @@ def test_lanes_do_not_change_a_bit(manifest, num_threads):
 
 def test_the_lanes_start_no_openmp_threads_and_leave_the_callers_alone(manifest, monkeypatch):
     seen = []
-    original = producer_module.Producer._batch
+    original = producer_module.BatchProducer._made
 
     def spy(*arguments):
         seen.append(torch.get_num_threads())
         return original(*arguments)
 
-    monkeypatch.setattr(producer_module.Producer, "_batch", spy)
+    monkeypatch.setattr(producer_module.BatchProducer, "_made", spy)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

@@ -18,12 +18,13 @@ from PIL import Image, ImageOps
 from vggdist.data import pipeline
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
 from vggdist.data.header import image_size
-from vggdist.data.pipeline import ImageFormat, ImagePipeline, UndecodableError, Work
+from vggdist.data.pipeline import CropFormat, ImagePipeline, UndecodableError, WholeFormat, Work
 from vggdist.data.plan import Samples
 from vggdist.data.reader import EncodedImage
 
 CROP = 64
 CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
 
 
 def samples(
@@ -47,7 +48,7 @@ def work_of(paths: list[Path], what: Samples) -> Work:
 def made(
     work: Work, resize: str | None = None, crop_size: int = CROP, num_threads: int = 2
 ) -> torch.Tensor:
-    image_format = ImageFormat(crop_size, CPU, resize)
+    image_format = CropFormat(crop_size, CPU, resize)
     with ImagePipeline(iter([work]), len(work.images), image_format, num_threads) as images:
         ((_, result),) = images
     return result
@@ -173,9 +174,9 @@ def test_the_graphs_windows_are_those_of_the_geometry(tmp_path):
     def inputs() -> Iterator[tuple[object, ...]]:
         for batch_paths, scale, position in batches:
             what = replace(samples(len(paths)), scale=scale, position=position)
-            yield pipeline._inputs(work_of(batch_paths, what), ImageFormat(CROP, CPU))
+            yield CropFormat(CROP, CPU).inputs(work_of(batch_paths, what))
 
-    graph = pipeline._build(inputs(), len(sizes), ImageFormat(CROP, CPU), num_threads=2)
+    graph = pipeline._build(inputs(), len(sizes), CropFormat(CROP, CPU), num_threads=2)
     for _, scale, position in batches:
         (windows,) = graph.run()
         sides, starts = source_windows([(h, w) for w, h in sizes], scale, position, CROP)
@@ -208,7 +209,7 @@ def test_crops_are_channels_last_bytes(tmp_path, make_image, resize):
 def test_finished_images_stay_while_somebody_holds_them(tmp_path, make_image):
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
     works = [work_of([path], samples(1)) for path in paths]
-    with ImagePipeline(iter(works), 1, ImageFormat(CROP, CPU), num_threads=1) as images:
+    with ImagePipeline(iter(works), 1, CropFormat(CROP, CPU), num_threads=1) as images:
         kept = [result[:, 1:] for _, result in images]  # views only: the batches are gone
     for work, view in zip(works, kept, strict=True):
         torch.testing.assert_close(view, made(work)[:, 1:], rtol=0, atol=0)
@@ -217,7 +218,7 @@ def test_finished_images_stay_while_somebody_holds_them(tmp_path, make_image):
 def test_memory_of_images_that_nobody_holds_is_used_again(tmp_path, make_image):
     path = make_image(tmp_path / "x.jpg", 90, 75)
     works = [work_of([path], samples(1)) for _ in range(20)]
-    with ImagePipeline(iter(works), 1, ImageFormat(CROP, CPU), num_threads=1) as images:
+    with ImagePipeline(iter(works), 1, CropFormat(CROP, CPU), num_threads=1) as images:
         places = {result.data_ptr() for _, result in images}
     assert len(places) <= 2
 
@@ -235,9 +236,10 @@ def test_all_images_that_cannot_be_decoded_are_named_by_number(tmp_path, make_im
     assert failure.value.bad[103].tobytes() == paths[3].read_bytes()[:400]
 
 
-def test_the_gpu_graph_can_be_defined_without_a_gpu():
-    graph = dali.pipeline_def(pipeline._whole_graph)(
-        iter([]), CROP, 0.65, batch_size=2, num_threads=1, device_id=None
+@pytest.mark.parametrize("image_format", [CropFormat(CROP, GPU), WholeFormat((CROP,), GPU)])
+def test_the_gpu_graphs_can_be_defined_without_a_gpu(image_format):
+    graph = dali.pipeline_def(image_format.graph())(
+        iter([]), 0.65, batch_size=2, num_threads=1, device_id=None
     )
     definition = graph.serialize()
     assert b"mixed" in definition

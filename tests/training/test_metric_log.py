@@ -130,13 +130,15 @@ def test_what_the_network_is_fed_is_shown_in_its_first_colours() -> None:
     mean = (123.68, 116.779, 103.939)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
     fed = torch.from_numpy(pixels) - torch.tensor(mean).reshape(1, 3, 1, 1)
-    shown = displayable(fed.to(memory_format=torch.channels_last), mean)
+    std = (60.0, 1.0, 2.0)
+    fed /= torch.tensor(std).reshape(1, 3, 1, 1)
+    shown = displayable(fed.to(memory_format=torch.channels_last), mean, std)
     assert shown.dtype == torch.uint8
     assert np.array_equal(shown.numpy(), pixels)
-    rounded = displayable(fed.bfloat16(), mean).int() - torch.from_numpy(pixels).int()
+    rounded = displayable(fed.bfloat16(), mean, std).int() - torch.from_numpy(pixels).int()
     assert rounded.abs().max() <= 1
     outside = torch.tensor([-500.0, 500.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
-    assert displayable(outside, mean).flatten(1).tolist() == [[0] * 3, [255] * 3]
+    assert displayable(outside, mean, (1.0, 1.0, 1.0)).flatten(1).tolist() == [[0] * 3, [255] * 3]
 
 
 def test_a_full_disk_costs_points_of_the_curves_and_is_said_once(

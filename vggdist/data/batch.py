@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vggdist.config import Triple
 from vggdist.data.unusable import BadImage
 
 
@@ -29,6 +30,8 @@ class Batch:
     """(n,), numbers of the images in their manifest."""
     dtype: torch.dtype = torch.float32
     """Of `images`."""
+    std: Triple = (1.0, 1.0, 1.0)
+    """What R, G and B are divided by."""
     bad: tuple[BadImage, ...] = ()
     """Images found to be unusable since the batch before; others have taken their places."""
 
@@ -37,9 +40,25 @@ class Batch:
 
     @functools.cached_property
     def images(self) -> Tensor:
-        """(n, 3, crop_size, crop_size), channels_last, RGB in grey levels less the mean.
+        """(n, 3, crop_size, crop_size), channels_last, RGB in grey levels less the mean, divided by
+        `std`.
 
         Made where and when the network asks for them: a quarter of the bytes wait and travel.
         """
-        levels = self.pixels.to(torch.float32)  # then subtract: together they are much slower
-        return levels.sub_(self.mean[:, :, None, None]).to(self.dtype)
+        return normalized(self.pixels, self.mean, self.std, self.dtype)
+
+
+def normalized(pixels: Tensor, mean: Tensor, std: Triple, dtype: torch.dtype) -> Tensor:
+    """What a network is fed: (pixels - mean) / std.
+
+    Args:
+        pixels: (n, 3, h, w) uint8.
+        mean: (n, 3) or (1, 3).
+        std: of R, G and B; ones leave the grey levels as they are.
+        dtype: of the result.
+    """
+    levels = pixels.to(torch.float32)  # then subtract: together they are much slower
+    levels.sub_(mean[:, :, None, None])
+    if std != (1.0, 1.0, 1.0):
+        levels.div_(levels.new_tensor(std)[:, None, None])
+    return levels.to(dtype)

@@ -66,6 +66,23 @@ def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = F
     return dataset
 
 
+def open_split(root: str | Path, split: str) -> Manifest:
+    """The images of one split, for commands that only look at them; nothing is written.
+
+    Args:
+        root: a data set, or a folder that has only this split.
+        split: train or val.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    root = existing_folder(root)
+    if find_manifest(root) is None and names_in(root) == [split]:
+        return _from_folders(root / split, split)
+    dataset = open_dataset(root)
+    return dataset.train if split == "train" else dataset.val
+
+
 def find_manifest(root: Path, fallback: Path | None = None) -> Path | None:
     """Where the manifest of a data set is, if it has one."""
     return next((path for path in reversed(_places(root, fallback)) if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""Where a crop of the rescaled image lies in the source image: integer arithmetic only.
+"""Where crops lie, and how large images and score maps are: integer arithmetic only.
 
 The paper rescales an image so that its shorter side is S and then takes a crop. Decoding can skip
 most of an image if the source pixels that the crop will show are known before; that window is what
@@ -42,3 +42,62 @@ def source_windows(
     side = np.maximum(1, (2 * crop_size * shorter + scale) // (2 * scale))
     start = (size - side[:, None]) * position // POSITIONS
     return side, start
+
+
+def rescaled_sizes(sizes: ArrayLike, scale: int) -> NDArray[np.int64]:
+    """Sizes of whole images once their shorter side is rescaled to Q (section 3.2).
+
+    Args:
+        sizes: (n, 2), height and width, pixels, at least 1.
+        scale: Q, pixels, at least 1.
+
+    Returns:
+        (n, 2), height and width: the shorter side is Q, the longer one keeps the image's shape,
+        rounded to the nearest pixel (halves up).
+    """
+    size = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+    shorter = size.min(axis=1, keepdims=True)
+    rescaled: NDArray[np.int64] = (2 * size * scale + shorter) // (2 * shorter)
+    return rescaled
+
+
+def crop_grid(height: int, width: int, crop_size: int, num: int = 5) -> NDArray[np.int64]:
+    """Places of the crops of a regular grid over a rescaled image (section 3.2: 5 x 5).
+
+    Args:
+        height: of the rescaled image, pixels, at least `crop_size`.
+        width: likewise.
+        crop_size: side of a crop, pixels.
+        num: crops along each side, at least 2.
+
+    Returns:
+        (num x num, 2), first row and column of each crop, row by row: equally spaced from the first
+        pixel to where the last crop ends with the image, rounded to the nearest pixel (halves up).
+        On a side of `crop_size` pixels they all are 0.
+    """
+    assert min(height, width) >= crop_size
+    assert num >= 2
+    gaps = num - 1
+    y, x = (
+        (2 * np.arange(num) * (side - crop_size) + gaps) // (2 * gaps) for side in (height, width)
+    )
+    return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def map_side(pixels: int, num_blocks: int, crop_size: int) -> int:
+    """Side of the dense score map for an image's side of so many pixels.
+
+    Each block ends with a pooling that halves a side and drops an odd pixel; the first fully
+    connected layer then is a convolution as large as the last block's map of a crop.
+
+    Args:
+        pixels: height or width of the image.
+        num_blocks: poolings of the network.
+        crop_size: side of its training crops, pixels, a multiple of 2^num_blocks.
+
+    Returns:
+        floor(pixels / 32) - 6 for five blocks and crops of 224; below 1 where the image is smaller
+        than a crop.
+    """
+    stride = 1 << num_blocks
+    return pixels // stride - crop_size // stride + 1

@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence, Set
-from typing import Self
+from typing import Any, Generic, Self
 
 import numpy as np
 import torch
@@ -20,15 +20,16 @@ from vggdist.config import BatchSplit, DataConfig
 from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan, Samples, evaluation_samples, evaluation_share
-from vggdist.data.producer import Producer
+from vggdist.data.producer import BatchProducer, Made, Producer
 
 
-class _Loader:
-    """An iterator over batches that threads make ahead; close it, or use it in `with`."""
+class Loader(Generic[Made]):
+    """An iterator over what threads make ahead; close it, or use it in `with`."""
 
-    def __init__(self, producer: Producer, prefetch: int) -> None:
+    def __init__(self, producer: Producer[Any, Made], prefetch: int) -> None:
         threads = torch.get_num_threads()  # settles the calling thread's number
         room = -(-prefetch // producer.num_lanes)
+        self._producer = producer
         self._queues: list[_Queue] = [queue.Queue(room) for _ in range(producer.num_lanes)]
         self._taken = 0
         self._error: BaseException | None = None
@@ -60,8 +61,8 @@ class _Loader:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
-        """The next batch.
+    def __next__(self) -> Made:
+        """The next batch, or whatever is made of one.
 
         Raises:
             DataError: an image cannot be used, and none may take its place.
@@ -72,11 +73,13 @@ class _Loader:
             raise StopIteration
         item = self._queues[self._taken % len(self._queues)].get()
         self._taken += 1
-        if isinstance(item, Batch):
-            if item.pixels.is_cuda:
-                for tensor in (item.pixels, item.mean, item.labels, item.dropout_keys):
-                    tensor.record_stream(torch.cuda.current_stream(tensor.device))
-            return item
+        if not isinstance(item, BaseException):
+            made: Made = item
+            if self._producer.device.type == "cuda":
+                stream = torch.cuda.current_stream(self._producer.device)
+                for tensor in self._producer.tensors(made):
+                    tensor.record_stream(stream)
+            return made
         self._error = item
         self.close()
         raise item
@@ -86,7 +89,7 @@ class _Loader:
         self._finalize()
 
 
-class TrainingLoader(_Loader):
+class TrainingLoader(Loader[Batch]):
     """The micro batches of one rank, step by step, in order and without end.
 
     Micro batch k of a step on rank r is the global batch's images from (k x world size + r) x
@@ -134,7 +137,7 @@ class TrainingLoader(_Loader):
             first = (k * split.world_size + rank) * split.micro
             return plan.batch(step, first, first + split.micro, bad)
 
-        producer = Producer(manifest, samples, split.micro, data, device, dtype, num_threads)
+        producer = BatchProducer(manifest, samples, split.micro, data, device, dtype, num_threads)
         if data.policy == "substitute":
             producer.max_bad = manifest.num_images if max_bad is None else max_bad
         producer.remedy = "data.policy=substitute would show another in its place."
@@ -142,7 +145,7 @@ class TrainingLoader(_Loader):
         super().__init__(producer, data.prefetch)
 
 
-class EvaluationLoader(_Loader):
+class EvaluationLoader(Loader[Batch]):
     """Centre crops of the images that fall to one rank: each image of the set on one rank, once.
 
     Args:
@@ -181,15 +184,15 @@ class EvaluationLoader(_Loader):
             part = share[number * batch_size : (number + 1) * batch_size]
             return evaluation_samples(part, scale) if len(part) else None
 
-        producer = Producer(manifest, samples, batch_size, data, device, dtype, num_threads)
+        producer = BatchProducer(manifest, samples, batch_size, data, device, dtype, num_threads)
         super().__init__(producer, data.prefetch)
 
 
-_Queue = queue.Queue[Batch | BaseException]
+_Queue = queue.Queue[Any]  # what was made, or a BaseException
 
 
 def _produce(
-    producer: Producer,
+    producer: Producer[Any, Any],
     lane: int,
     finished: _Queue,
     ready: threading.Barrier,
@@ -222,7 +225,7 @@ def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[objec
 
 
 def _shut_down(
-    producer: Producer,
+    producer: Producer[Any, Any],
     lanes: Sequence[threading.Thread],
     queues: Sequence[_Queue],
     stop: threading.Event,

@@ -1,17 +1,19 @@
-"""From encoded images to crops: the DALI graph, the same for CPU and GPU.
+"""From encoded images to crops or whole rescaled images: the DALI graph, the same for CPU and GPU.
 
-Of each image only the window is decoded that the crop will show. The rest (resize to the crop size,
-flip) is done by the graph on a GPU, and by `data/finish.py` on a CPU. Crops are 8-bit RGB whatever
-the file holds, and are never turned by their EXIF orientation: the paper's data never was, and
-torchvision does not either.
+Of each image only the window is decoded that will be seen. The rest (resize, flip) is done by the
+graph for crops on a GPU, and else by `data/finish.py`. What comes out is 8-bit RGB whatever the
+file holds, and is never turned by its EXIF orientation: the paper's data never was, and torchvision
+does not either.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import nvidia.dali as dali
@@ -21,12 +23,14 @@ from nvidia.dali import fn, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from vggdist.data.finish import WindowFinisher
+from vggdist.data.finish import SameShape, WholeFinisher, WindowFinisher
 from vggdist.data.geometry import source_windows
 from vggdist.data.plan import Samples
 from vggdist.data.reader import EncodedImage
 
 Resize = Literal["dali", "torch"]
+Finished = TypeVar("Finished")
+"""What is made of a batch's images."""
 
 # The largest ImageNet image: preallocated, so that GPU memory does not creep up for epochs (DALI
 # issues 278 and 5087).
@@ -42,23 +46,82 @@ class Work:
     samples: Samples
 
 
+class ImageFormat(ABC, Generic[Finished]):
+    """What is made of images, and where."""
+
+    device: torch.device
+    """Where images are made and left."""
+    hardware_decoder_share: float
+    """Of the JPEGs, for a GPU's hardware decoder, 0 to 1."""
+
+    @abstractmethod
+    def graph(self) -> Any:
+        """The function that defines the DALI graph."""
+
+    @abstractmethod
+    def inputs(self, work: Work) -> tuple[Any, ...]:
+        """What the graph takes from outside."""
+
+    @abstractmethod
+    def finisher(self) -> Callable[[Any, Work], Finished]:
+        """What is done to the graph's output, in the thread that asks for it."""
+
+
 @dataclass(frozen=True)
-class ImageFormat:
-    """What finished images are like, and how they are made."""
+class CropFormat(ImageFormat[Tensor]):
+    """Crops as `Work.samples` has them: (n, 3, crop_size, crop_size) uint8, channels_last."""
 
     crop_size: int
     """Side, pixels."""
     device: torch.device
-    """Where they are made and left."""
     resize: Resize | None = None
     """Who resizes and flips; none: DALI on a GPU, torch on a CPU."""
     hardware_decoder_share: float = 0.65
-    """Of the JPEGs, for a GPU's hardware decoder, 0 to 1."""
 
     @property
     def by_dali(self) -> bool:
         """Whether the DALI graph does all the work."""
         return (self.resize or ("torch" if self.device.type == "cpu" else "dali")) == "dali"
+
+    def graph(self) -> Any:
+        return partial(_crop_graph, crop_size=self.crop_size) if self.by_dali else _window_graph
+
+    def inputs(self, work: Work) -> tuple[Any, ...]:
+        samples = work.samples
+        sizes = [(image.height, image.width) for image in work.images]
+        side, start = source_windows(sizes, samples.scale, samples.position, self.crop_size)
+        # Computed here: every operator of a graph costs time in each run, however little it does.
+        inputs = _inputs(work, start, np.repeat(side[:, None], 2, axis=1))
+        return (*inputs, samples.flip.astype(np.int32)) if self.by_dali else inputs
+
+    def finisher(self) -> Callable[[Any, Work], Tensor]:
+        if self.by_dali:
+            # A copy is torch's own memory; DALI would reuse its buffer as soon as this thread lets
+            # go of it, even while the network still reads it.
+            return lambda output, _: from_dlpack(output.as_tensor()).clone().permute(0, 3, 1, 2)
+        finisher = WindowFinisher(self.crop_size)
+        return lambda output, work: finisher.finish(output, work.samples.flip)
+
+
+@dataclass(frozen=True)
+class WholeFormat(ImageFormat[list[SameShape]]):
+    """Whole images at several scales; of `Work.samples` only the numbers of the images count."""
+
+    scales: tuple[int, ...]
+    """Values of Q, the rescaled shorter side, pixels."""
+    device: torch.device
+    hardware_decoder_share: float = 0.65
+
+    def graph(self) -> Any:
+        return _window_graph
+
+    def inputs(self, work: Work) -> tuple[Any, ...]:
+        sizes = np.array([(image.height, image.width) for image in work.images])
+        return _inputs(work, np.zeros_like(sizes), sizes)
+
+    def finisher(self) -> Callable[[Any, Work], list[SameShape]]:
+        finisher = WholeFinisher(self.scales, self.device)
+        return lambda output, _: finisher.finish(output)
 
 
 class UndecodableError(Exception):
@@ -74,10 +137,8 @@ class UndecodableError(Exception):
         self.bad = bad
 
 
-class ImagePipeline:
-    """Iterates over (work, crops) in the order of `work`; used by one thread.
-
-    Crops are (n, 3, crop_size, crop_size) uint8, channels_last, on the device.
+class ImagePipeline(Generic[Finished]):
+    """Iterates over (work, what was made of it) in the order of `work`; used by one thread.
 
     Args:
         work: what is to be made, read a few batches ahead.
@@ -91,13 +152,17 @@ class ImagePipeline:
     """
 
     def __init__(
-        self, work: Iterator[Work], batch_size: int, image_format: ImageFormat, num_threads: int
+        self,
+        work: Iterator[Work],
+        batch_size: int,
+        image_format: ImageFormat[Finished],
+        num_threads: int,
     ) -> None:
         self._format = image_format
         self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
         self._feed_failed = False  # no fault of DALI's, then
         self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
-        self._finisher = None if image_format.by_dali else WindowFinisher(image_format.crop_size)
+        self._finish = image_format.finisher()
 
     def __enter__(self) -> Self:
         return self
@@ -105,10 +170,10 @@ class ImagePipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[tuple[Work, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Work, Finished]]:
         return self
 
-    def __next__(self) -> tuple[Work, Tensor]:
+    def __next__(self) -> tuple[Work, Finished]:
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
@@ -116,14 +181,10 @@ class ImagePipeline:
                 raise
             raise UndecodableError(self._undecodable()) from error
         work, _ = self._ahead.popleft()
-        if self._finisher is not None:
-            return work, self._finisher.finish(output, work.samples.flip)
-        # A copy is torch's own memory; DALI would reuse its buffer as soon as this thread lets go
-        # of it, even while the network still reads it.
-        crops = from_dlpack(output.as_tensor()).clone()
-        if crops.is_cuda:
-            torch.cuda.current_stream().synchronize()
-        return work, crops.permute(0, 3, 1, 2)
+        finished = self._finish(output, work)
+        if self._format.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # before DALI uses its buffers again
+        return work, finished
 
     def close(self) -> None:
         """Gives threads and memory back."""
@@ -132,7 +193,7 @@ class ImagePipeline:
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
         try:
             for batch in work:
-                inputs = _inputs(batch, self._format)
+                inputs = self._format.inputs(batch)
                 self._ahead.append((batch, inputs))
                 yield inputs
         except Exception:
@@ -149,7 +210,7 @@ class ImagePipeline:
         bad = {}
         while pending:
             # One graph for as many as go well: on a GPU each takes memory and time.
-            alone = [_inputs(work, self._format) for _, work in pending]
+            alone = [self._format.inputs(work) for _, work in pending]
             pipe = _build(iter(alone), 1, self._format, 1, ahead=False)
             done = 0
             try:
@@ -170,33 +231,23 @@ def _only(work: Work, i: int) -> Work:
     return Work([work.images[i]], Samples(**rows))
 
 
-def _inputs(work: Work, image_format: ImageFormat) -> tuple[Any, ...]:
-    """What the graph takes from outside: encoded images and their windows' starts and shapes."""
-    samples = work.samples
-    sizes = [(image.height, image.width) for image in work.images]
-    side, start = source_windows(sizes, samples.scale, samples.position, image_format.crop_size)
-    # Computed here: every operator of a graph costs time in each run, however little it does.
-    shape = np.repeat(side[:, None], 2, axis=1)
+def _inputs(work: Work, start: NDArray[np.int64], shape: NDArray[np.int64]) -> tuple[Any, Any, Any]:
+    """Encoded images, and the starts and shapes of their windows, (n, 2) each."""
     encoded = [image.encoded for image in work.images]
-    inputs: tuple[Any, ...] = (encoded, start.astype(np.int32), shape.astype(np.int32))
-    if image_format.by_dali:
-        inputs += (samples.flip.astype(np.int32),)
-    return inputs
+    return encoded, start.astype(np.int32), shape.astype(np.int32)
 
 
 def _build(
     inputs: Iterator[tuple[Any, ...]],
     batch_size: int,
-    image_format: ImageFormat,
+    image_format: ImageFormat[Any],
     num_threads: int,
     ahead: bool = True,
 ) -> Any:
     """A pipeline; if not `ahead`, it begins nothing before it is asked for it."""
     gpu = image_format.device.type == "cuda"
-    graph = _whole_graph if image_format.by_dali else _window_graph
-    pipe = dali.pipeline_def(graph)(
+    pipe = dali.pipeline_def(image_format.graph())(
         inputs,
-        image_format.crop_size,
         image_format.hardware_decoder_share if gpu else None,
         batch_size=batch_size,
         num_threads=num_threads,
@@ -209,15 +260,13 @@ def _build(
     return pipe
 
 
-def _window_graph(
-    inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: float | None
-) -> Any:
-    """Only the decoded windows, (side, side, 3) uint8 each."""
+def _window_graph(inputs: Iterator[tuple[Any, ...]], gpu_share: float | None) -> Any:
+    """Only the decoded windows, (height, width, 3) uint8 each."""
     encoded, start, shape = _external(inputs, [types.UINT8, types.INT32, types.INT32], 1, 1, 1)
     return _decoded_windows(encoded, start, shape, gpu_share)
 
 
-def _whole_graph(inputs: Iterator[tuple[Any, ...]], crop_size: int, gpu_share: float | None) -> Any:
+def _crop_graph(inputs: Iterator[tuple[Any, ...]], gpu_share: float | None, crop_size: int) -> Any:
     """Finished crops, (crop_size, crop_size, 3) uint8 each."""
     encoded, start, shape, flip = _external(
         inputs, [types.UINT8, types.INT32, types.INT32, types.INT32], 1, 1, 1, 0

@@ -3,13 +3,18 @@
 Everything here runs in the loader's threads, one for each lane. A lane is a DALI pipeline and the
 thread that takes windows from it and finishes them; batch b belongs to lane b mod lanes. While one
 pipeline is between two batches, the other keeps the cores busy.
+
+What is made of the images is the subclass's: batches of crops here, whole images in
+`data/whole_images.py`.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Set
+from collections.abc import Callable, Generator, Iterable, Set
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,26 +25,37 @@ from vggdist.config import DataConfig
 from vggdist.data.batch import Batch
 from vggdist.data.color import subtracted_mean
 from vggdist.data.manifest import Manifest
-from vggdist.data.pipeline import ImageFormat, ImagePipeline, UndecodableError, Work
+from vggdist.data.pipeline import (
+    CropFormat,
+    Finished,
+    ImageFormat,
+    ImagePipeline,
+    UndecodableError,
+    Work,
+)
 from vggdist.data.plan import Samples
 from vggdist.data.reader import Pending, ReadAhead
 from vggdist.data.unusable import BadImage, decoding_problem
 from vggdist.errors import DataError
 
-_READING_THREADS = 16  # as many as there is work for
+READING_THREADS = 16
+"""As many as there is work for."""
 _DECODING_THREADS_PER_LANE = 4  # finishing takes a sixth of the time of decoding
 
+Made = TypeVar("Made")
+"""What the consumer gets of a batch."""
 BatchSamples = Callable[[int, Set[int]], Samples | None]
 """(number of a batch, images that are known to be bad) -> what is in the batch, none after the
 last."""
 
 
-class Producer:
+class Producer(ABC, Generic[Finished, Made]):
     """Makes all batches, in lanes.
 
     Args:
         samples: what is in each batch; pure, so that batches can be planned again.
         batch_size: images of the largest batch.
+        image_format: what the pipelines make of them.
         num_threads: threads that decode, of all lanes.
 
     Attributes:
@@ -55,47 +71,55 @@ class Producer:
         samples: BatchSamples,
         batch_size: int,
         data: DataConfig,
-        device: torch.device | str,
-        dtype: torch.dtype,
+        image_format: ImageFormat[Finished],
         num_threads: int,
     ) -> None:
         self.max_bad = 0
         self.remedy = "An evaluation counts every image, so none takes its place."
         self.known_bad: Callable[[], Set[int]] = frozenset
-        self.device = _with_index(device)
+        self.device = image_format.device
         self._manifest, self._samples, self._data = manifest, samples, data
-        self._batch_size, self._dtype, self._num_threads = batch_size, dtype, num_threads
+        self._batch_size, self._format, self._num_threads = batch_size, image_format, num_threads
         # On a GPU one pipeline takes all, and its memory.
         self.num_lanes = (
             max(min(2, num_threads), -(-num_threads // _DECODING_THREADS_PER_LANE))
             if self.device.type == "cpu"
             else 1
         )
-        self._reader = ReadAhead(manifest, _READING_THREADS)
+        self._reader = ReadAhead(manifest, READING_THREADS)
         self._found: set[int] = set()
         self._news: list[BadImage] = []
         self._lock = threading.Lock()  # of these two
+
+    @abstractmethod
+    def tensors(self, made: Made) -> Iterable[Tensor]:
+        """Those that a GPU's allocator must not lend again while the consumer uses them."""
+
+    @abstractmethod
+    def _made(self, samples: Samples, finished: Finished, bad: tuple[BadImage, ...]) -> Made:
+        """What the consumer gets.
+
+        Args:
+            samples: of the batch.
+            finished: what the pipeline made of them.
+            bad: images found to be unusable since the batch before.
+        """
 
     def close(self) -> None:
         """Ends the threads that read."""
         self._reader.close()
 
-    def batches(self, lane: int) -> Generator[Batch]:
+    def batches(self, lane: int) -> Generator[Made]:
         """The batches of a lane from its first on."""
-        image_format = ImageFormat(
-            self._data.crop_size,
-            self.device,
-            hardware_decoder_share=self._data.hardware_decoder_share,
-        )
         num_threads = self._num_threads // self.num_lanes
         num_threads += lane < self._num_threads % self.num_lanes
         number, failed_at = lane, -1
         while True:
             work = self._work(number)
             try:
-                with ImagePipeline(work, self._batch_size, image_format, num_threads) as pipeline:
-                    for done, pixels in pipeline:
-                        yield self._batch(done.samples, pixels)
+                with ImagePipeline(work, self._batch_size, self._format, num_threads) as pipeline:
+                    for done, finished in pipeline:
+                        yield self._complete(done.samples, finished)
                         number += self.num_lanes
                     return
             except UndecodableError as failure:
@@ -158,26 +182,53 @@ class Producer:
         if len(self._found) > self.max_bad:
             raise too_many_bad(len(self._found), self.max_bad, self._manifest, sentence)
 
-    def _batch(self, samples: Samples, pixels: Tensor) -> Batch:
-        image = samples.image
-        mean = subtracted_mean(self._data.mean, samples.color_draw)
+    def _complete(self, samples: Samples, finished: Finished) -> Made:
         with self._lock:
             news, self._news = tuple(self._news), []
-        batch = Batch(
-            pixels,
-            self._on_device(mean),
-            self._on_device(self._manifest.labels[image]),
-            self._on_device(samples.dropout_key),
-            image,
-            self._dtype,
-            news,
-        )
-        if pixels.is_cuda:
+        made = self._made(samples, finished, news)
+        if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # the consumer reads on another stream
-        return batch
+        return made
 
     def _on_device(self, numbers: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)
+
+
+class BatchProducer(Producer[Tensor, Batch]):
+    """Makes batches of crops."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        samples: BatchSamples,
+        batch_size: int,
+        data: DataConfig,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        num_threads: int,
+    ) -> None:
+        image_format = CropFormat(
+            data.crop_size,
+            with_index(device),
+            hardware_decoder_share=data.hardware_decoder_share,
+        )
+        super().__init__(manifest, samples, batch_size, data, image_format, num_threads)
+        self._dtype = dtype
+
+    def tensors(self, made: Batch) -> Iterable[Tensor]:
+        return made.pixels, made.mean, made.labels, made.dropout_keys
+
+    def _made(self, samples: Samples, finished: Tensor, bad: tuple[BadImage, ...]) -> Batch:
+        return Batch(
+            finished,
+            self._on_device(subtracted_mean(self._data.mean, samples.color_draw)),
+            self._on_device(self._manifest.labels[samples.image]),
+            self._on_device(samples.dropout_key),
+            samples.image,
+            self._dtype,
+            self._data.std,
+            bad,
+        )
 
 
 def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> DataError:
@@ -189,7 +240,7 @@ def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> Dat
     )
 
 
-def _with_index(device: torch.device | str) -> torch.device:
+def with_index(device: torch.device | str) -> torch.device:
     """`device` with a number if it is a GPU: the caller's current one is not the producer's."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:

@@ -10,14 +10,14 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.header import CutOffError, image_size
+from vggdist.data.header import CutOffError, image_size, size_from_beginning
 from vggdist.data.manifest import Manifest, Place
 from vggdist.data.unusable import decoding_problem, reading_problem
 
@@ -37,17 +37,19 @@ class EncodedImage(NamedTuple):
 # One thread reads a usual batch: in the page cache, several only stand in each other's way, and on
 # a slow disk the batches that are read ahead keep several busy.
 _IMAGES_PER_TASK = 64
+_BEGINNING = 16384  # bytes; an EXIF thumbnail or a colour profile may fill them
 # Waits before a file is tried again that may be well: a network file system has moments.
 _PAUSES_SECONDS = (0.1, 1.0)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, EOFError)
 
 
-def read_encoded(place: Place, descriptor: int | None = None) -> Encoded:
+def read_encoded(place: Place, descriptor: int | None = None, most: int | None = None) -> Encoded:
     """The bytes at a place, (num_bytes,).
 
     Args:
         place: the file and the part of it.
         descriptor: of the file, if it is open.
+        most: how many bytes are wanted at most, from the first on; none: all.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -56,7 +58,7 @@ def read_encoded(place: Place, descriptor: int | None = None) -> Encoded:
     if descriptor is None:
         descriptor = _open(place.path)
         try:
-            return read_encoded(place, descriptor)
+            return read_encoded(place, descriptor, most)
         finally:
             os.close(descriptor)
     num_bytes = place.num_bytes
@@ -65,6 +67,8 @@ def read_encoded(place: Place, descriptor: int | None = None) -> Encoded:
         if not stat.S_ISREG(status.st_mode):
             raise EOFError("it is no regular file")
         num_bytes = status.st_size
+    if most is not None:
+        num_bytes = min(num_bytes, most)
     encoded = np.empty(num_bytes, dtype=np.uint8)
     filled = 0
     while filled < num_bytes:
@@ -96,11 +100,15 @@ class ReadAhead:
 
     def begin(self, images: Sequence[int]) -> Pending:
         """Asks for images by their numbers."""
-        chunks = [
-            images[first : first + _IMAGES_PER_TASK]
-            for first in range(0, len(images), _IMAGES_PER_TASK)
-        ]
-        return Pending([self._pool.submit(self._read_some, chunk) for chunk in chunks])
+        return Pending([self._pool.submit(self._read_some, chunk) for chunk in _chunks(images)])
+
+    def sizes(self, images: Sequence[int]) -> Iterator[tuple[int, int] | None]:
+        """Height and width of each image, in order; none where the image cannot be used.
+
+        Of most JPEGs only the beginning is read, so one without an end has a size here.
+        """
+        for part in [self._pool.submit(self._sizes_of_some, chunk) for chunk in _chunks(images)]:
+            yield from part.result()
 
     def close(self) -> None:
         """Ends the threads."""
@@ -125,16 +133,30 @@ class ReadAhead:
         except Exception:  # Pillow raises anything
             return decoding_problem(encoded)
 
-    def _patiently(self, place: Place) -> Encoded:
+    def _sizes_of_some(self, images: Sequence[int]) -> list[tuple[int, int] | None]:
+        return [self._size(int(image)) for image in images]
+
+    def _size(self, image: int) -> tuple[int, int] | None:
+        try:
+            beginning = self._patiently(self._manifest.place(image), _BEGINNING)
+        except (OSError, EOFError):
+            return None
+        size = size_from_beginning(beginning)
+        if size is None:
+            read = self._read(image)
+            return None if isinstance(read, str) else (read.height, read.width)
+        return size
+
+    def _patiently(self, place: Place, most: int | None = None) -> Encoded:
         for pause in _PAUSES_SECONDS:
             try:
-                return read_encoded(place, self._descriptor(place))
+                return read_encoded(place, self._descriptor(place), most)
             except _FINAL:
                 raise
             except OSError:
                 self._forget(place)
                 time.sleep(pause)
-        return read_encoded(place, self._descriptor(place))
+        return read_encoded(place, self._descriptor(place), most)
 
     def _descriptor(self, place: Place) -> int | None:
         """Shards stay open: opening one anew for every image would ask a network's metadata server
@@ -151,6 +173,11 @@ class ReadAhead:
         until the end of the process; that happens after an error only."""
         with self._lock:
             self._shards.pop(place.path, None)
+
+
+def _chunks(images: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(images), _IMAGES_PER_TASK):
+        yield images[first : first + _IMAGES_PER_TASK]
 
 
 class Pending:

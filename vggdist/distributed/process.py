@@ -1,7 +1,8 @@
 """This process among the others: rank, world size, device; starting, agreeing, adding up.
 
 The only interface to launchers is the environment that all of them set (RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR, MASTER_PORT). A process without it is a world of one.
+WORLD_SIZE, MASTER_ADDR, MASTER_PORT); under plain `srun` it is made of SLURM's. A process without
+it is a world of one.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from torch import Tensor, distributed
 from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from vggdist.distributed import slurm
 from vggdist.errors import ConfigError, DistributedError
 
 T = TypeVar("T")
@@ -42,8 +44,17 @@ class Process:
         return self.rank == 0
 
 
-def choose_device(name: str, local_rank: int) -> torch.device:
+def announced_rank() -> str:
+    """What the launcher calls this process, before `start` and whether or not it is a number."""
+    return os.environ.get("RANK") or slurm.announced_rank(os.environ) or "0"
+
+
+def choose_device(name: str, local_rank: int, num_gpus: int = 0) -> torch.device:
     """`auto`, `cpu` or `cuda` -> the device of this local rank.
+
+    Args:
+        num_gpus: how many all ranks of this node have together, where that is known; a rank that
+            sees fewer may see only its own.
 
     Raises:
         ConfigError: cuda is wanted and there is none, or fewer GPUs than local ranks.
@@ -52,12 +63,15 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("device is cuda, but this machine has no usable GPU; set device to cpu.")
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {local_rank} has no GPU of its own: this machine shows "
-            f"{torch.cuda.device_count()}; start at most that many ranks on it."
-        )
-    return torch.device("cuda", local_rank)
+    num_visible = torch.cuda.device_count()
+    if local_rank < num_visible:
+        return torch.device("cuda", local_rank)
+    if num_visible < num_gpus:
+        return torch.device("cuda", 0)
+    raise ConfigError(
+        f"local rank {local_rank} has no GPU of its own: this machine shows {num_visible}; start "
+        "at most that many ranks on it."
+    )
 
 
 def start(device: str = "auto") -> Process:
@@ -117,6 +131,7 @@ def _count_cores(device: torch.device) -> int:
 
 
 def _from_environment(device: str) -> Process:
+    os.environ.update(slurm.rank_variables(os.environ))
     present = [name for name in RENDEZVOUS_VARIABLES if name in os.environ]
     if not present or present == ["MASTER_ADDR"] or present == ["MASTER_ADDR", "MASTER_PORT"]:
         return Process(0, 0, 1, choose_device(device, 0))
@@ -133,7 +148,7 @@ def _from_environment(device: str) -> Process:
             f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size}; ranks are "
             "counted from 0 to WORLD_SIZE - 1."
         )
-    chosen = choose_device(device, local_rank)
+    chosen = choose_device(device, local_rank, slurm.num_gpus(os.environ))
     return Process(rank, local_rank, world_size, chosen)
 
 
@@ -169,6 +184,27 @@ def from_main(value: int, device: torch.device) -> int:
     if distributed.get_world_size() > 1:
         distributed.broadcast(number, src=0)
     return int(number.item())
+
+
+def gather_rows(rows: Tensor, most: int) -> Tensor | None:
+    """All ranks' rows, one rank's after the other's, on the main rank; None on the others.
+
+    Args:
+        rows: (n, d) on the rank's device; n may differ between ranks.
+        most: the largest n of all ranks.
+    """
+    world_size = distributed.get_world_size()
+    if world_size == 1:
+        return rows
+    padded = rows.new_zeros((most, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    counts = gather(len(rows))
+    if distributed.get_rank() > 0:
+        distributed.gather(padded)
+        return None
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    distributed.gather(padded, gathered)
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
 def gather(value: T) -> list[T]:

@@ -1,4 +1,4 @@
-"""A picture of what a network sees and says: image, truth, prediction, confidence."""
+"""Pictures of what a network sees and says: beside the truth, or with its most probable classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL, MARGIN, TEXT_HEIGHT = 128, 8, 40
 RIGHT, WRONG = (24, 128, 56), (200, 30, 40)
+
+PICTURE = 220
+"""Longest side of an image on a sheet of rankings, pixels."""
+_PADDING, _BARS, _ROW, _TITLE = 16, 360, 37, 30
+_PAPER, _CARD, _EDGE = (244, 245, 247), (255, 255, 255), (222, 225, 230)
+_INK, _GREY, _TRACK = (28, 32, 38), (110, 117, 127), (233, 236, 240)
+FIRST, OTHERS = (31, 102, 190), (150, 186, 226)
+"""Colours of the bars: the most probable class, and the others."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,66 @@ def draw_contact_sheet(predictions: Sequence[Prediction], path: Path, columns: i
         draw.text((left, top + CELL + 21), truth, fill=(70, 70, 70), font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One image, and the classes that a network finds most probable."""
+
+    image: Image.Image
+    """In its own shape, RGB; larger ones are made smaller."""
+    title: str
+    classes: tuple[tuple[str, float], ...]
+    """Names and confidences from 0 to 1, the largest first."""
+
+
+def draw_ranking_sheet(rankings: Sequence[Ranking], path: Path) -> None:
+    """Writes a picture of cards, each an image with a bar for each of its classes."""
+    columns = min(3, 1 + (len(rankings) > 3) + (len(rankings) > 12))
+    num_bars = max(len(one.classes) for one in rankings)
+    width = PICTURE + _BARS + 3 * _PADDING
+    height = max(PICTURE, _TITLE + _ROW * num_bars) + 2 * _PADDING
+    rows = -(-len(rankings) // columns)
+    sheet = Image.new(
+        "RGB",
+        (columns * (width + _PADDING) + _PADDING, rows * (height + _PADDING) + _PADDING),
+        _PAPER,
+    )
+    for index, one in enumerate(rankings):
+        left = index % columns * (width + _PADDING) + _PADDING
+        top = index // columns * (height + _PADDING) + _PADDING
+        _draw_card(sheet, one, (left, top, left + width - 1, top + height - 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _draw_card(sheet: Image.Image, one: Ranking, box: tuple[int, int, int, int]) -> None:
+    draw = ImageDraw.Draw(sheet)
+    draw.rounded_rectangle(box, radius=10, fill=_CARD, outline=_EDGE)
+    picture = one.image.copy()
+    picture.thumbnail((PICTURE, PICTURE))
+    middle = (box[1] + box[3] + 1) // 2
+    left = box[0] + _PADDING + (PICTURE - picture.width) // 2
+    sheet.paste(picture, (left, middle - picture.height // 2))
+    left = box[0] + 2 * _PADDING + PICTURE
+    top = middle - (_TITLE + _ROW * len(one.classes)) // 2
+    font = ImageFont.load_default(15)
+    title = _fit(draw, one.title, ImageFont.load_default(13), _BARS)
+    draw.text((left, top + 2), title, fill=_GREY, font=ImageFont.load_default(13))
+    for number, (name, confidence) in enumerate(one.classes):
+        y = top + _TITLE + _ROW * number
+        percent = f"{100 * confidence:.1f} %"
+        room = _BARS - int(draw.textlength(percent, font=font)) - _PADDING
+        draw.text((left, y), _fit(draw, name, font, room), fill=_INK, font=font)
+        draw.text((left + _BARS, y), percent, fill=_INK, font=font, anchor="ra")
+        bar = (left, y + 21, left + _BARS - 1, y + 28)
+        draw.rounded_rectangle(bar, radius=4, fill=_TRACK)
+        length = round(_BARS * confidence) if confidence > 0 else 0
+        if length > 0:
+            color = OTHERS if number else FIRST
+            draw.rounded_rectangle(
+                (*bar[:2], left + length - 1, bar[3]), min(4, length // 2), color
+            )
 
 
 def _fit(

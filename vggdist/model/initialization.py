@@ -1,7 +1,8 @@
-"""How weights begin: drawn at random, or copied from a trained shallower network (section 3.1)."""
+"""How weights begin: drawn at random, or copied from a trained network (section 3.1); and which of
+them stay as they began."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -119,16 +120,25 @@ def copy_trained(model: VGG, state: Mapping[str, Tensor]) -> CopyReport:
     return CopyReport(tuple(copied), tuple(name for name in own if name in random))
 
 
+def freeze(model: VGG, trained: Collection[str]) -> None:
+    """Takes the gradients from all weight layers except `trained`, by their names in the paper.
+
+    A batch normalization goes with its convolution.
+    """
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(_weight_layer(path) in trained)
+
+
 _Layers = dict[str, dict[str, Tensor]]
 """Layer name -> tensor name without the layer's number, such as `norm.running_mean` -> tensor."""
 
 
 def _layers(state: Mapping[str, Tensor]) -> _Layers:
-    """Sorts a state by weight layer; a batch normalization belongs to its convolution."""
+    """Sorts a state by weight layer."""
     layers: _Layers = {}
     for path, tensor in state.items():
         try:
-            name = layer_name(path).replace("norm", "conv")
+            name = _weight_layer(path)
         except ValueError as error:
             raise ConfigError(
                 f"model.initialize_from: the trained network cannot be read: {error}"
@@ -136,6 +146,11 @@ def _layers(state: Mapping[str, Tensor]) -> _Layers:
         key = re.sub(r"\d", "", ".".join(path.split(".")[-2:]))
         layers.setdefault(name, {})[key] = tensor
     return layers
+
+
+def _weight_layer(path: str) -> str:
+    """Of a parameter or buffer of `VGG`; batch normalization belongs to its convolution."""
+    return layer_name(path).replace("norm", "conv")
 
 
 def _fitting(own: _Layers, source: _Layers, kind: str) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggdist.config import ModelConfig
@@ -91,6 +92,65 @@ class VGG(nn.Module):
         units = self.fc7(self.fc6(maps, dropout_keys), dropout_keys)
         logits: Tensor = self.fc8(units)
         return logits
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The last pooled maps (pool5 in Table 1) of whole images.
+
+        Args:
+            images: (n, 3, h, w), h and w at least crop_size.
+
+        Returns:
+            (n, c, h // 2^blocks, w // 2^blocks): a pooling leaves out an odd last row or column.
+
+        Raises:
+            ValueError: images smaller than the network's input.
+        """
+        require_whole_images(images, self.crop_size)
+        maps: Tensor = self.features(images)
+        return maps
+
+    @property
+    def window(self) -> int:
+        """Side of fc6's input in the last pooled maps: 7 for 224 pixels and five blocks."""
+        return self.crop_size >> len(self.features) // 2
+
+    def score_map(self, images: Tensor) -> Tensor:
+        """Logits at every place of whole images (section 3.2): fc6 as a convolution of the size of
+        its window, fc7 and fc8 as 1x1 convolutions, none of them padded; no dropout.
+
+        `model/dense.py` computes the same faster.
+
+        Args:
+            images: as for `maps`.
+
+        Returns:
+            (n, num_classes, h', w'), h' = h // 2^blocks - window + 1, and w' likewise.
+
+        Raises:
+            ValueError: images smaller than the network's input.
+        """
+        maps = self.maps(images)
+        for layer, side in ((self.fc6, self.window), (self.fc7, 1), (self.fc8, 1)):
+            linear = layer.linear
+            kernel = linear.weight.view(linear.out_features, maps.shape[1], side, side)
+            maps = F.conv2d(maps, kernel, linear.bias)
+            if layer is not self.fc8:
+                maps = maps.relu()
+        return maps
+
+
+def require_whole_images(images: Tensor, crop_size: int) -> None:
+    """Refuses images that are smaller than a network's input.
+
+    Raises:
+        ValueError: not (n, 3, h, w) with h and w at least `crop_size`.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < crop_size:
+        raise ValueError(
+            f"the images have shape {tuple(images.shape)}, but this network takes (n, 3, h, w) "
+            f"with h and w at least {crop_size}; rescale them to a shorter side of {crop_size} or "
+            "more."
+        )
 
 
 def build_vgg(config: ModelConfig, crop_size: int, device: str = "cpu") -> VGG:

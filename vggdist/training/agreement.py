@@ -3,15 +3,16 @@ whether one found a bad image, and batch statistics.
 
 Batch normalization's running statistics differ between ranks after every forward pass. Averaged in
 every step, they are the same everywhere, whenever an evaluation or a checkpoint wants them; and
-where the update was masked they go back to what they were, so that nothing bad stays in them.
+where the update was masked they go back to what they were, so that nothing bad stays in them. Those
+of frozen layers never change.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
-from vggdist.training.engine import Engine
+from vggdist.training.engine import Engine, normalizations
 
 
 class Agreement:
@@ -20,8 +21,7 @@ class Agreement:
     def __init__(self, engine: Engine) -> None:
         statistics = [
             (module, name)
-            for module in engine.module.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for module in normalizations(engine.module, trained=True)
             for name in ("running_mean", "running_var")
         ]
         sizes = [module.get_buffer(name).numel() for module, name in statistics]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vggdist.errors import CheckpointError
+from vggdist.model.weights import Description
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     momentum: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    description: Description | None = None
+    """Of the network, written into the weights file."""
 
 
 def committed(folder: Path) -> list[Path]:
@@ -72,10 +75,14 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         temporary.mkdir()
-        save_file(dict(checkpoint.weights), temporary / WEIGHTS)
+        description = checkpoint.description
+        metadata = description.to_metadata() if description is not None else None
+        save_file(dict(checkpoint.weights), temporary / WEIGHTS, metadata)
         save_file(dict(checkpoint.momentum), temporary / MOMENTUM)
         state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
         (temporary / STATE).write_text(json.dumps(state, indent=1))
+        for name in (WEIGHTS, MOMENTUM):  # safetensors makes files that nobody else may read
+            (temporary / name).chmod((temporary / STATE).stat().st_mode)
         manifest = {
             name: {"bytes": (temporary / name).stat().st_size, "sha256": _sha256(temporary / name)}
             for name in (WEIGHTS, MOMENTUM, STATE)

@@ -18,7 +18,7 @@ from vggdist.config import BatchSplit, Config, Precision
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training.gradients import GradientExchange
-from vggdist.training.optimizer import MaskedSGD, norm
+from vggdist.training.optimizer import MaskedSGD, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Engine:
         self.measure_norm = False
         self._norm: Tensor | None = None
         self._scale_of_step: Tensor | None = None
-        self.optimizer = MaskedSGD(network.parameters(), config.optimizer)
+        self.optimizer = MaskedSGD(trained_parameters(network).values(), config.optimizer)
         with _deepspeed(process) as deepspeed:
             self._engine, *_ = deepspeed.initialize(
                 model=network,
@@ -104,7 +104,8 @@ class Engine:
         if self._zero is None:
             self._engine.enable_backward_allreduce = False
             self._exchange = GradientExchange(
-                list(self.module.parameters()), self._engine.is_gradient_accumulation_boundary
+                list(trained_parameters(self.module).values()),
+                self._engine.is_gradient_accumulation_boundary,
             )
             # After initialize, which views every parameter as bytes and so needs it contiguous.
             self.module.to(memory_format=torch.channels_last)
@@ -120,6 +121,7 @@ class Engine:
             if self._zero is not None
             else self._engine.torch_autocast_z0_gradscaler
         )
+        self.train()
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
         """Images (n, 3, c, c) -> logits (n, num_classes), in the configured precision."""
@@ -157,8 +159,10 @@ class Engine:
             self._scaler.load_state_dict(state | lower)
 
     def train(self) -> None:
-        """Dropout and batch statistics as in training."""
+        """Dropout and batch statistics as in training; frozen layers keep their statistics."""
         self._engine.train()
+        for normalization in normalizations(self.module, trained=False):
+            normalization.eval()
 
     def eval(self) -> None:
         """No dropout, running statistics."""
@@ -206,7 +210,7 @@ class Engine:
         return {name: _to_store(value) for name, value in self.module.state_dict().items()}
 
     def momentum(self) -> dict[str, Tensor]:
-        """Momentum by parameter name, contiguous, on the CPU; collective under ZeRO.
+        """Momentum by trained parameter's name, contiguous, on the CPU; collective under ZeRO.
 
         Empty where `optimizer.momentum` is 0.
         """
@@ -216,14 +220,14 @@ class Engine:
             self.optimizer.start_momentum()
             return {
                 name: _to_store(self.optimizer.state[parameter]["momentum_buffer"])
-                for name, parameter in self.module.named_parameters()
+                for name, parameter in trained_parameters(self.module).items()
             }
         from deepspeed.utils import safe_get_full_optimizer_state
 
         self._start_zero_momentum()
         return {
             name: _to_store(safe_get_full_optimizer_state(parameter, "momentum_buffer"))
-            for name, parameter in self.module.named_parameters()
+            for name, parameter in trained_parameters(self.module).items()
         }
 
     @torch.no_grad()
@@ -248,16 +252,17 @@ class Engine:
             self._zero.refresh_fp32_params()
         if not self.config.optimizer.momentum:
             return
-        _check_alike("momentum", dict(self.module.named_parameters()), momentum)
+        trained = trained_parameters(self.module)
+        _check_alike("momentum", trained, momentum)
         if self._zero is None:
             self.optimizer.start_momentum()
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in trained.items():
                 self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
             return
         from deepspeed.utils import safe_set_full_optimizer_state
 
         self._start_zero_momentum()
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in trained.items():
             safe_set_full_optimizer_state(
                 parameter, momentum[name].to(self.device), "momentum_buffer"
             )
@@ -267,6 +272,16 @@ class Engine:
         assert self._zero is not None
         self.optimizer.start_momentum()
         self._zero._lazy_init_hp_params_optimizer_state()
+
+
+def normalizations(module: nn.Module, trained: bool) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch normalizations that are trained, or those that are frozen."""
+    return [
+        part
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        and part.weight.requires_grad == trained
+    ]
 
 
 def convolutions_are_channels_last(module: nn.Module) -> bool:
@@ -300,9 +315,11 @@ def _to_store(tensor: Tensor) -> Tensor:
 def _deepspeed(process: Process) -> Iterator[Any]:
     """DeepSpeed, told which accelerator to use, without its prints."""
     os.environ["DS_ACCELERATOR"] = process.device.type
-    # DeepSpeed insists on it even where there is nothing to discover.
-    missing = "LOCAL_RANK" not in os.environ
-    os.environ["LOCAL_RANK"] = str(process.local_rank)
+    # DeepSpeed insists on it even where there is nothing to discover, and takes it for the number
+    # of the GPU; a rank that sees only its own GPU has number 0 there.
+    former = os.environ.get("LOCAL_RANK")
+    number = process.device.index
+    os.environ["LOCAL_RANK"] = str(process.local_rank if number is None else number)
     # It warns on every machine without a GPU, where nothing is amiss.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     printed = io.StringIO()
@@ -316,7 +333,8 @@ def _deepspeed(process: Process) -> Iterator[Any]:
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
             yield deepspeed
     finally:
-        if missing:
-            del os.environ["LOCAL_RANK"]
+        os.environ.pop("LOCAL_RANK")
+        if former is not None:
+            os.environ["LOCAL_RANK"] = former
         for line in printed.getvalue().splitlines():
             logger.debug("deepspeed: %s", line)

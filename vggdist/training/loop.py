@@ -14,6 +14,7 @@ from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError
 from vggdist.evaluation.metrics import Errors
+from vggdist.model.weights import Description
 from vggdist.training import checkpoint
 from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
@@ -54,6 +55,7 @@ class Training:
         known_bad: KnownBad,
         log: MetricLog | None,
         run_folder: Path,
+        description: Description | None = None,
     ) -> None:
         """Joins the parts.
 
@@ -64,12 +66,14 @@ class Training:
             data_digests: of the manifests, kept with every checkpoint.
             known_bad: images that `open_batches` does not show.
             log: curves, on the main rank.
+            description: of the network, kept with every checkpoint's weights.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
         self.num_images = num_images
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
+        self.description = description
         self.checkpoint_folder = run_folder / "checkpoints"
         self.step = 0
         self.num_masked = 0
@@ -239,7 +243,7 @@ class Training:
         self.throughput.pause()
         weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
         if self.process.is_main:
-            saved = checkpoint.Checkpoint(self.step, weights, momentum, state)
+            saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
             try:
                 checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
             except OSError as error:
@@ -258,8 +262,8 @@ class Training:
             self.known_bad.note(batch.bad)
             first = self.step == 1 and number == 0
             if first and self.log is not None and self.config.log.num_images:
-                images = batch.images[: self.config.log.num_images]
-                self.log.write_images("fed", displayable(images, self.config.data.mean), 0)
+                images, data = batch.images[: self.config.log.num_images], self.config.data
+                self.log.write_images("fed", displayable(images, data.mean, data.std), 0)
             yield batch
 
     @property

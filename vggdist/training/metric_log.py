@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from vggdist.config import Triple
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
@@ -82,10 +84,10 @@ class MetricLog:
             self._failed = True
 
 
-def displayable(images: Tensor, mean: tuple[float, float, float]) -> Tensor:
-    """What the network is fed, (n, 3, h, w) with the mean subtracted -> 8-bit RGB on the CPU."""
-    shift = torch.tensor(mean).reshape(1, 3, 1, 1)
-    return (images.detach().float().cpu() + shift).round().clamp(0, 255).to(torch.uint8)
+def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """What the network is fed, (n, 3, h, w), (pixels - mean) / std -> 8-bit RGB on the CPU."""
+    shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
+    return (images.detach().float().cpu() * scale + shift).round().clamp(0, 255).to(torch.uint8)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

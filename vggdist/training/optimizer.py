@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from vggdist.config import OptimizerConfig
@@ -68,6 +68,12 @@ class MaskedSGD(torch.optim.SGD):
         super().step()
         if not scaled:
             del self.found_inf
+
+
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are trained, by name; the frozen rest has no gradient and no momentum."""
+    named = network.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -29,6 +29,8 @@ MAY_CHANGE = (
     "exchange",
     "zero_stage",
     "evaluation.micro",
+    "evaluation.spatial_average",
+    "evaluation.max_megapixels",
     "data.root",
     "data.num_threads",
     "data.prefetch",

@@ -1,0 +1,156 @@
+"""Fusions are means of posteriors, and their errors are counts."""
+
+import tracemalloc
+from itertools import combinations, permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+
+from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
+from vggdist.errors import WeightsError
+from vggdist.evaluation import fusion
+from vggdist.evaluation.fusion import Fusion, errors_of, errors_of_fusions, fuse
+from vggdist.evaluation.metrics import count_errors
+from vggdist.evaluation.posteriors import open_posteriors
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_fusion_of_one_file_is_that_file(dtype: type, tmp_path: Path) -> None:
+    posteriors = random_posteriors(dtype=dtype)
+    (path,) = store(tmp_path, [posteriors])
+    fused = fuse([path])
+    np.testing.assert_array_equal(fused.values, posteriors.values)
+    np.testing.assert_array_equal(fused.labels, posteriors.labels)
+    assert fused.errors() == errors_of(posteriors.values, posteriors.labels)
+
+
+def test_a_fusion_is_the_mean_and_its_errors_are_those_of_a_sort() -> None:
+    several = [random_posteriors(seed, num_images=200) for seed in range(4)]
+    together = Fusion()
+    for one in several:
+        together.add(one)
+    values = [one.values for one in several]
+    np.testing.assert_allclose(together.values, np.mean(values, axis=0), rtol=1e-6)
+    errors = together.errors()
+    assert (errors.top1_error, errors.top5_error) == naive_errors(values, several[0].labels)
+    assert errors.num_images == 200
+    assert (
+        errors.top5_error < errors.top1_error < errors_of(values[0], several[0].labels).top1_error
+    )
+
+
+def test_float16_posteriors_add_up_to_the_same_in_any_order() -> None:
+    several = [random_posteriors(seed, dtype=np.float16) for seed in range(4)]
+    means = []
+    for order in permutations(several):
+        together = Fusion()
+        for one in order:
+            together.add(one)
+        means.append(together.values.tobytes())
+    assert len(set(means)) == 1
+
+
+def test_errors_are_those_of_scikit_learn() -> None:
+    posteriors = random_posteriors(num_images=500, num_classes=20)
+    errors = errors_of(posteriors.values, posteriors.labels)
+    for k, error in ((1, errors.top1_error), (5, errors.top5_error)):
+        right = top_k_accuracy_score(
+            posteriors.labels, posteriors.values, k=k, labels=range(20), normalize=False
+        )
+        assert error == (500 - right) / 500
+
+
+def test_ties_and_missing_numbers_are_counted_as_everywhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = np.random.default_rng(3)
+    values = generator.integers(0, 4, (400, 9)).astype(np.float32) / 4
+    values[generator.random(values.shape) < 0.05] = np.nan
+    labels = generator.integers(0, 9, 400)
+    top1, top5 = count_errors(torch.from_numpy(values), torch.from_numpy(labels)).tolist()
+    assert 0 < top5 < top1 < 400
+    for at_once in (1, 50, 2**20):
+        monkeypatch.setattr(fusion, "_VALUES_AT_ONCE", at_once)
+        errors = errors_of(values, labels)
+        assert (errors.top1_error, errors.top5_error) == (top1 / 400, top5 / 400)
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 2**22])
+def test_many_fusions_in_one_pass_are_what_each_is_alone(
+    at_once: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fusion, "_VALUES_AT_ONCE", at_once)
+    several = [
+        random_posteriors(seed, num_classes=11, dtype=(np.float16, np.float32)[seed % 2])
+        for seed in range(4)
+    ]
+    paths = store(tmp_path, several)
+    members = [one for size in (1, 2, 3, 4) for one in combinations(range(4), size)]
+    counted: list[int] = []
+    files = [open_posteriors(path) for path in paths]
+    found = errors_of_fusions(files, members, counted.append)
+    assert sum(counted) == 23
+    for one in members:
+        assert found[one] == fuse([paths[number] for number in one]).errors()
+        values = [several[number].values for number in one]
+        rates = found[one].top1_error, found[one].top5_error
+        assert rates == naive_errors(values, several[0].labels)
+
+
+def test_files_are_never_in_memory_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    several = [random_posteriors(seed, num_images=4000, num_classes=50) for seed in range(4)]
+    files = [open_posteriors(path) for path in store(tmp_path, several)]
+    monkeypatch.setattr(fusion, "_VALUES_AT_ONCE", 4000)
+    tracemalloc.start()
+    errors_of_fusions(files, [(0, 1, 2, 3)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < several[0].values.nbytes / 2
+
+
+def test_a_file_that_is_damaged_inside_is_refused_while_it_is_read(tmp_path: Path) -> None:
+    posteriors = random_posteriors()
+    (path,) = store(tmp_path, [posteriors])
+    whole = path.read_bytes()
+    place = whole.index(posteriors.values[11].tobytes())
+    path.write_bytes(whole[:place] + b"\x55" + whole[place + 1 :])
+    with pytest.raises(WeightsError, match=r"0\.npz cannot be read .*CRC"):
+        errors_of_fusions([open_posteriors(path)], [(0,)])
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"images": "2b" * 32}, "images \\(the digests"),
+        ({"num_images": 24}, "images \\(23 and 24\\)"),
+        ({"num_classes": 9}, "classes \\(1,000 and 9"),
+    ],
+)
+def test_posteriors_of_other_images_are_refused_by_both_names(
+    other: dict[str, object], difference: str, tmp_path: Path
+) -> None:
+    paths = store(tmp_path, [random_posteriors(), random_posteriors(**other)])
+    with pytest.raises(WeightsError, match=rf"{paths[0]} and {paths[1]} .* different {difference}"):
+        fuse(paths)
+    together = Fusion()
+    together.add(random_posteriors())
+    with pytest.raises(WeightsError, match=r"D \[256;512\], dense, Q 384 and D \[256;512\], dense"):
+        together.add(random_posteriors(**other))
+
+
+def test_posteriors_with_other_labels_or_names_of_classes_are_refused(tmp_path: Path) -> None:
+    one, other = random_posteriors(), random_posteriors()
+    other.labels[5] += 1
+    with pytest.raises(WeightsError, match="different labels"):
+        fuse(store(tmp_path, [one, other]))
+    renamed = random_posteriors(num_classes=7)
+    renamed = type(renamed)(
+        renamed.source, renamed.values, renamed.labels, renamed.names, tuple("abcdefg")
+    )
+    with pytest.raises(WeightsError, match="with other names"):
+        fuse(store(tmp_path, [random_posteriors(num_classes=7), renamed]))

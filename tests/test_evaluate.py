@@ -1,0 +1,296 @@
+"""The oracle is a loop over the files: Pillow rescales and crops, torch applies the layers."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from tests.ranks import free_port
+from tests.reference import Reference, rescaled
+from vggdist.config import ModelConfig
+from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
+from vggdist.evaluate import Request, evaluate
+from vggdist.evaluation.posteriors import Posteriors, load_posteriors
+from vggdist.evaluation_report import summarize
+from vggdist.model.initialization import build_initialized
+from vggdist.model.weights import Description, save_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+CROP, NUM_IMAGES = 32, 23
+CLASSES = ("blue", "green", "red")
+MEAN, STD = (120.0, 110.0, 100.0), (60.0, 55.0, 50.0)
+MODEL = ModelConfig(
+    configuration=(("3-8",), ("3-12", "3-12"), ("3-16",)), num_classes=3, fc_width=24
+)
+SMOOTH = 0.02
+"""Difference of posteriors that one grey level in some pixels may make in these networks."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 validation images, a prime number, of smooth colours and few common shapes."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    shapes = [(40, 52), (52, 40), (33, 33), (90, 41)]
+    for number in range(NUM_IMAGES):
+        shape = shapes[number % 5] if number % 5 < 4 else tuple(generator.integers(34, 80, 2))
+        label = number % 3
+        for split in ("train", "val") if number < 3 else ("val",):
+            folder = root / split / CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            small = generator.integers(0, 200, (4, 5, 3), dtype=np.uint8)
+            small[..., 2 - label] += 55
+            picture = Image.fromarray(small).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    network = build_initialized(MODEL, CROP, seed=3)
+    with torch.no_grad():  # so that classes differ by more than rounding
+        network.fc8.linear.weight.mul_(8)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(
+        path, network.state_dict(), Description(MODEL, CROP, MEAN, STD, (32, 48), CLASSES, "a test")
+    )
+    return path
+
+
+def request(weights: Path, dataset: Path, out: Path, **changes: object) -> Request:
+    values: dict[str, object] = {
+        "network": str(weights),
+        "root": str(dataset),
+        "out": out,
+        "overrides": ("precision=fp32", "device=cpu", "data.num_threads=2"),
+    }
+    return Request(**(values | changes))  # type: ignore[arg-type]
+
+
+def posteriors_of(made: Request) -> list[Posteriors]:
+    evaluated = evaluate(made)
+    assert evaluated is not None
+    return [load_posteriors(path) for path in evaluated.files]
+
+
+def files(dataset: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted((dataset / "val").rglob("*.png")):
+        yield f"{path.parent.name}/{path.name}", path
+
+
+@pytest.mark.parametrize("average", ["logits", "posteriors"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_dense_posteriors_are_those_of_a_loop_over_windows_of_pillow_s_images(
+    weights: Path, dataset: Path, tmp_path: Path, flip: bool, average: str
+) -> None:
+    overrides = ("precision=fp32", f"evaluation.spatial_average={average}")
+    made = request(weights, dataset, tmp_path, scales=(32, 48), flip=flip, overrides=overrides)
+    reference = Reference(weights)
+    for posteriors, scale in zip(posteriors_of(made), (32, 48), strict=True):
+        assert posteriors.source.scale == scale
+        assert posteriors.names == tuple(name for name, _ in files(dataset))
+        for found, (_, path) in zip(posteriors.values, files(dataset), strict=True):
+            image = rescaled(path, scale)
+            expected = reference.dense(image, average)
+            if flip:
+                expected = (expected + reference.dense(ImageOps.mirror(image), average)) / 2
+            assert np.abs(found - expected).max() < SMOOTH
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_multi_crop_posteriors_are_those_of_a_loop_over_pillow_s_crops(
+    weights: Path, dataset: Path, tmp_path: Path, flip: bool
+) -> None:
+    made = request(weights, dataset, tmp_path, protocols=("multi-crop",), scales=(40,), flip=flip)
+    (posteriors,) = posteriors_of(made)
+    reference = Reference(weights)
+    for found, (_, path) in zip(posteriors.values, files(dataset), strict=True):
+        expected = reference.multi_crop(rescaled(path, 40), flip)
+        assert np.abs(found - expected).max() < SMOOTH
+
+
+def test_centre_crop_posteriors_are_those_of_pillow_s_window(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    made = request(weights, dataset, tmp_path, protocols=("center-crop",), scales=(40,))
+    (posteriors,) = posteriors_of(made)
+    assert not posteriors.source.flip
+    reference = Reference(weights)
+    for found, (_, path) in zip(posteriors.values, files(dataset), strict=True):
+        expected = reference.center_crop(path, 40)
+        assert np.abs(found - expected).max() < SMOOTH
+
+
+def test_the_summary_counts_errors_of_each_file_and_of_their_mean(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    made = request(weights, dataset, tmp_path, protocols=("dense", "multi-crop"), scales=(32, 48))
+    evaluated = evaluate(made)
+    assert evaluated is not None
+    summary = summarize(evaluated)
+    stored = [load_posteriors(path) for path in evaluated.files]
+    labels = np.array([CLASSES.index(name.split("/")[0]) for name, _ in files(dataset)])
+    assert (stored[0].labels == labels).all()
+    wrong = [(one.values.argmax(1) != labels).mean() for one in stored]
+    assert [row["top1_error"] for row in summary["files"]] == pytest.approx(wrong)
+    mean = np.mean([one.values for one in stored], axis=0)
+    assert summary["top1_error"] == pytest.approx((mean.argmax(1) != labels).mean())
+    assert summary["top5_error"] == 0
+    assert summary["num_images"] == NUM_IMAGES
+    assert list(summary["protocols"]) == ["dense", "multi-crop"]
+    assert summary["num_computed"] == 4 * NUM_IMAGES
+
+
+def test_files_that_are_there_are_not_computed_again_unless_something_else_is_wanted(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    made = request(weights, dataset, tmp_path, scales=(32,))
+    first = evaluate(made)
+    assert first is not None
+    before = first.files[0].stat().st_mtime_ns
+    more = evaluate(request(weights, dataset, tmp_path, scales=(32, 40)))
+    assert more is not None
+    assert more.num_computed == NUM_IMAGES
+    assert more.files[0] == first.files[0]
+    assert first.files[0].stat().st_mtime_ns == before
+    first.files[0].write_bytes(first.files[0].read_bytes()[:-100])
+    unflipped = evaluate(request(weights, dataset, tmp_path, scales=(32,), flip=False))
+    assert unflipped is not None
+    assert unflipped.files[0] not in more.files
+    again = evaluate(made)
+    assert again is not None
+    assert again.num_computed == NUM_IMAGES, "a cut-off file counts as missing"
+    load_posteriors(again.files[0])
+
+
+def command(words: list[str], launcher: tuple[str, ...] = ("-m", "vggdist.cli")) -> None:
+    done = subprocess.run(
+        [sys.executable, *launcher, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_ranks_evaluate_each_image_once_and_find_what_one_rank_finds(
+    weights: Path, dataset: Path, tmp_path: Path, num_ranks: int
+) -> None:
+    protocols = ("center-crop", "dense", "multi-crop")
+    alone = posteriors_of(
+        request(weights, dataset, tmp_path / "one", protocols=protocols, scales=(40,))
+    )
+    words = ["evaluate", str(weights), "--data", str(dataset), "--protocol", "+".join(protocols)]
+    words += ["--scales", "40", "--ranks", str(num_ranks), "--out", str(tmp_path / "all")]
+    command([*words, "--json", str(tmp_path / "found.json"), "precision=fp32", "device=cpu"])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["num_images"] == NUM_IMAGES
+    for one, row in zip(alone, found["files"], strict=True):
+        together = load_posteriors(Path(row["file"]))
+        assert together.source == one.source
+        assert together.names == one.names
+        assert np.abs(together.values - one.values).max() < 1e-5
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        ("-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "0"),
+        (),
+    ],
+    ids=["torchrun", "deepspeed", "python"],
+)
+def test_launchers_start_an_evaluation(
+    weights: Path, dataset: Path, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    if "--master_port" in launcher:
+        launcher = (*launcher[:-1], str(free_port()))
+    words = [str(weights), "--data", str(dataset), "--scales", "32", "--out", str(tmp_path)]
+    words += ["device=cpu", "--json", str(tmp_path / "found.json"), "precision=fp32"]
+    command(words, (*launcher, "launch/evaluate.py"))
+    found = json.loads((tmp_path / "found.json").read_text())
+    (alone,) = posteriors_of(request(weights, dataset, tmp_path / "alone", scales=(32,)))
+    together = load_posteriors(Path(found["files"][0]["file"]))
+    assert np.abs(together.values - alone.values).max() < 1e-5
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_a_bad_image_ends_all_ranks_with_one_sentence(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    (broken / "val" / "red" / "05.png").write_bytes(b"no image")
+    words = ["evaluate", str(weights), "--data", str(broken), "--ranks", "2", "device=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vggdist.cli", *words, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == DataError.exit_code
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("red/05.png cannot be used") == 1
+    assert "Replace it with a good copy." in done.stderr
+    assert not list((tmp_path / "out").glob("*.npz"))
+
+
+def refusal(made: Request, kind: type[VggdistError]) -> str:
+    with pytest.raises(kind) as caught:
+        evaluate(made)
+    return str(caught.value)
+
+
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    small = refusal(request(weights, dataset, tmp_path, scales=(31, 32, 16)), ConfigError)
+    assert small == (
+        "--scales: at a shorter side of 31, 16 pixels images are smaller than the network's input "
+        "of 32 x 32; use scales of 32 or more."
+    )
+    overrides = ("model.configuration=[[3-8],[3-12],[3-16]]", "device=cpu")
+    other = refusal(request(weights, dataset, tmp_path, overrides=overrides), WeightsError)
+    assert "These layers differ:\n  - conv2_2: the network has no such layer, the file " in other
+    missing = refusal(request(tmp_path / "none.safetensors", dataset, tmp_path), VggdistError)
+    assert "has no weights" in missing
+    data = refusal(request(weights, dataset / "val", tmp_path), DataError)
+    assert "has no folder train/" in data
+
+
+def test_images_of_other_classes_are_refused(weights: Path, tmp_path: Path) -> None:
+    for names, problem in (
+        (("blue", "green"), "has 2 classes, and the network tells 3 apart"),
+        (("blue", "green", "yellow"), "label 2 is 'yellow' there and 'red' in the weights file"),
+    ):
+        root = tmp_path / str(len(names))
+        for split in ("train", "val"):
+            for name in names:
+                (root / split / name).mkdir(parents=True)
+                Image.new("RGB", (40, 40)).save(root / split / name / "a.png")
+        assert problem in refusal(request(weights, root, tmp_path), DataError)
+
+
+def test_without_scales_q_is_the_middle_of_the_training_scales(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    (posteriors,) = posteriors_of(request(weights, dataset, tmp_path))
+    assert posteriors.source.scale == (32 + 48) // 2
+    assert posteriors.source.train_scale == (32, 48)

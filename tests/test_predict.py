@@ -1,0 +1,245 @@
+"""Predictions are those of a loop with Pillow; broken images are named and do not stop the rest."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggdist import cli
+from vggdist.config import ModelConfig
+from vggdist.errors import ConfigError, DataError
+from vggdist.model.initialization import build_initialized
+from vggdist.model.weights import Description, build_network, load_weights, save_weights
+from vggdist.predict import default_scale, expand, predict, render_predictions, split_usable
+
+MODEL = ModelConfig(
+    configuration=(("3-8",), ("3-16",)), num_classes=4, fc_width=16, initialization="kaiming"
+)
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "network.safetensors"
+    network = build_initialized(MODEL, 32, seed=5)
+    mean, std = (120.0, 110.0, 100.0), (60.0, 59.0, 58.0)
+    description = Description(MODEL, 32, mean, std, (36, 44), CLASSES)
+    save_weights(path, network.state_dict(), description)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: landscape, portrait, grey, in a folder below, and with an EXIF orientation."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(2)
+    (folder / "below").mkdir()
+    for name, width, height, mode in (
+        ("a.png", 90, 60, "RGB"),
+        ("b.png", 50, 81, "RGB"),
+        ("below/c.png", 64, 64, "L"),
+        ("d.jpg", 70, 100, "RGB"),
+    ):
+        coarse = random.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options = {"exif": exif, "quality": 95} if name == "d.jpg" else {}
+        image.convert(mode).save(folder / name, **options)
+    return folder
+
+
+def expected_confidences(weights_path: Path, file: Path, scale: int) -> torch.Tensor:
+    """The centre crop by Pillow, without turning it."""
+    weights = load_weights(weights_path)
+    size = weights.description.crop_size
+    with Image.open(file) as image:
+        picture = image.convert("RGB")
+    side = round(size * min(picture.size) / scale)
+    left, top = ((length - side) // 2 for length in picture.size)
+    crop = picture.crop((left, top, left + side, top + side))
+    pixels = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32)
+    fed = (pixels - np.array(weights.description.mean)) / np.array(weights.description.std)
+    with torch.inference_mode():
+        batch = torch.from_numpy(fed).permute(2, 0, 1)[None].float()
+        return build_network(weights)(batch).softmax(dim=1)[0]
+
+
+@pytest.mark.parametrize("scale", [None, 32, 50])
+def test_predictions_are_those_of_pillow_and_a_plain_forward(
+    scale: int | None, weights_path: Path, images: Path
+) -> None:
+    files = expand([images])
+    predictions = predict(load_weights(weights_path), files, top=4, scale=scale, device="cpu")
+    assert [one.file for one in predictions] == files
+    spread = []
+    for one in predictions:
+        expected = expected_confidences(weights_path, one.file, scale or 40)
+        for choice in one.choices:
+            assert choice.confidence == pytest.approx(float(expected[choice.label]), abs=0.02)
+            assert choice.name == CLASSES[choice.label]
+        assert {choice.label for choice in one.choices} == {0, 1, 2, 3}
+        confidences = [choice.confidence for choice in one.choices]
+        assert confidences == sorted(confidences, reverse=True)
+        assert sum(confidences) == pytest.approx(1, abs=1e-5)
+        spread.append(confidences[0] - confidences[-1])
+    assert max(spread) > 0.2, "a network that says the same of all proves nothing"
+
+
+def test_bf16_is_near_fp32(weights_path: Path, images: Path) -> None:
+    weights, files = load_weights(weights_path), expand([images])
+    exact = predict(weights, files, top=4, device="cpu")
+    rough = predict(weights, files, top=4, precision="bf16", device="cpu")
+    for one, other in zip(exact, rough, strict=True):
+        mine = {choice.label: choice.confidence for choice in one.choices}
+        theirs = {choice.label: choice.confidence for choice in other.choices}
+        assert theirs == pytest.approx(mine, abs=0.05)
+    assert exact != rough
+
+
+def test_more_images_than_a_batch_and_the_same_one_twice(weights_path: Path, images: Path) -> None:
+    files = [images / "a.png", images / "b.png"] * 10
+    predictions = predict(load_weights(weights_path), files, top=1, device="cpu")
+    assert [one.file for one in predictions] == files
+    for one, other in zip(predictions[:2], predictions[-2:], strict=True):
+        assert one.choices[0].confidence == pytest.approx(other.choices[0].confidence, abs=1e-5)
+
+
+def test_the_scale_is_the_middle_of_the_training_scales_or_in_proportion() -> None:
+    def scale(crop_size: int, train_scale: tuple[int, int] | None) -> int:
+        return default_scale(Description(MODEL, crop_size, (0.0,) * 3, train_scale=train_scale))
+
+    assert scale(224, (256, 512)) == 384
+    assert scale(224, None) == 256
+    assert scale(320, None) == 366
+    assert scale(32, None) == 37
+
+
+def test_a_scale_below_the_crop_size_is_refused(weights_path: Path, images: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        predict(load_weights(weights_path), [images / "a.png"], scale=31, device="cpu")
+    assert str(refused.value) == (
+        "--scale 31 is below the network's crop size 32, so a crop would not fit into the rescaled "
+        "image; use at least 32."
+    )
+
+
+def test_folders_become_their_images_and_files_stay(images: Path, tmp_path: Path) -> None:
+    found = expand([images / "d.jpg", images, images / "nothing.png"])
+    names = ["d.jpg", "a.png", "b.png", "below/c.png", "d.jpg", "nothing.png"]
+    assert found == [images / name for name in names]
+    with pytest.raises(DataError, match=r"has no images, files that end in \.jpg, \.jpeg, .*give "):
+        expand([tmp_path])
+
+
+def test_the_same_table_by_hand(weights_path: Path, images: Path) -> None:
+    predictions = predict(load_weights(weights_path), [images / "a.png"], top=2, device="cpu")
+    header, rule, first, second = render_predictions(predictions).splitlines()
+    assert header.split() == ["image", "class", "confidence"]
+    assert set(rule) == {"-"}
+    file, name, share, sign = first.split()
+    choice = predictions[0].choices[0]
+    assert (file, name, sign) == (str(images / "a.png"), choice.name, "%")
+    assert float(share) == pytest.approx(100 * choice.confidence, abs=0.01)
+    assert second.split()[0] == predictions[0].choices[1].name
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["vggdist", "predict", *map(str, words)])
+    return cli.main()
+
+
+def test_broken_images_are_named_the_others_predicted_and_the_exit_code_is_3(
+    weights_path: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    encoded = (images / "d.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(encoded[: len(encoded) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "words.jpg").write_text("no picture")
+    files = [*sorted(tmp_path.iterdir()), tmp_path / "missing.jpg", images / "a.png"]
+    sheet, report = tmp_path / "out" / "sheet.png", tmp_path / "report.json"
+    code = run(monkeypatch, weights_path, *files, "--top", 2, "--out", sheet, "--json", report)
+    assert code == 3
+    out, err = capsys.readouterr()
+    sentences = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert [line.split()[1] for line in sentences] == [str(file) for file in files[:-1]]
+    assert all(" cannot be used: " in line and line.endswith(".") for line in sentences)
+    assert "empty.png cannot be used: the file is empty." in err
+    assert "missing.jpg cannot be used: it cannot be read: there is no such file." in err
+    assert str(images / "a.png") in out
+    told = json.loads(report.read_text())
+    assert [one["file"] for one in told["images"]] == [str(images / "a.png")]
+    assert [one["file"] for one in told["unusable"]] == [str(file) for file in files[:-1]]
+    choice = told["images"][0]["predictions"][0]
+    assert choice["name"] == CLASSES[choice["label"]]
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+
+
+def test_without_a_usable_image_there_is_no_picture(
+    weights_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert run(monkeypatch, weights_path, tmp_path / "nothing.jpg", "--out", sheet) == 3
+    assert capsys.readouterr().out == "None of the images can be used.\n"
+    assert not sheet.exists()
+
+
+def test_a_picture_that_cannot_be_written_is_said_after_the_table(
+    weights_path: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("sheet.xyz", "file/sheet.png"):
+        (tmp_path / "file").write_text("")
+        assert run(monkeypatch, weights_path, images / "a.png", "--out", tmp_path / name) == 3
+        out, err = capsys.readouterr()
+        assert "confidence" in out
+        assert f"error: --out {tmp_path / name} cannot be written: " in err
+        assert err.endswith("Name a file such as sheet.png.\n")
+
+
+def test_well_images_end_with_0(
+    weights_path: Path,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, weights_path, images, "--device", "cpu") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_names_whose_bytes_are_no_text_are_shown(
+    weights_path: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    odd = Path(str(tmp_path) + "/caf\udce9.png")
+    odd.write_bytes((images / "a.png").read_bytes())
+    sheet = tmp_path / "sheet.png"
+    assert run(monkeypatch, weights_path, odd, "--out", sheet) == 0
+    assert "caf\\xe9.png" in capsys.readouterr().out
+    assert sheet.exists()
+
+
+def test_usable_and_unusable_images_are_told_apart(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.jpg").write_text("no picture")
+    usable, problems = split_usable([images / "a.png", tmp_path / "words.jpg"])
+    assert usable == [images / "a.png"]
+    assert list(problems) == [tmp_path / "words.jpg"]
+    assert problems[tmp_path / "words.jpg"].startswith("it is no image")

@@ -1,0 +1,80 @@
+"""The verb predict."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vggdist.commands.arguments import add_json, positive, show
+
+DESCRIPTION = """\
+Prints the most probable classes of images, by their centre crop. Classes have the names that the
+weights file has; networks with ImageNet's 1000 classes speak English. Images that cannot be used
+are named, the others are predicted, and the exit code is 3.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds this verb to the command line."""
+    predict = verbs.add_parser(
+        "predict",
+        help="what a trained network says of images: names, confidences, a picture",
+        description=DESCRIPTION,
+        epilog="example: vggdist predict vgg_d.safetensors cat.jpg photos/ --top 3 "
+        "--out predictions.png",
+    )
+    predict.add_argument(
+        "network", metavar="WEIGHTS_OR_RUN", help="run folder, checkpoint or weights file"
+    )
+    predict.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images"
+    )
+    predict.add_argument(
+        "--top", type=positive, default=5, metavar="K", help="classes for each (default: 5)"
+    )
+    predict.add_argument(
+        "--out", type=Path, metavar="FILE", help="picture to draw, such as sheet.png"
+    )
+    predict.add_argument(
+        "--scale",
+        type=positive,
+        metavar="Q",
+        help="rescaled shorter side, pixels (default: the middle of the training scales; where "
+        "they are not known 256 for a crop size of 224)",
+    )
+    predict.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="of the arithmetic (default: fp32)",
+    )
+    predict.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
+    )
+    add_json(predict)
+    predict.set_defaults(run=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from vggdist import predict
+    from vggdist.errors import DataError
+    from vggdist.model.weights import load_weights
+    from vggdist.training.run_folder import weights_file
+
+    weights = load_weights(weights_file(arguments.network))
+    files, problems = predict.split_usable(predict.expand(arguments.images))
+    predict.report_problems(problems)
+    predictions = []
+    if files:
+        predictions = predict.predict(
+            weights,
+            files,
+            top=arguments.top,
+            scale=arguments.scale,
+            precision=arguments.precision,
+            device=arguments.device,
+        )
+    result = predict.to_dict(predictions, problems)
+    show(predict.render_predictions(predictions), result, arguments.json)
+    if predictions and arguments.out is not None:
+        predict.draw_sheet(predictions, arguments.out)
+    return DataError.exit_code if problems else 0

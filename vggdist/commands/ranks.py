@@ -1,0 +1,66 @@
+"""Several ranks of the same command on this machine, without a launcher."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from vggdist.errors import DistributedError
+
+_END_SECONDS = 10.0  # for ranks to end by themselves once one has failed
+
+
+def start_ranks(num_ranks: int) -> int:
+    """Runs this process's own command line in `num_ranks` ranks; returns the exit code.
+
+    A rank that fails ends the others; the code is its own, not what the others make of its end.
+    """
+    command = [sys.executable, "-m", "vggdist.cli", *_without_ranks(sys.argv[1:])]
+    shared = {
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    ranks = [
+        subprocess.Popen(
+            command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(num_ranks)
+    ]
+    try:
+        return _wait(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """Returns when all ranks have ended well, or some time after one has not."""
+    deadline = float("inf")
+    while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+        time.sleep(0.05)
+        if deadline == float("inf") and any(rank.returncode for rank in ranks):
+            deadline = time.monotonic() + _END_SECONDS
+    # Ended by a signal: the shell's way to say which.
+    codes = [code if code >= 0 else 128 - code for rank in ranks if (code := rank.returncode)]
+    own = [code for code in codes if code != DistributedError.exit_code]
+    return (own or codes or [0])[0]
+
+
+def _without_ranks(words: list[str]) -> list[str]:
+    """The command line without `--ranks N` or `--ranks=N`."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "--ranks":
+            next(rest, None)
+        elif not word.startswith("--ranks="):
+            kept.append(word)
+    return kept
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,137 @@
+"""Verbs that measure: bench and tune."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vggdist.commands.arguments import add_config, add_json, show
+from vggdist.config_file import load_config
+
+STEP_DESCRIPTION = """\
+Times, in turn: a training step beside a bare PyTorch loop with the same network; the loader alone;
+the step on synthetic images; both together; and, with several ranks, the step without the exchange
+of gradients. Then says what the training is bound by and which setting to change. Without
+data.root the loader is left out. Nothing is written and no weights are kept.
+"""
+
+TUNE_DESCRIPTION = """\
+Tries data.num_threads, data.prefetch, data.read_ahead and, with a GPU,
+data.hardware_decoder_share, one after the other. A change is kept only if it is clearly faster than
+the best so far, measured in turn with it; ties go to what is cheaper. Writes the best as
+section.key=value lines, which @FILE reads on every command line of settings. Takes some minutes.
+Start it under torchrun with a node's ranks if they share its cores. The loader is measured alone:
+`vggdist bench step` says whether it holds the training up at all.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds these verbs to the command line."""
+    bench = verbs.add_parser("bench", help="measure speed on this machine").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    _add_bench_data(bench)
+    _add_bench_step(bench)
+    _add_tune(verbs)
+
+
+def _add_bench_data(bench: Any) -> None:
+    data = bench.add_parser(
+        "data",
+        help="the input pipeline beside torchvision's and DALI's usual ones",
+        epilog="example: vggdist bench data --data /data/imagenet --json input.json",
+    )
+    data.add_argument(
+        "--data", type=Path, required=True, metavar="ROOT", help="class folders, or train/ and val/"
+    )
+    add_json(data)
+    data.set_defaults(run=_bench_data)
+
+
+def _add_bench_step(bench: Any) -> None:
+    step = bench.add_parser(
+        "step",
+        help="what bounds a training: images, arithmetic or exchange; and our step beside a bare "
+        "PyTorch loop's",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=STEP_DESCRIPTION,
+        epilog="examples: vggdist bench step --config configs/vgg_d.yaml data.root=/data/imagenet\n"
+        "          torchrun --standalone --nproc-per-node 2 -m vggdist.cli bench step "
+        "batch.global=32\n"
+        "          vggdist bench step --rounds 5 model.configuration=A precision=fp32",
+    )
+    step.add_argument(
+        "--rounds", type=int, default=15, help="timings of everything, in turn (default: 15)"
+    )
+    add_config(step)
+    add_json(step)
+    step.set_defaults(run=_bench_step)
+
+
+def _add_tune(verbs: Any) -> None:
+    tune = verbs.add_parser("tune", help="find this machine's fastest settings").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    data = tune.add_parser(
+        "data",
+        help="threads, queues and, on a GPU, the hardware decoder's share of the loader",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=TUNE_DESCRIPTION,
+        epilog="example: vggdist tune data --data /data/imagenet --config configs/vgg_d.yaml "
+        "--out tuned.txt\n"
+        "         python launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet "
+        "@tuned.txt",
+    )
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="ROOT",
+        help="a data set, class folders or a folder of images (default: data.root)",
+    )
+    data.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tuned.txt"),
+        metavar="FILE",
+        help="file of settings to write (default: tuned.txt)",
+    )
+    data.add_argument(
+        "--rounds", type=int, default=5, help="pairs of timings of each change (default: 5)"
+    )
+    add_config(data)
+    add_json(data)
+    data.set_defaults(run=_tune_data)
+
+
+def _bench_data(arguments: argparse.Namespace) -> None:
+    from vggdist.benchmark.data import measure_data, render_data
+
+    result = measure_data(arguments.data)
+    show(render_data(result), result, arguments.json)
+
+
+def _bench_step(arguments: argparse.Namespace) -> None:
+    from vggdist.benchmark.step import measure_step, render_step
+
+    # 16 images fit every machine; the paper's 256 would take minutes a step on a CPU.
+    default = ["batch.global=16"] if arguments.config is None else []
+    overrides = [*default, *arguments.overrides]
+    result = measure_step(load_config(arguments.config, overrides), arguments.rounds)
+    if result is not None:  # the main rank speaks
+        show(render_step(result), result, arguments.json)
+
+
+def _tune_data(arguments: argparse.Namespace) -> None:
+    from vggdist.benchmark.tune import render_tuned, require_writable, tune_data, write_tuned
+
+    require_writable(arguments.out)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.data is not None:
+        data = config.data.model_copy(update={"root": str(arguments.data)})
+        config = config.model_copy(update={"data": data})
+    result = tune_data(config, arguments.rounds)
+    if result is None:  # the main rank writes and speaks
+        return
+    write_tuned(result, arguments.out)
+    config_file = f" --config {arguments.config}" if arguments.config else ""
+    use = f"Written to {arguments.out}; to use it: launch/train.py{config_file} @{arguments.out}"
+    show(f"{render_tuned(result)}\n{use}", result, arguments.json)

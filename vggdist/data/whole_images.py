@@ -1,0 +1,199 @@
+"""Whole images for dense and multi-crop evaluation (section 3.2): every image of a set once, at
+several scales, together with others of its shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggdist.config import DataConfig, Triple
+from vggdist.data.batch import normalized
+from vggdist.data.dataset import find_manifest
+from vggdist.data.finish import SameShape
+from vggdist.data.loader import Loader
+from vggdist.data.manifest import Manifest
+from vggdist.data.manifest_file import load_contents
+from vggdist.data.pipeline import WholeFormat
+from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
+from vggdist.data.producer import READING_THREADS, BatchSamples, Producer, with_index
+from vggdist.data.progress import Progress
+from vggdist.data.reader import ReadAhead
+from vggdist.data.unusable import BadImage
+
+_PATIENCE_SECONDS = 2.0  # a person waits so long without a sign of life
+_MOST_LANES = 2  # each holds several groups
+
+
+@dataclass(frozen=True, eq=False)
+class WholeImages:
+    """n images of one shape, whole, their shorter side rescaled to Q."""
+
+    scale: int
+    """Q, pixels."""
+    pixels: Tensor
+    """(n, 3, height, width) uint8, channels_last, RGB, on the device."""
+    labels: Tensor
+    """(n,) int64, on the device."""
+    index: NDArray[np.int64]
+    """(n,), numbers of the images in their manifest."""
+    mean: Tensor
+    """(1, 3) float32, what is to be subtracted from R, G and B, on the device."""
+    std: Triple = (1.0, 1.0, 1.0)
+    """What R, G and B are divided by."""
+    dtype: torch.dtype = torch.float32
+    """Of `images`."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def images(self) -> Tensor:
+        """(n, 3, height, width), channels_last, what a network is fed; made anew each time, since
+        it is four times as large as the pixels."""
+        return normalized(self.pixels, self.mean, self.std, self.dtype)
+
+
+Group = list[WholeImages]
+"""Images that were decoded together: for every scale, in order, its shapes."""
+
+
+class WholeImageLoader(Loader[Group]):
+    """The whole images that fall to one rank, in groups: each image of the set on one rank, once.
+
+    A rank's images are ordered by width over height, so those of one shape stand together whatever
+    the scale, and those whose size nobody could read come first, where they end the evaluation at
+    once. Sizes are taken from the manifest's contents where `vggdist check` or `vggdist prepare`
+    has left them, else from the images' headers before the first group; they only order.
+
+    Memory, besides what the consumer holds, is that of at most data.prefetch + 2 finished groups
+    and six groups decoded at their own size (on a GPU data.prefetch + 1 and three), and of
+    data.read_ahead groups of encoded images. A group takes 3 bytes a pixel: 32 ImageNet images 18
+    MB decoded, and 8, 19 and 34 MB at Q = 256, 384 and 512. An image of extreme shape counts by its
+    rescaled pixels.
+
+    Args:
+        manifest: the set.
+        data: mean, std, prefetch, read_ahead; both count groups.
+        scales: values of Q, the rescaled shorter side, pixels.
+        group_size: images that are decoded together; the last group of a rank may have fewer.
+        rank: of `world_size`.
+        world_size: ranks that share the set.
+        device: where the images are wanted.
+        dtype: of `WholeImages.images`.
+        num_threads: threads that decode.
+        only: numbers of the images to share, in place of the whole set.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        data: DataConfig,
+        *,
+        scales: Sequence[int],
+        group_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        num_threads: int = 1,
+        only: Sequence[int] | None = None,
+    ) -> None:
+        images = np.asarray(range(manifest.num_images) if only is None else only, dtype=np.int64)
+        share = images[evaluation_share(len(images), rank, world_size)]
+        sizes = _sizes(manifest, share, show=rank == 0)
+        shape = np.divide(sizes[:, 1], sizes[:, 0], where=sizes[:, 0] > 0, out=np.zeros(len(share)))
+        share = share[np.lexsort((share, shape))]
+        self.num_images = len(share)
+        self.num_groups = -(-len(share) // group_size)
+
+        def samples(number: int, _known_bad: Set[int]) -> Samples | None:
+            part = share[number * group_size : (number + 1) * group_size]
+            return evaluation_samples(part, scales[0]) if len(part) else None
+
+        image_format = WholeFormat(
+            tuple(scales),
+            with_index(device),
+            hardware_decoder_share=data.hardware_decoder_share,
+        )
+        producer = _GroupProducer(
+            manifest, samples, group_size, data, image_format, num_threads, dtype
+        )
+        super().__init__(producer, data.prefetch)
+
+
+class _GroupProducer(Producer[list[SameShape], Group]):
+    """Makes groups of whole images."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        samples: BatchSamples,
+        group_size: int,
+        data: DataConfig,
+        image_format: WholeFormat,
+        num_threads: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(manifest, samples, group_size, data, image_format, num_threads)
+        self.num_lanes = min(self.num_lanes, _MOST_LANES)
+        self._dtype = dtype
+        self._mean = torch.tensor([data.mean], dtype=torch.float32, device=self.device)
+
+    def tensors(self, made: Group) -> Iterable[Tensor]:
+        return (tensor for one in made for tensor in (one.pixels, one.labels))
+
+    def _made(
+        self, samples: Samples, finished: list[SameShape], bad: tuple[BadImage, ...]
+    ) -> Group:
+        return [
+            WholeImages(
+                one.scale,
+                one.pixels,
+                self._on_device(self._manifest.labels[samples.image[one.rows]]),
+                samples.image[one.rows],
+                self._mean,
+                self._data.std,
+                self._dtype,
+            )
+            for one in finished
+        ]
+
+
+def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray[np.int64]:
+    """Height and width of images, (n, 2); 0 where they cannot be known.
+
+    Args:
+        show: whether to show progress, if it takes long.
+    """
+    sizes = _known_sizes(manifest)[images]
+    unknown = np.flatnonzero(sizes.min(axis=1, initial=1) == 0)
+    progress, show_from = None, time.monotonic() + _PATIENCE_SECONDS
+    with contextlib.closing(ReadAhead(manifest, READING_THREADS)) as reader:
+        for done, found in enumerate(reader.sizes(images[unknown].tolist())):
+            sizes[unknown[done]] = found or 0
+            if progress is None and show and time.monotonic() > show_from:
+                progress = Progress(len(unknown), done, unit="headers")
+            if progress is not None:
+                progress.advance()
+    if progress is not None:
+        progress.close()
+    return sizes
+
+
+def _known_sizes(manifest: Manifest) -> NDArray[np.int64]:
+    """Of all images as far as the stored manifest knows them, else 0."""
+    unknown = np.zeros((manifest.num_images, 2), dtype=np.int64)
+    root = manifest.folder.parent
+    stored = find_manifest(root) if manifest.split else None
+    contents = load_contents(stored, root) if stored else None
+    if contents is None or len(contents[manifest.split].sizes) != manifest.num_images:
+        return unknown
+    return contents[manifest.split].sizes[:, ::-1].astype(np.int64)

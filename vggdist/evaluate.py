@@ -1,0 +1,248 @@
+"""One rank of an evaluation: what a trained network says of every image, written to posteriors
+files, and the errors that follow from them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from vggdist.compute_posteriors import PosteriorsOfRank
+from vggdist.config import Config
+from vggdist.config_file import load_config
+from vggdist.data.dataset import open_split
+from vggdist.data.manifest import Manifest
+from vggdist.data.manifest_file import QUARANTINE_NAME
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError, DataError, WeightsError
+from vggdist.evaluation.posteriors import (
+    Posteriors,
+    Protocol,
+    Source,
+    load_source,
+    save_posteriors,
+)
+from vggdist.model.dense import DenseNetwork
+from vggdist.model.weights import Description, Weights, build_network, load_weights
+from vggdist.rank import on_main
+from vggdist.training.engine import DTYPES, check_precision
+from vggdist.training.run_folder import CHECKPOINTS, weights_file
+
+logger = logging.getLogger("vggdist")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, and how."""
+
+    network: str
+    """A run folder, a checkpoint or a weights file."""
+    root: str
+    """The data set."""
+    split: Literal["train", "val"] = "val"
+    protocols: tuple[Protocol, ...] = ("dense",)
+    scales: tuple[int, ...] = ()
+    """Q, pixels; empty: the middle of the training scales (section 4.1)."""
+    flip: bool | None = None
+    """Whether mirrored images are averaged in; none: in the paper's protocols, dense and
+    multi-crop, but not for the centre crop."""
+    out: Path | None = None
+    """Folder for the posteriors files; none: `posteriors` beside the weights."""
+    storage: Literal["float32", "float16"] = "float32"
+    """Type of the stored posteriors."""
+    overrides: tuple[str, ...] = ()
+    """`section.key=value`."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The files of an evaluation, on the main rank."""
+
+    files: tuple[Path, ...]
+    num_computed: int
+    """Images x files that were computed now; the others were there."""
+    elapsed_seconds: float
+
+
+def evaluate(request: Request) -> Evaluated | None:
+    """Computes the posteriors files that are not there yet; collective.
+
+    Returns:
+        On the main rank, all files in the order of protocols and scales; None on the others.
+
+    Raises:
+        VggdistError: something that the user can solve.
+    """
+    path = weights_file(request.network)
+    weights = load_weights(path)
+    config = _configure(request, weights.description)
+    scales = _scales(request, weights.description)
+    with ExitStack() as stack:
+        process = world.start(config.device)
+        stack.callback(world.stop)
+        check_precision(config.precision, process.device)
+        images = _open_images(request, weights.description)
+        network = DenseNetwork(
+            build_network(weights, config.model), DTYPES[config.precision], process.device
+        )
+        folder = request.out or _default_folder(path)
+        wanted = {
+            _file(folder, source): source
+            for source in _sources(request, scales, weights, config, images)
+        }
+        missing = _missing(wanted)
+        if process.is_main:
+            _announce(weights, images, process, config, len(wanted) - len(missing))
+        run = PosteriorsOfRank(config, process, network, images, request.storage)
+        started_at = time.monotonic()
+        for posteriors in run.compute(missing):
+            on_main(process, partial(_save, folder, posteriors))
+        seconds = time.monotonic() - started_at
+        computed = len(missing) * images.num_images
+        return Evaluated(tuple(wanted), computed, seconds) if process.is_main else None
+
+
+def _configure(request: Request, network: Description) -> Config:
+    """The network's own settings, with the request's overrides on top."""
+    low, high = network.train_scale or (network.crop_size,) * 2
+    base = {
+        "model": network.model.model_dump(mode="json", exclude={"initialize_from"}),
+        "data": {
+            "root": request.root,
+            "crop_size": network.crop_size,
+            "train_scale_min": low,
+            "train_scale_max": high,
+            "mean": list(network.mean),
+            "std": list(network.std),
+        },
+    }
+    return load_config(None, request.overrides, base)
+
+
+def _scales(request: Request, network: Description) -> tuple[int, ...]:
+    """The scales Q of the request.
+
+    Raises:
+        ConfigError: an image at a scale would be smaller than the network's input.
+    """
+    crop_size = network.crop_size
+    low, high = network.train_scale or (round(crop_size * 256 / 224),) * 2
+    scales = tuple(dict.fromkeys(request.scales)) or ((low + high) // 2,)
+    small = [str(scale) for scale in scales if scale < crop_size]
+    if small:
+        raise ConfigError(
+            f"--scales: at a shorter side of {', '.join(small)} pixels images are smaller than the "
+            f"network's input of {crop_size} x {crop_size}; use scales of {crop_size} or more."
+        )
+    return scales
+
+
+def _open_images(request: Request, network: Description) -> Manifest:
+    """The images to evaluate.
+
+    Raises:
+        DataError: they are not of the network's classes, or some cannot be used.
+    """
+    images = open_split(request.root, request.split)
+    where = f"{request.root} ({request.split})"
+    if len(images.classes) != network.model.num_classes:
+        raise DataError(
+            f"{where} has {len(images.classes)} classes, and the network tells "
+            f"{network.model.num_classes} apart; evaluate it on images of the classes that it was "
+            "trained on."
+        )
+    own, given = network.classes, images.classes
+    if own and own != given:
+        first = next(i for i, (a, b) in enumerate(zip(own, given, strict=True)) if a != b)
+        raise DataError(
+            f"the classes of {where} are not those that the network was trained on: label {first} "
+            f"is {given[first]!r} there and {own[first]!r} in the weights file. Labels are the "
+            "places of the sorted class folders; name the folders as in training."
+        )
+    if images.quarantine:
+        raise DataError(
+            f"{QUARANTINE_NAME} in {request.root} lists {len(images.quarantine)} of the images, "
+            f"such as {images.name(min(images.quarantine))}. An evaluation counts every image, so "
+            "each must be usable. Replace them with good copies and run `vggdist check` again."
+        )
+    return images
+
+
+def _sources(
+    request: Request, scales: Sequence[int], weights: Weights, config: Config, images: Manifest
+) -> Iterator[Source]:
+    for protocol, scale in product(dict.fromkeys(request.protocols), scales):
+        yield Source(
+            network=weights.description.name,
+            train_scale=weights.description.train_scale,
+            weights=weights.sha256,
+            protocol=protocol,
+            scale=scale,
+            flip=protocol != "center-crop" if request.flip is None else request.flip,
+            spatial_average=config.evaluation.spatial_average if protocol == "dense" else "",
+            precision=config.precision,
+            images=images.digest,
+        )
+
+
+def _default_folder(weights: Path) -> Path:
+    """`posteriors` in the run folder that weights belong to, or beside a weights file."""
+    if weights.parent.parent.name == CHECKPOINTS:
+        return weights.parent.parent.parent / "posteriors"
+    return weights.parent / "posteriors"
+
+
+def _file(folder: Path, source: Source) -> Path:
+    """Named so that evaluations of other networks, images or settings do not replace each other."""
+    variant = "" if source.flip else "-unflipped"
+    variant += "-after-softmax" if source.spatial_average == "posteriors" else ""
+    name = f"{source.network}-{source.protocol}-{source.scale}{variant}"
+    return folder / f"{name}-{source.weights[:8]}-{source.images[:8]}.npz"
+
+
+def _save(folder: Path, posteriors: Posteriors | None) -> None:
+    assert posteriors is not None
+    save_posteriors(_file(folder, posteriors.source), posteriors)
+
+
+def _missing(wanted: Mapping[Path, Source]) -> list[Source]:
+    """Those that are not there; the main rank looks."""
+    missing = [
+        source for file, source in wanted.items() if not (file.is_file() and _holds(file, source))
+    ]
+    return world.gather(missing)[0]
+
+
+def _holds(file: Path, source: Source) -> bool:
+    try:
+        return load_source(file) == source
+    except WeightsError:
+        return False
+
+
+def _announce(
+    weights: Weights, images: Manifest, process: Process, config: Config, num_there: int
+) -> None:
+    logger.info(
+        "%s of %s on %d images of %s; %s, %d ranks on %s",
+        weights.description.name,
+        weights.path,
+        images.num_images,
+        images.folder,
+        config.precision,
+        process.world_size,
+        process.device,
+    )
+    if num_there:
+        logger.info(
+            "%d posteriors files are there already, of the same weights, images and settings; "
+            "delete them to compute them again",
+            num_there,
+        )

@@ -1,0 +1,78 @@
+"""What an evaluation found, for people and programs: errors of each posteriors file and of their
+mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vggdist.data.progress import duration
+from vggdist.evaluate import Evaluated
+from vggdist.evaluation.fusion import Fusion, errors_of
+from vggdist.evaluation.posteriors import load_posteriors
+
+
+def summarize(evaluated: Evaluated) -> dict[str, Any]:
+    """Reads the files back and counts errors; fractions of `num_images`."""
+    fusion, protocols, rows = Fusion(), dict[str, Fusion](), []
+    for path in evaluated.files:
+        posteriors = load_posteriors(path)
+        fusion.add(posteriors, str(path))
+        source = posteriors.source
+        protocols.setdefault(source.protocol, Fusion()).add(posteriors, str(path))
+        errors = errors_of(posteriors.values, posteriors.labels)
+        rows.append(
+            {
+                "protocol": source.protocol,
+                "scale": source.scale,
+                "flip": source.flip,
+                **errors.to_dict(),
+                "file": str(path),
+            }
+        )
+    return {
+        **fusion.errors().to_dict(),
+        "protocols": {name: one.errors().to_dict() for name, one in protocols.items()},
+        "files": rows,
+        "num_computed": evaluated.num_computed,
+        "elapsed_seconds": evaluated.elapsed_seconds,
+    }
+
+
+def render_evaluated(summary: dict[str, Any]) -> str:
+    """The errors as a table; the caller prints it."""
+    table = Table(title=f"Errors on {summary['num_images']:,} images", title_justify="left")
+    for name, justify in (
+        ("protocol", "left"),
+        ("Q", "right"),
+        ("top-1", "right"),
+        ("top-5", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    by_protocol: dict[str, list[dict[str, Any]]] = {}
+    for row in summary["files"]:
+        by_protocol.setdefault(row["protocol"], []).append(row)
+    for protocol, rows in by_protocol.items():
+        for row in rows:
+            _add(table, protocol + (" + flip" if row["flip"] else ""), str(row["scale"]), row)
+        if len(rows) > 1:
+            _add(table, f"{protocol}, mean", "all", summary["protocols"][protocol])
+    if len(by_protocol) > 1:
+        _add(table, "mean of all", "all", summary)
+    console = Console(width=None if Console().is_terminal else 120)
+    with console.capture() as captured:
+        console.print(table)
+    folder = summary["files"][0]["file"].rpartition("/")[0]
+    lines = [f"posteriors files: {folder}"]
+    if summary["num_computed"]:
+        seconds = summary["elapsed_seconds"]
+        rate = summary["num_computed"] / max(seconds, 1e-9)
+        lines.append(f"{duration(seconds)}, {rate:,.1f} images/s (all ranks, each scale counted)")
+    return captured.get() + "\n".join(lines)
+
+
+def _add(table: Table, protocol: str, scale: str, errors: dict[str, Any]) -> None:
+    top1, top5 = (f"{100 * errors[name]:.2f} %" for name in ("top1_error", "top5_error"))
+    table.add_row(protocol, scale, top1, top5)

@@ -1,0 +1,247 @@
+"""Features of images for other tasks (Appendix B): what a trained network's last layers do on whole
+images, averaged over places, mirror images and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggdist.config import Config
+from vggdist.config_file import load_config
+from vggdist.data.dataset import find_manifest, open_dataset, open_split
+from vggdist.data.folders import existing_folder, list_classes, names_in
+from vggdist.data.manifest import Manifest, from_classes
+from vggdist.data.manifest_file import QUARANTINE_NAME, SPLITS
+from vggdist.data.progress import Progress
+from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError, DataError
+from vggdist.evaluation.features_file import Aggregate, FeatureLayer, Features, Recipe
+from vggdist.evaluation.scores import most_pixels
+from vggdist.model.dense import DenseNetwork
+from vggdist.model.weights import Description, build_network, load_weights
+from vggdist.training.engine import DTYPES, check_precision
+from vggdist.training.run_folder import weights_file
+
+GROUP_SIZE = 32
+"""Images that are decoded together; their windows share each pass over fc6's weights."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Whose features of which images are wanted."""
+
+    network: str
+    """A run folder, a checkpoint or a weights file."""
+    root: str
+    """A data set with train/ and val/, whose images are all taken, or a folder of class folders."""
+    scales: tuple[int, ...] = ()
+    """Q, pixels; empty: those of Appendix B, 256, 384 and 512 for crops of 224 pixels."""
+    layer: FeatureLayer = "fc7"
+    """fc7 after its ReLU, at every window; or the last pooled maps."""
+    aggregate: Aggregate = "average"
+    """What becomes of several scales."""
+    flip: bool = True
+    """Average with the mirror image."""
+    overrides: tuple[str, ...] = ()
+    """`section.key=value`."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images of one manifest, and what stands before their names."""
+
+    prefix: str
+    images: Manifest
+
+
+def compute_features(request: Request) -> Features:
+    """Every image once, as a descriptor of length 1 (L2).
+
+    The activations are averaged over all places, then with those of the mirror image; scales are
+    averaged, or stacked side by side; the whole descriptor is normalized in the end, as Appendix B
+    says it. A descriptor of zeros stays.
+
+    Raises:
+        VggdistError: something that the user can solve.
+    """
+    weights = load_weights(weights_file(request.network))
+    network = weights.description
+    config = _configure(request, network)
+    scales = _scales(request.scales, network.crop_size)
+    parts = _open_parts(request.root)
+    with ExitStack() as stack:
+        process = world.start(config.device)
+        stack.callback(world.stop)
+        check_precision(config.precision, process.device)
+        dense = DenseNetwork(
+            build_network(weights, config.model), DTYPES[config.precision], process.device
+        )
+        extraction = _Extraction(dense, request, scales, config, process)
+        progress = Progress(sum(part.images.num_images for part in parts))
+        rows = np.concatenate([extraction.rows(part.images, progress) for part in parts])
+        progress.close()
+    return Features(
+        rows,
+        np.concatenate([part.images.labels for part in parts]).astype(np.int64),
+        tuple(
+            part.prefix + part.images.name(image)
+            for part in parts
+            for image in range(part.images.num_images)
+        ),
+        parts[0].images.classes,
+        Recipe(
+            network=network.name,
+            train_scale=network.train_scale,
+            weights=weights.sha256,
+            layer=request.layer,
+            scales=scales,
+            aggregate=request.aggregate,
+            flip=request.flip,
+            precision=config.precision,
+            dataset=existing_folder(request.root).name,
+        ),
+    )
+
+
+class _Extraction:
+    """What is done with the images of each manifest."""
+
+    def __init__(
+        self,
+        network: DenseNetwork,
+        request: Request,
+        scales: tuple[int, ...],
+        config: Config,
+        process: Process,
+    ) -> None:
+        self._network, self._request, self._scales = network, request, scales
+        self._config, self._process = config, process
+        self._max_pixels = most_pixels(config.evaluation.max_megapixels, process.device)
+
+    def rows(self, images: Manifest, progress: Progress) -> NDArray[np.float32]:
+        """The descriptors of all images, in the manifest's order."""
+        rows: NDArray[np.float32] | None = None
+        with WholeImageLoader(
+            images,
+            self._config.data,
+            scales=self._scales,
+            group_size=GROUP_SIZE,
+            device=self._process.device,
+            dtype=DTYPES[self._config.precision],
+            num_threads=self._config.data.num_threads or self._process.num_cores,
+        ) as groups:
+            for group in groups:
+                index, found = self._describe(group)
+                if rows is None:
+                    rows = np.empty((images.num_images, found.shape[1]), np.float32)
+                rows[index] = found.numpy()
+                progress.advance(len(index))
+        assert rows is not None
+        return rows
+
+    def _describe(self, group: Group) -> tuple[NDArray[np.int64], Tensor]:
+        """Numbers and descriptors of a group's images."""
+        scales = []
+        for scale in self._scales:
+            images = [one for one in group if one.scale == scale]
+            index = np.concatenate([one.index for one in images])
+            found = torch.cat(describe(self._network, images, self._request, self._max_pixels))
+            # The groups of two scales may hold the images in another order.
+            scales.append(found[torch.from_numpy(index.argsort()).to(found.device)])
+        stacked = self._request.aggregate == "stack"
+        whole = torch.cat(scales, dim=1) if stacked else torch.stack(scales).mean(dim=0)
+        return np.sort(index), F.normalize(whole).cpu()
+
+
+@torch.no_grad()
+def describe(
+    network: DenseNetwork, group: Sequence[WholeImages], request: Request, max_pixels: int
+) -> list[Tensor]:
+    """Activations averaged over places, and with those of the mirror images.
+
+    Args:
+        network: applied to whole images.
+        group: images of any shapes, all at one scale.
+        request: `layer` and `flip`.
+        max_pixels: most pixels in the convolutions at once; a larger image goes alone.
+
+    Returns:
+        For each of the group (n, units), fp32.
+    """
+    sides = 2 if request.flip else 1
+    maps = []
+    for one in group:
+        images = torch.cat([one.images, one.images.flip(3)]) if request.flip else one.images
+        at_once = max(1, max_pixels // images[0, 0].numel())
+        pieces = torch.split(images, at_once)
+        maps.append(torch.cat([network.maps(piece) for piece in pieces]))
+    if request.layer == "pool5":
+        means = [part.float().mean(dim=(2, 3)) for part in maps]
+    else:
+        means = [part.float().mean(dim=(1, 2)) for part in network.score_maps(maps, layer="fc7")]
+    return [mean.view(sides, -1, mean.shape[1]).mean(dim=0) for mean in means]
+
+
+def _configure(request: Request, network: Description) -> Config:
+    """The network's own settings, with the request's overrides on top."""
+    low, high = network.train_scale or (network.crop_size,) * 2
+    base = {
+        "model": network.model.model_dump(mode="json", exclude={"initialize_from"}),
+        "data": {
+            "root": request.root,
+            "crop_size": network.crop_size,
+            "train_scale_min": low,
+            "train_scale_max": high,
+            "mean": list(network.mean),
+            "std": list(network.std),
+        },
+    }
+    return load_config(None, request.overrides, base)
+
+
+def _scales(wanted: Sequence[int], crop_size: int) -> tuple[int, ...]:
+    scales = tuple(dict.fromkeys(wanted)) or tuple(
+        round(crop_size * scale / 224) for scale in (256, 384, 512)
+    )
+    small = [str(scale) for scale in scales if scale < crop_size]
+    if small:
+        raise ConfigError(
+            f"--scales: at a shorter side of {', '.join(small)} pixels images are smaller than the "
+            f"network's input of {crop_size} x {crop_size}; use scales of {crop_size} or more."
+        )
+    return scales
+
+
+def _open_parts(root: str) -> list[_Part]:
+    """Both splits of a data set, or all class folders of a folder.
+
+    Raises:
+        DataError: there are no such images, or some cannot be used.
+    """
+    folder = existing_folder(root)
+    names = names_in(folder)
+    if find_manifest(folder) is not None or set(SPLITS) <= set(names):
+        dataset = open_dataset(folder)
+        parts = [_Part("train/", dataset.train), _Part("val/", dataset.val)]
+    elif len(names) == 1 and names[0] in SPLITS:
+        parts = [_Part(f"{names[0]}/", open_split(folder, names[0]))]
+    else:
+        parts = [_Part("", from_classes(folder, "", list_classes(folder)))]
+    for part in parts:
+        if part.images.quarantine:
+            first = part.prefix + part.images.name(min(part.images.quarantine))
+            raise DataError(
+                f"{QUARANTINE_NAME} in {folder} lists images such as {first}. Every image gets "
+                "its features, so each must be usable. Replace them with good copies and run "
+                "`vggdist check` again."
+            )
+    return parts

@@ -1,0 +1,62 @@
+"""What every rank does around its work: speak to the terminal, end with a sentence, act as one."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import DataError, DistributedError, VggdistError
+from vggdist.training import progress
+
+T = TypeVar("T")
+
+
+def run_rank(work: Callable[[], int]) -> int:
+    """Does a rank's work; prints what a user can solve, and returns the exit code.
+
+    Every rank may meet the same problem; those that all ranks meet are printed by the main one.
+    """
+    rank = world.announced_rank()  # a number, if the launcher is right
+    _log_to_terminal(rank == "0")
+    try:
+        return work()
+    except VggdistError as error:
+        if rank == "0" or isinstance(error, DataError | DistributedError):
+            where = f"rank {rank}: " if rank != "0" else ""
+            sys.stderr.write(f"error: {where}{error}\n")
+        return error.exit_code
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error) and "Connection reset" not in str(error):
+            raise
+        sys.stderr.write(f"error: rank {rank}: another rank has ended; its message says why.\n")
+        return DistributedError.exit_code
+
+
+def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
+    """Runs `action` on the main rank only; where it fails, all ranks end, and only it speaks."""
+    result, problem = None, None
+    if process.is_main:
+        try:
+            result = action()
+        except VggdistError as error:
+            problem = error
+    exit_code = world.from_main(problem.exit_code if problem else 0, process.device)
+    if problem is not None:
+        raise problem
+    if exit_code:
+        # Launchers end with the code of any rank.
+        raise SystemExit(exit_code)
+    return result
+
+
+def _log_to_terminal(is_main: bool) -> None:
+    logger = logging.getLogger("vggdist")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if sys.stderr.isatty():
+        handler.addFilter(lambda record: record.name != progress.__name__)
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.propagate = False
