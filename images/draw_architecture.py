@@ -33,6 +33,7 @@ LEVELS = {
     "vggdist.pretrain": 5,
     "vggdist.rank": 5,
     "vggdist.run_report": 5,
+    "vggdist.trained": 5,
     "vggdist.benchmark": 5,
     "vggdist.training": 4,
     "vggdist.data": 3,

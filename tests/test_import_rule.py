@@ -32,6 +32,7 @@ LEVELS = {
     # 5: one process
     "pretrain": 5,
     "rank": 5,
+    "trained": 5,
     "run_report": 5,
     "evaluate": 5,
     "compute_posteriors": 5,

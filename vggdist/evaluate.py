@@ -15,13 +15,11 @@ from typing import Literal
 
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
-from vggdist.config_file import load_config
 from vggdist.data.dataset import open_split
 from vggdist.data.manifest import Manifest
-from vggdist.data.manifest_file import QUARANTINE_NAME
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
-from vggdist.errors import ConfigError, DataError, WeightsError
+from vggdist.errors import DataError, WeightsError
 from vggdist.evaluation.posteriors import (
     Posteriors,
     Protocol,
@@ -29,11 +27,16 @@ from vggdist.evaluation.posteriors import (
     load_source,
     save_posteriors,
 )
-from vggdist.model.dense import DenseNetwork
-from vggdist.model.weights import Description, Weights, build_network, load_weights
+from vggdist.model.weights import Description, Weights
 from vggdist.rank import on_main
-from vggdist.training.engine import DTYPES, check_precision
-from vggdist.training.run_folder import CHECKPOINTS, weights_file
+from vggdist.trained import (
+    build_dense,
+    configure,
+    open_weights,
+    require_scales,
+    require_usable,
+)
+from vggdist.training.run_folder import CHECKPOINTS
 
 logger = logging.getLogger("vggdist")
 
@@ -80,19 +83,15 @@ def evaluate(request: Request) -> Evaluated | None:
     Raises:
         VggdistError: something that the user can solve.
     """
-    path = weights_file(request.network)
-    weights = load_weights(path)
-    config = _configure(request, weights.description)
+    weights = open_weights(request.network)
+    config = configure(weights.description, request.root, request.overrides)
     scales = _scales(request, weights.description)
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
-        check_precision(config.precision, process.device)
         images = _open_images(request, weights.description)
-        network = DenseNetwork(
-            build_network(weights, config.model), DTYPES[config.precision], process.device
-        )
-        folder = request.out or _default_folder(path)
+        network = build_dense(weights, config, process)
+        folder = request.out or _default_folder(weights.path)
         wanted = {
             _file(folder, source): source
             for source in _sources(request, scales, weights, config, images)
@@ -109,39 +108,9 @@ def evaluate(request: Request) -> Evaluated | None:
         return Evaluated(tuple(wanted), computed, seconds) if process.is_main else None
 
 
-def _configure(request: Request, network: Description) -> Config:
-    """The network's own settings, with the request's overrides on top."""
-    low, high = network.train_scale or (network.crop_size,) * 2
-    base = {
-        "model": network.model.model_dump(mode="json", exclude={"initialize_from"}),
-        "data": {
-            "root": request.root,
-            "crop_size": network.crop_size,
-            "train_scale_min": low,
-            "train_scale_max": high,
-            "mean": list(network.mean),
-            "std": list(network.std),
-        },
-    }
-    return load_config(None, request.overrides, base)
-
-
 def _scales(request: Request, network: Description) -> tuple[int, ...]:
-    """The scales Q of the request.
-
-    Raises:
-        ConfigError: an image at a scale would be smaller than the network's input.
-    """
-    crop_size = network.crop_size
-    low, high = network.train_scale or (round(crop_size * 256 / 224),) * 2
-    scales = tuple(dict.fromkeys(request.scales)) or ((low + high) // 2,)
-    small = [str(scale) for scale in scales if scale < crop_size]
-    if small:
-        raise ConfigError(
-            f"--scales: at a shorter side of {', '.join(small)} pixels images are smaller than the "
-            f"network's input of {crop_size} x {crop_size}; use scales of {crop_size} or more."
-        )
-    return scales
+    low, high = network.train_scale or (round(network.crop_size * 256 / 224),) * 2
+    return require_scales(request.scales or ((low + high) // 2,), network.crop_size)
 
 
 def _open_images(request: Request, network: Description) -> Manifest:
@@ -166,12 +135,7 @@ def _open_images(request: Request, network: Description) -> Manifest:
             f"is {given[first]!r} there and {own[first]!r} in the weights file. Labels are the "
             "places of the sorted class folders; name the folders as in training."
         )
-    if images.quarantine:
-        raise DataError(
-            f"{QUARANTINE_NAME} in {request.root} lists {len(images.quarantine)} of the images, "
-            f"such as {images.name(min(images.quarantine))}. An evaluation counts every image, so "
-            "each must be usable. Replace them with good copies and run `vggdist check` again."
-        )
+    require_usable(images, request.root)
     return images
 
 

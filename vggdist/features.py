@@ -14,22 +14,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.config import Config
-from vggdist.config_file import load_config
 from vggdist.data.dataset import find_manifest, open_dataset, open_split
 from vggdist.data.folders import existing_folder, list_classes, names_in
 from vggdist.data.manifest import Manifest, from_classes
-from vggdist.data.manifest_file import QUARANTINE_NAME, SPLITS
+from vggdist.data.manifest_file import SPLITS
 from vggdist.data.progress import Progress
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
-from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.features_file import Aggregate, FeatureLayer, Features, Recipe
 from vggdist.evaluation.scores import most_pixels
 from vggdist.model.dense import DenseNetwork
-from vggdist.model.weights import Description, build_network, load_weights
-from vggdist.training.engine import DTYPES, check_precision
-from vggdist.training.run_folder import weights_file
+from vggdist.trained import (
+    build_dense,
+    configure,
+    open_weights,
+    require_scales,
+    require_usable,
+)
+from vggdist.training.engine import DTYPES
 
 GROUP_SIZE = 32
 """Images that are decoded together; their windows share each pass over fc6's weights."""
@@ -73,18 +76,16 @@ def compute_features(request: Request) -> Features:
     Raises:
         VggdistError: something that the user can solve.
     """
-    weights = load_weights(weights_file(request.network))
+    weights = open_weights(request.network)
     network = weights.description
-    config = _configure(request, network)
-    scales = _scales(request.scales, network.crop_size)
+    config = configure(network, request.root, request.overrides)
+    usual = [round(network.crop_size * scale / 224) for scale in (256, 384, 512)]
+    scales = require_scales(request.scales or usual, network.crop_size)
     parts = _open_parts(request.root)
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
-        check_precision(config.precision, process.device)
-        dense = DenseNetwork(
-            build_network(weights, config.model), DTYPES[config.precision], process.device
-        )
+        dense = build_dense(weights, config, process)
         extraction = _Extraction(dense, request, scales, config, process)
         progress = Progress(sum(part.images.num_images for part in parts))
         rows = np.concatenate([extraction.rows(part.images, progress) for part in parts])
@@ -191,36 +192,6 @@ def describe(
     return [mean.view(sides, -1, mean.shape[1]).mean(dim=0) for mean in means]
 
 
-def _configure(request: Request, network: Description) -> Config:
-    """The network's own settings, with the request's overrides on top."""
-    low, high = network.train_scale or (network.crop_size,) * 2
-    base = {
-        "model": network.model.model_dump(mode="json", exclude={"initialize_from"}),
-        "data": {
-            "root": request.root,
-            "crop_size": network.crop_size,
-            "train_scale_min": low,
-            "train_scale_max": high,
-            "mean": list(network.mean),
-            "std": list(network.std),
-        },
-    }
-    return load_config(None, request.overrides, base)
-
-
-def _scales(wanted: Sequence[int], crop_size: int) -> tuple[int, ...]:
-    scales = tuple(dict.fromkeys(wanted)) or tuple(
-        round(crop_size * scale / 224) for scale in (256, 384, 512)
-    )
-    small = [str(scale) for scale in scales if scale < crop_size]
-    if small:
-        raise ConfigError(
-            f"--scales: at a shorter side of {', '.join(small)} pixels images are smaller than the "
-            f"network's input of {crop_size} x {crop_size}; use scales of {crop_size} or more."
-        )
-    return scales
-
-
 def _open_parts(root: str) -> list[_Part]:
     """Both splits of a data set, or all class folders of a folder.
 
@@ -237,11 +208,5 @@ def _open_parts(root: str) -> list[_Part]:
     else:
         parts = [_Part("", from_classes(folder, "", list_classes(folder)))]
     for part in parts:
-        if part.images.quarantine:
-            first = part.prefix + part.images.name(min(part.images.quarantine))
-            raise DataError(
-                f"{QUARANTINE_NAME} in {folder} lists images such as {first}. Every image gets "
-                "its features, so each must be usable. Replace them with good copies and run "
-                "`vggdist check` again."
-            )
+        require_usable(part.images, str(folder))
     return parts

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, show
+from vggdist.commands.arguments import add_config, add_json, positive, show
 from vggdist.config_file import load_config
 
 STEP_DESCRIPTION = """\
@@ -31,6 +31,7 @@ def add_verbs(verbs: Any) -> None:
     )
     _add_bench_data(bench)
     _add_bench_step(bench)
+    _add_bench_evaluation(bench)
     _add_tune(verbs)
 
 
@@ -65,6 +66,30 @@ def _add_bench_step(bench: Any) -> None:
     add_config(step)
     add_json(step)
     step.set_defaults(run=_bench_step)
+
+
+def _add_bench_evaluation(bench: Any) -> None:
+    evaluation = bench.add_parser(
+        "evaluation",
+        help="dense and multi-crop evaluation beside the usual ways",
+        description="Times, in turn: whole images of real shapes through our dense evaluation; one "
+        "image and its mirror image at a time, fc6 to fc8 as convolutions; images of one shape; "
+        "and multi-crop evaluation with and without shared layers. The images are in memory and "
+        "the weights random.",
+        epilog="example: vggdist bench evaluation --data /data/imagenet --scale 256 precision=fp32",
+    )
+    evaluation.add_argument(
+        "--data", type=Path, metavar="ROOT", help="images (default: random ones in usual shapes)"
+    )
+    evaluation.add_argument(
+        "--scale", type=positive, default=256, metavar="Q", help="shorter side (default: 256)"
+    )
+    evaluation.add_argument(
+        "--rounds", type=positive, default=5, help="timings of everything, in turn (default: 5)"
+    )
+    add_config(evaluation)
+    add_json(evaluation)
+    evaluation.set_defaults(run=_bench_evaluation)
 
 
 def _add_tune(verbs: Any) -> None:
@@ -118,6 +143,19 @@ def _bench_step(arguments: argparse.Namespace) -> None:
     result = measure_step(load_config(arguments.config, overrides), arguments.rounds)
     if result is not None:  # the main rank speaks
         show(render_step(result), result, arguments.json)
+
+
+def _bench_evaluation(arguments: argparse.Namespace) -> None:
+    from vggdist.benchmark.evaluation import measure_evaluation, render_evaluation
+    from vggdist.distributed import process as world
+    from vggdist.trained import require_scales
+
+    config = load_config(arguments.config, arguments.overrides)
+    (scale,) = require_scales([arguments.scale], config.data.crop_size)
+    process = world.start(config.device)
+    result = measure_evaluation(config, process, arguments.data, scale, arguments.rounds)
+    world.stop()
+    show(render_evaluation(result), result, arguments.json)
 
 
 def _tune_data(arguments: argparse.Namespace) -> None:

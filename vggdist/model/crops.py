@@ -36,7 +36,7 @@ class Sharing:
     @property
     def stride(self) -> int:
         """Pixels of the image for one pixel of the shared maps, along a side."""
-        return 2**self.num_blocks
+        return 1 << self.num_blocks
 
     @property
     def strip(self) -> int:
@@ -74,17 +74,18 @@ def choose_sharing(features: nn.Sequential, rows: Lines, columns: Lines, crop_si
         columns: first columns of the crops.
         crop_size: side of the crops, pixels.
     """
-    work, sharings = [], [NOTHING]
+    work: list[float] = []
+    sharings = [NOTHING]
     for number, block in enumerate(features[::2]):
         layers = [layer for layer in block.children() if isinstance(layer, nn.Conv2d)]
-        work.append(sum(layer.weight.numel() for layer in layers) / 4**number)
+        work.append(sum(layer.weight.numel() for layer in layers) * 0.25**number)
         reach = sharings[-1].ring + sum(layer.kernel_size[0] // 2 for layer in layers)
         sharings.append(Sharing(number + 1, -(-reach // 2)))
     alone = len(rows) * len(columns) * crop_size**2
 
     def saved(sharing: Sharing) -> float:
         shared = sharing.num_pixels(rows, columns, crop_size)
-        return (alone - shared) * sum(work[: sharing.num_blocks])
+        return float(alone - shared) * sum(work[: sharing.num_blocks])
 
     return max((one for one in sharings if one.strip <= crop_size), key=saved)
 
@@ -118,8 +119,8 @@ def crop_maps(
     for y in alike(rows, sharing.stride):
         for x in alike(columns, sharing.stride):
             maps = _patchwork(early, images, y, x, crop_size, sharing)
-            maps = torch.cat([late(piece) for piece in maps.split(at_once)])
-            found |= zip(itertools.product(y, x), maps.split(len(images)), strict=True)
+            maps = torch.cat([late(piece) for piece in torch.split(maps, at_once)])
+            found |= zip(itertools.product(y, x), torch.split(maps, len(images)), strict=True)
     return torch.stack([found[place] for place in itertools.product(rows, columns)], dim=1)
 
 
@@ -143,21 +144,12 @@ def _patchwork(
     # Of each crop both sides: first all that begin strips, then all that end them.
     y = tops + [top + crop_size - strip for top in tops]
     x = lefts + [left + crop_size - strip for left in lefts]
+    n_th = (-1, len(images))
     inner = early(region)
-    across = early(torch.cat([region[:, :, a : a + strip] for a in y]))
-    down = early(torch.cat([region[..., b : b + strip] for b in x]))
-    corners = early(torch.cat([region[:, :, a : a + strip, b : b + strip] for a in y for b in x]))
-    inner, across, down, corners = (
-        early(region),
-        *(
-            early(torch.cat(pieces)).unflatten(0, (-1, n))
-            for pieces in (
-                [region[:, :, a : a + strip] for a in y],
-                [region[..., b : b + strip] for b in x],
-                [region[:, :, a : a + strip, b : b + strip] for a in y for b in x],
-            )
-        ),
-    )
+    across = early(torch.cat([region[:, :, a : a + strip] for a in y])).unflatten(0, n_th)
+    down = early(torch.cat([region[..., b : b + strip] for b in x])).unflatten(0, n_th)
+    squares = [region[:, :, a : a + strip, b : b + strip] for a in y for b in x]
+    corners = early(torch.cat(squares)).unflatten(0, n_th)
     num_channels = inner.shape[1]
     maps = inner.new_empty(len(rows), len(columns), n, side, side, num_channels)
     maps = maps.permute(0, 1, 2, 5, 3, 4)  # channels_last
@@ -173,4 +165,5 @@ def _patchwork(
             own[..., to_x] = down[b][..., vertical, from_x]
             for a, (to_y, from_y) in ((i, begin), (i + len(rows), end)):
                 own[:, :, to_y, to_x] = corners[a * len(x) + b][:, :, from_y, from_x]
-    return maps.flatten(0, 2)
+    crops: Tensor = maps.flatten(0, 2)
+    return crops

@@ -1,0 +1,87 @@
+"""A trained network for commands that apply it: weights, settings, the network on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vggdist.config import Config
+from vggdist.config_file import load_config
+from vggdist.data.manifest import Manifest
+from vggdist.data.manifest_file import QUARANTINE_NAME
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError, DataError
+from vggdist.model.dense import DenseNetwork
+from vggdist.model.weights import Description, Weights, build_network, load_weights
+from vggdist.training.engine import DTYPES, check_precision
+from vggdist.training.run_folder import weights_file
+
+
+def open_weights(network: str) -> Weights:
+    """The weights of a run folder, a checkpoint or a weights file.
+
+    Raises:
+        VggdistError: there are none, or they cannot be used.
+    """
+    return load_weights(weights_file(network))
+
+
+def configure(network: Description, root: str, overrides: Sequence[str]) -> Config:
+    """What the network was trained with, and `section.key=value` on top.
+
+    Raises:
+        ConfigError: lists every problem of the overrides.
+    """
+    low, high = network.train_scale or (network.crop_size,) * 2
+    base = {
+        "model": network.model.model_dump(mode="json", exclude={"initialize_from"}),
+        "data": {
+            "root": root,
+            "crop_size": network.crop_size,
+            "train_scale_min": low,
+            "train_scale_max": high,
+            "mean": list(network.mean),
+            "std": list(network.std),
+        },
+    }
+    return load_config(None, overrides, base)
+
+
+def build_dense(weights: Weights, config: Config, process: Process) -> DenseNetwork:
+    """The network in the configured precision, on the rank's device.
+
+    Raises:
+        ConfigError: the device lacks the precision.
+        WeightsError: the weights are of another network than the configured one.
+    """
+    check_precision(config.precision, process.device)
+    network = build_network(weights, config.model)
+    return DenseNetwork(network, DTYPES[config.precision], process.device)
+
+
+def require_scales(scales: Sequence[int], crop_size: int) -> tuple[int, ...]:
+    """The scales Q, each once.
+
+    Raises:
+        ConfigError: an image at a scale would be smaller than the network's input.
+    """
+    small = [str(scale) for scale in scales if scale < crop_size]
+    if small:
+        raise ConfigError(
+            f"--scales: at a shorter side of {', '.join(small)} pixels images are smaller than the "
+            f"network's input of {crop_size} x {crop_size}; use scales of {crop_size} or more."
+        )
+    return tuple(dict.fromkeys(scales))
+
+
+def require_usable(images: Manifest, root: str) -> None:
+    """Refuses images in quarantine: every image counts here.
+
+    Raises:
+        DataError: how many there are, and one of them.
+    """
+    if images.quarantine:
+        raise DataError(
+            f"{QUARANTINE_NAME} in {root} lists {len(images.quarantine)} of the images, such as "
+            f"{images.name(min(images.quarantine))}. Every image counts here, so each must be "
+            "usable. Replace them with good copies and run `vggdist check` again."
+        )
