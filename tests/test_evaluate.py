@@ -271,6 +271,10 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     assert "These layers differ:\n  - conv2_2: the network has no such layer, the file " in other
     missing = refusal(request(tmp_path / "none.safetensors", dataset, tmp_path), VggdistError)
     assert "has no weights" in missing
+    (tmp_path / "file").touch()
+    full = refusal(request(weights, dataset, tmp_path / "file" / "out"), WeightsError)
+    assert full.startswith(f"posteriors files cannot be written to {tmp_path / 'file' / 'out'}: ")
+    assert full.endswith("Choose another folder with --out.")
     data = refusal(request(weights, dataset / "val", tmp_path), DataError)
     assert "has no folder train/" in data
 

@@ -4,6 +4,7 @@ files, and the errors that follow from them."""
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -97,6 +98,7 @@ def evaluate(request: Request) -> Evaluated | None:
             for source in _sources(request, scales, weights, config, images)
         }
         missing = _missing(wanted)
+        on_main(process, partial(_require_writable, folder))
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
         run = PosteriorsOfRank(config, process, network, images, request.storage)
@@ -171,6 +173,19 @@ def _file(folder: Path, source: Source) -> Path:
     return folder / f"{name}-{source.weights[:8]}-{source.images[:8]}.npz"
 
 
+def _require_writable(folder: Path) -> None:
+    """Raises a WeightsError before anything is computed that could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise WeightsError(
+            f"posteriors files cannot be written to {folder}: {error}. Choose another folder with "
+            "--out."
+        ) from error
+
+
 def _save(folder: Path, posteriors: Posteriors | None) -> None:
     assert posteriors is not None
     save_posteriors(_file(folder, posteriors.source), posteriors)
@@ -195,13 +210,13 @@ def _announce(
     weights: Weights, images: Manifest, process: Process, config: Config, num_there: int
 ) -> None:
     logger.info(
-        "%s of %s on %d images of %s; %s, %d ranks on %s",
+        "%s of %s on %d images of %s; %s, %s on %s",
         weights.description.name,
         weights.path,
         images.num_images,
         images.folder,
         config.precision,
-        process.world_size,
+        "1 rank" if process.world_size == 1 else f"{process.world_size} ranks",
         process.device,
     )
     if num_there:
