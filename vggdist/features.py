@@ -23,7 +23,7 @@ from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.evaluation.features_file import Aggregate, FeatureLayer, Features, Recipe
-from vggdist.evaluation.scores import most_pixels
+from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
 from vggdist.model.dense import DenseNetwork
 from vggdist.trained import (
     build_dense,
@@ -178,18 +178,13 @@ def describe(
     Returns:
         For each of the group (n, units), fp32.
     """
-    sides = 2 if request.flip else 1
-    maps = []
-    for one in group:
-        images = torch.cat([one.images, one.images.flip(3)]) if request.flip else one.images
-        at_once = max(1, max_pixels // images[0, 0].numel())
-        pieces = torch.split(images, at_once)
-        maps.append(torch.cat([network.maps(piece) for piece in pieces]))
+    flip = request.flip
+    maps = [maps_with_mirrored(network, one.images, flip, max_pixels) for one in group]
     if request.layer == "pool5":
         means = [part.float().mean(dim=(2, 3)) for part in maps]
     else:
         means = [part.float().mean(dim=(1, 2)) for part in network.score_maps(maps, layer="fc7")]
-    return [mean.view(sides, -1, mean.shape[1]).mean(dim=0) for mean in means]
+    return [mean_of_mirrored(mean, flip) for mean in means]
 
 
 def _open_parts(root: str) -> list[_Part]:

@@ -57,8 +57,8 @@ def most_pixels(max_megapixels: float | None, device: torch.device) -> int:
 @torch.no_grad()
 def center_crop_posteriors(network: Network, images: Tensor, flip: bool, max_pixels: int) -> Tensor:
     """Posteriors (n, k) of images (n, 3, crop_size, crop_size)."""
-    (scores,) = network.score_maps([_maps(network, _with_mirrored(images, flip), max_pixels)])
-    return _mean_of_mirrored(scores[:, 0, 0].float().softmax(dim=1), flip)
+    (scores,) = network.score_maps([maps_with_mirrored(network, images, flip, max_pixels)])
+    return mean_of_mirrored(scores[:, 0, 0].float().softmax(dim=1), flip)
 
 
 @torch.no_grad()
@@ -82,9 +82,9 @@ def dense_posteriors(
     Returns:
         For each of the group (n, k).
     """
-    maps = [_maps(network, _with_mirrored(part.images, flip), max_pixels) for part in group]
+    maps = [maps_with_mirrored(network, part.images, flip, max_pixels) for part in group]
     return [
-        _mean_of_mirrored(_spatial_average(scores.float(), spatial_average), flip)
+        mean_of_mirrored(_spatial_average(scores.float(), spatial_average), flip)
         for scores in network.score_maps(maps)
     ]
 
@@ -136,21 +136,20 @@ def _of_crops(network: Network, images: Tensor, mirrored: bool, max_pixels: int)
     return torch.einsum("nck,c->nk", posteriors, weights)
 
 
-def _maps(network: Network, images: Tensor, max_pixels: int) -> Tensor:
-    """The last pooled maps of images, computed in pieces."""
+def maps_with_mirrored(network: Network, images: Tensor, flip: bool, max_pixels: int) -> Tensor:
+    """The last pooled maps (n, c, h, w) of images, computed in pieces of at most `max_pixels`.
+
+    If `flip`, (2n, c, h, w) with those of the mirror images behind; `mean_of_mirrored` joins them.
+    """
     height, width = images.shape[2:]
+    images = torch.cat([images, images.flip(3)]) if flip else images
     pieces = torch.split(images, max(1, max_pixels // (height * width)))
     return torch.cat([network.maps(piece) for piece in pieces])
 
 
-def _with_mirrored(images: Tensor, flip: bool) -> Tensor:
-    """(n, ...) -> (2n, ...) with the mirror images behind, if they are wanted."""
-    return torch.cat([images, images.flip(3)]) if flip else images
-
-
-def _mean_of_mirrored(posteriors: Tensor, flip: bool) -> Tensor:
-    """What `_with_mirrored` was asked for: (2n, k) -> (n, k)."""
-    return posteriors.view(2, -1, posteriors.shape[1]).mean(dim=0) if flip else posteriors
+def mean_of_mirrored(values: Tensor, flip: bool) -> Tensor:
+    """What came of `maps_with_mirrored`: (2n, k) -> (n, k)."""
+    return values.view(2, -1, values.shape[1]).mean(dim=0) if flip else values
 
 
 def _spatial_average(scores: Tensor, what: SpatialAverage) -> Tensor:
