@@ -164,8 +164,8 @@ def test_an_override_below_a_value_is_told(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- model\n", "holds a list; a configuration is sections of keys"),
-        ("D\n", "holds a str; a configuration is sections of keys"),
+        ("- model\n", "holds a list; it must hold keys with values"),
+        ("D\n", "holds a str; it must hold keys with values"),
         ("model: [\n", "is not valid YAML: "),
         ("\tmodel: 1\n", "is not valid YAML: "),
         ("seed: !!int many\n", "is not valid YAML: "),

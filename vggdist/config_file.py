@@ -1,5 +1,7 @@
 """YAML and `section.key=value` -> `Config`, and back; every problem in one error.
 
+What other files hold in YAML, such as facts about a cluster, is read and checked the same way.
+
 Precedence: the paper's defaults < the YAML file < overrides in the order they are given. Closes
 YAML's traps: `1e-2` is a number here, `off`, `010` and `1:30` are words, and a duplicate key is an
 error.
@@ -10,14 +12,16 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from vggdist.config import Config
+from vggdist.config import Config, Section
 from vggdist.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
 
 _REDEFINED = ("bool", "int", "float", "timestamp")
 
@@ -86,7 +90,11 @@ def load_config(
         ConfigError: lists every problem: where, what, what is allowed, what to do.
     """
     problems: list[str] = []
-    values = _read_yaml(path) if path is not None else copy.deepcopy(dict(base or {}))
+    values = (
+        read_yaml(path, "give --config a YAML file, such as configs/vgg_d.yaml")
+        if path is not None
+        else copy.deepcopy(dict(base or {}))
+    )
     for override in _expand(overrides, problems):
         _apply(override, values, problems)
     return make_config(values, problems, source=str(path) if path else "the command line")
@@ -96,17 +104,35 @@ def make_config(
     values: Mapping[str, Any], problems: Sequence[str] = (), source: str = "the configuration"
 ) -> Config:
     """Nested mappings -> `Config`, joining `problems` found before with those of the values."""
+    return validate(Config, values, problems, source)
+
+
+def validate(
+    model: type[S],
+    values: Mapping[str, Any],
+    problems: Sequence[str] = (),
+    source: str = "the file",
+) -> S:
+    """Nested mappings -> the typed, frozen `model`.
+
+    Args:
+        problems: sentences on what was found before; they are raised with those of the values.
+        source: what the values come from, for the error's first line.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
     found = list(problems)
-    config = None
+    made = None
     try:
-        config = Config.model_validate(values, by_alias=True, by_name=False)
+        made = model.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
-        found += [_sentence(detail) for detail in error.errors(include_url=False)]
-    if found or config is None:
+        found += [_sentence(detail, model) for detail in error.errors(include_url=False)]
+    if found or made is None:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         listing = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in found)
         raise ConfigError(f"{count} in {source}:\n{listing}")
-    return config
+    return made
 
 
 def to_yaml(config: Config) -> str:
@@ -133,13 +159,19 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        remedy: what to do where there is no such file, as half a sentence.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist; give --config a YAML file, such as configs/vgg_d.yaml."
-        ) from None
+        raise ConfigError(f"{path} does not exist; {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     try:
@@ -152,7 +184,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds a {type(values).__name__}; a configuration is sections of keys, such as "
+            f"{path} holds a {type(values).__name__}; it must hold keys with values, such as "
             "`model:` with `configuration: D` below it."
         )
     return values
@@ -196,12 +228,12 @@ def _apply(override: str, values: dict[str, Any], problems: list[str]) -> None:
     section[names[-1]] = value
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def _sentence(detail: ErrorDetails, model: type[Section]) -> str:
     """One pydantic error -> where, what, what is allowed."""
     location = [str(part) for part in detail["loc"]]
     where, value = ".".join(location), detail["input"]
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(location)
+        return _unknown_key(location, model)
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
         return f"{where}: {text}" if where else text
@@ -211,20 +243,20 @@ def _sentence(detail: ErrorDetails) -> str:
         return f"{where}: {value!r} is not a word, and keys are words."
     rule = detail["msg"].removeprefix("Input ").replace("should be", "must be")
     rule = rule.replace("tuple", "list")
-    return f"{where}: {value!r} {rule}.{_description(location)}"
+    return f"{where}: {value!r} {rule}.{_description(location, model)}"
 
 
-def _unknown_key(location: list[str]) -> str:
-    section = _section(location[:-1])
+def _unknown_key(location: list[str], model: type[Section]) -> str:
+    section = _section(location[:-1], model)
     known = [field.alias or name for name, field in section.model_fields.items()]
     key, where = location[-1], ".".join(location[:-1])
     everywhere = {
         (field.alias or name): top
-        for top, outer in Config.model_fields.items()
+        for top, outer in model.model_fields.items()
         if isinstance(outer.annotation, type) and issubclass(outer.annotation, BaseModel)
         for name, field in outer.annotation.model_fields.items()
     }
-    place = f"section {where} has" if where else "a configuration has"
+    place = f"section {where} has" if where else "known are"
     near = difflib.get_close_matches(key, known, n=1)
     if near:
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?"
@@ -235,8 +267,8 @@ def _unknown_key(location: list[str]) -> str:
     return f"{'.'.join(location)}: unknown key; {hint}"
 
 
-def _section(path: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Config
+def _section(path: Sequence[str], model: type[Section]) -> type[BaseModel]:
+    section: type[BaseModel] = model
     for name in path:
         annotation = section.model_fields[name].annotation
         assert isinstance(annotation, type)
@@ -245,10 +277,10 @@ def _section(path: Sequence[str]) -> type[BaseModel]:
     return section
 
 
-def _description(location: Sequence[str]) -> str:
+def _description(location: Sequence[str], model: type[Section]) -> str:
     """What the field is for, to end an error with; empty where the location is inside a value."""
     try:
-        fields = _section(location[:-1]).model_fields
+        fields = _section(location[:-1], model).model_fields
     except (KeyError, AssertionError):
         return ""
     for name, field in fields.items():
