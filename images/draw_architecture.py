@@ -35,6 +35,7 @@ LEVELS = {
     "vggdist.run_report": 5,
     "vggdist.trained": 5,
     "vggdist.benchmark": 5,
+    "vggdist.cluster": 5,
     "vggdist.training": 4,
     "vggdist.data": 3,
     "vggdist.evaluation": 3,
@@ -60,6 +61,7 @@ DOORS = {
     "torch.utils.tensorboard": "TensorBoard",
     "onnxruntime": "ONNX",
     "sklearn": "scikit-learn",
+    "submitit": "submitit",
     "torchvision": "torchvision",
     "pydantic": "pydantic",
     "yaml": "YAML",
@@ -80,9 +82,10 @@ class Place:
 WIDTH = 11.6
 LEFT, RIGHT, EDGE = 1.75, 8.2, 11.3
 PLACES = {
-    ("launch", 6): Place(LEFT, 2.6, 2, d.GRAY),
+    ("launch", 6): Place(LEFT, 3.9, 3, d.GRAY),
     ("vggdist", 6): Place(LEFT + 4.1, RIGHT - LEFT - 2.1, 2, d.GRAY),
-    ("vggdist", 5): Place(LEFT, 6.2, 4, d.GRAY),
+    ("vggdist", 5): Place(LEFT, 3.95, 3, d.GRAY),
+    ("vggdist.cluster", 5): Place(LEFT + 4.15, 2.1, 2, d.ORANGE),
     ("vggdist.benchmark", 5): Place(RIGHT, EDGE - RIGHT, 2, d.TEAL),
     ("vggdist.training", 4): Place(LEFT, 6.2, 5, d.RED),
     ("vggdist.data", 3): Place(LEFT, 3.95, 4, d.BLUE),

@@ -40,6 +40,7 @@ LEVELS = {
     "features": 5,
     "predict": 5,
     "benchmark": 5,
+    "cluster": 5,
     # 6: many processes, people
     "commands": 6,
     "cli": 6,
@@ -55,6 +56,7 @@ DOORS = {
     "yaml": {"config_file"},
     "pebble": {"data.verification.isolated"},
     "scipy": {"data.preparation.devkit"},
+    "submitit": {"cluster.submission", "cluster.job"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 
@@ -161,6 +163,8 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.config", "torch"),
         ("vggdist.config_file", "torch"),
         ("vggdist.cli", "torch"),
+        ("vggdist.cluster.submission", "torch"),
+        ("vggdist.commands.submission", "submitit"),
         ("vggdist.training.loop", "deepspeed"),
     ],
 )

@@ -5,12 +5,21 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vggdist.commands import evaluation, images, networks, prediction, report, speed, transfer
+from vggdist.commands import (
+    evaluation,
+    images,
+    networks,
+    prediction,
+    report,
+    speed,
+    submission,
+    transfer,
+)
 from vggdist.errors import VggdistError
 
 DESCRIPTION = """\
-Look at networks, prepare images and measure speed. Training is started by launch/train.py, under
-deepspeed, torchrun or plain python.
+Look at networks, prepare images, submit trainings to a cluster, evaluate, and measure speed. On one
+machine a training is started by launch/train.py, under deepspeed, torchrun or plain python.
 """
 
 
@@ -45,7 +54,16 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs."""
     parser = argparse.ArgumentParser(prog="vggdist", description=DESCRIPTION)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (networks, prediction, images, evaluation, report, transfer, speed):
+    for group in (
+        networks,
+        prediction,
+        images,
+        submission,
+        evaluation,
+        report,
+        transfer,
+        speed,
+    ):
         group.add_verbs(verbs)
     return parser
 

@@ -50,3 +50,6 @@ class DistributedError(VggdistError):
 
 EXIT_STOPPED = 75
 """Stopped by a signal, after a checkpoint: the same command continues (EX_TEMPFAIL, sysexits.h)."""
+EXIT_NOT_REQUEUED = 76
+"""The same in a job that does not start again by itself: its budget of requeues is used up, or
+SLURM could not be asked."""

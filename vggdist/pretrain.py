@@ -1,6 +1,7 @@
 """One rank of a training: builds everything from a `Config`, trains, and tells what came out."""
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,6 +17,7 @@ from vggdist.data.manifest import Dataset, Manifest
 from vggdist.data.manifest_file import QUARANTINE_NAME
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
+from vggdist.distributed import slurm
 from vggdist.distributed.process import Process
 from vggdist.errors import (
     EXIT_STOPPED,
@@ -36,19 +38,25 @@ from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import MetricLog
 from vggdist.training.schedule import Schedule
+from vggdist.training.stop import StopSignal
 
 logger = logging.getLogger("vggdist")
 
 NUM_PREDICTIONS = 40
+RESTART_PATIENCE_SECONDS = 120.0
+"""How long a job that SLURM has started again waits for what is left of its last attempt."""
 
 
-def run(config: Config) -> int:
+def run(config: Config, stop: StopSignal | None = None) -> int:
     """`pretrain` for a process of its own; returns the exit code."""
-    return run_rank(lambda: pretrain(config))
+    return run_rank(lambda: pretrain(config, stop))
 
 
-def pretrain(config: Config) -> int:
+def pretrain(config: Config, stop: StopSignal | None = None) -> int:
     """Trains (or continues, or only reports a finished training) on this rank.
+
+    Args:
+        stop: signals that are being noted already; none: they are from the first step on.
 
     Returns:
         The exit code: 0 where the training is finished, `EXIT_STOPPED` after a signal.
@@ -85,7 +93,7 @@ def pretrain(config: Config) -> int:
         if saved is not None:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, folder)
-        if not training.train():
+        if not training.train(stop or stack.enter_context(StopSignal())):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED
         _report(training, config, dataset.val, folder)
@@ -131,7 +139,8 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
 
 def _open_folder(config: Config, folder: Path, stack: ExitStack) -> Path | None:
     """Takes the run folder for this job; the checkpoint to continue from, if any."""
-    stack.enter_context(run_folder.lock(folder))
+    restarted = slurm.num_restarts(os.environ) > 0
+    stack.enter_context(run_folder.lock(folder, RESTART_PATIENCE_SECONDS if restarted else 0.0))
     return run_folder.choose_checkpoint(config, folder)
 
 

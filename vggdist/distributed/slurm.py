@@ -55,6 +55,16 @@ def num_gpus(environment: Mapping[str, str]) -> int:
     return int(given) if is_one_of_several(environment) and given.isdecimal() else 0
 
 
+def num_restarts(environment: Mapping[str, str]) -> int:
+    """How often SLURM has started this job again.
+
+    Raises:
+        DistributedError: SLURM_RESTART_COUNT is no number.
+    """
+    name = "SLURM_RESTART_COUNT"
+    return _number(environment, name) if name in environment else 0
+
+
 def first_host(hosts: str) -> str:
     """The first of the hosts in SLURM's notation: `rack[1-2]n[07-09,12],login` -> `rack1n07`.
 
@@ -91,9 +101,7 @@ def _port(environment: Mapping[str, str]) -> int:
     meet what is left of its last attempt.
     """
     job, step = (_number(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    restarted = "SLURM_RESTART_COUNT" in environment
-    restarts = _number(environment, "SLURM_RESTART_COUNT") if restarted else 0
-    return FIRST_PORT + (64 * job + 8 * step + restarts) % NUM_PORTS
+    return FIRST_PORT + (64 * job + 8 * step + num_restarts(environment)) % NUM_PORTS
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

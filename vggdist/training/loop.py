@@ -95,8 +95,11 @@ class Training:
         """Whether the schedule has come to its end."""
         return self.step >= self.schedule.total_steps or self.schedule.finished
 
-    def train(self) -> bool:
+    def train(self, stop: StopSignal) -> bool:
         """Trains to the end (True), or until a rank is asked to stop and all have saved (False).
+
+        Args:
+            stop: this rank's signals; one that came before the first step counts too.
 
         Raises:
             NumericError: on all ranks, when a loss or gradient was not finite.
@@ -109,7 +112,7 @@ class Training:
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         verdict: Verdict | None = None
-        with StopSignal() as stop, self.open_batches(self.step) as batches:
+        with self.open_batches(self.step) as batches:
             self.throughput.resume()
             while not self.finished:
                 previous, verdict = verdict, self._take_step(batches, stop)

@@ -7,6 +7,7 @@ the end `result.json` and `predictions.png`.
 import fcntl
 import logging
 import os
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -100,8 +101,11 @@ def prepare(config: Config, folder: Path) -> None:
         raise _not_writable(folder, error) from error
 
 
-def lock(folder: Path) -> TextIO:
+def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
     """Takes the folder for this job until the returned file is closed or the process ends.
+
+    Args:
+        patience_seconds: how long another job that holds it is waited for.
 
     Raises:
         ConfigError: another job trains there, or it cannot be written.
@@ -112,7 +116,7 @@ def lock(folder: Path) -> TextIO:
     except OSError as error:
         raise _not_writable(folder, error) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_file(file, patience_seconds)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"
@@ -126,6 +130,17 @@ def lock(folder: Path) -> TextIO:
     file.write(f"process {os.getpid()} on {os.uname().nodename}")
     file.flush()
     return file
+
+
+def _lock_file(file: TextIO, patience_seconds: float) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _not_writable(folder: Path, error: OSError) -> ConfigError:

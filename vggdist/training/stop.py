@@ -11,11 +11,15 @@ class StopSignal:
     """While entered, SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 set `requested` and nothing else.
 
     A second SIGINT acts as usual, for a person who does not want to wait for the checkpoint.
+
+    Attributes:
+        requested: whether any of them has come.
+        interrupted: whether SIGINT has.
+        terminated: whether SIGTERM has.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._interrupted = False
+        self.requested = self.interrupted = self.terminated = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -28,7 +32,8 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self._interrupted:
+            if self.interrupted:
                 raise KeyboardInterrupt
-            self._interrupted = True
+            self.interrupted = True
+        self.terminated |= number == signal.SIGTERM
         self.requested = True
