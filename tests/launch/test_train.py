@@ -5,13 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
 from tests.ranks import free_port
+from tests.run_folders import (
+    assert_equal_tensors,
+    last_checkpoint,
+    numbers,
+    records,
+    steps,
+    wait_for_step,
+)
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch" / "train.py")
@@ -62,43 +69,6 @@ def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
     """Exit codes and everything printed."""
     printed = [process.communicate(timeout=200)[0] for process in processes]
     return [process.returncode for process in processes], "\n".join(printed)
-
-
-def records(folder: Path, split: str = "train") -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["split"] == split]
-
-
-def steps(folder: Path, split: str = "train") -> list[float]:
-    return [record["step"] for record in records(folder, split)]
-
-
-def numbers(folder: Path) -> list[tuple[float, ...]]:
-    """What must be equal in every repetition of a training; times are not."""
-    names = ("step", "epoch", "loss", "top1_error", "top5_error")
-    both = records(folder) + records(folder, "validation")
-    return [tuple(record[name] for name in names) for record in both]
-
-
-def wait_for_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / "metrics.jsonl").exists() and step in steps(folder):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was never logged")
-
-
-def last_checkpoint(folder: Path) -> Path:
-    return max((folder / "checkpoints").glob("step-*"))
-
-
-def assert_equal_tensors(one: Path, other: Path) -> None:
-    for name in ("weights.safetensors", "momentum.safetensors"):
-        ours, theirs = load_file(one / name), load_file(other / name)
-        assert ours.keys() == theirs.keys()
-        for key, tensor in ours.items():
-            assert tensor.tobytes() == theirs[key].tobytes(), key
 
 
 def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_overrides, tmp_path):

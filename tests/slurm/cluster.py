@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PATH = ":".join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/sbin"])
 
@@ -64,6 +66,13 @@ def what_is_missing() -> str | None:
         if shutil.which(program, path=PATH) is None:
             return f"a SLURM cluster needs {program}; install Debian's package {package}."
     return None
+
+
+def require_slurm() -> None:
+    """Skips a test where no cluster can be started, and fails it where `CI=true`."""
+    missing = what_is_missing()
+    if missing is not None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
 
 
 class Cluster:

@@ -1,18 +1,56 @@
-"""The cluster that tests of SLURM share."""
+"""What tests of SLURM share: a cluster, a training for it, and what is to come out."""
 
-import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, what_is_missing
+from tests.slurm.cluster import ROOT, Cluster, require_slurm
+from tests.slurm.jobs import SUBMIT
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two idle nodes; `CI=true` refuses to go without."""
-    missing = what_is_missing()
-    if missing is not None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    require_slurm()
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def overrides(tiny_dataset: Path) -> list[str]:
+    """Some ten seconds of training, in which batch statistics and momentum could be lost."""
+    return [
+        "model.configuration=[[3-8],[3-16]]",
+        "model.batch_norm=true",
+        "model.num_classes=3",
+        "model.fc_width=32",
+        "data.crop_size=32",
+        "data.train_scale_min=32",
+        "data.train_scale_max=40",
+        f"data.root={tiny_dataset}",
+        "data.num_threads=1",
+        "batch.global=8",
+        "batch.micro=4",
+        "optimizer.learning_rate=2e-4",
+        "schedule.num_steps=1200",
+        "evaluation.every_epochs=100",
+        "checkpoint.every_steps=40",
+        "log.every_steps=20",
+        "precision=fp32",
+        "device=cpu",
+    ]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the training that nothing happens to: the same job without SLURM."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    command = [sys.executable, *SUBMIT[1:], "--local", *overrides, f"run.folder={folder}"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

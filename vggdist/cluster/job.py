@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 LOCAL_REQUEUE = 144
 """submitit's local controller starts the ranks again when one ends with this code."""
 
-_END_SECONDS = 120.0
+EXIT_CODE_FILE = "{job}_exit_code"
+"""In the job folder: the main rank's exit code, which the job's script ends with."""
+
+_PATIENCE_SECONDS = 10.0
+"""How long another rank waits for the end of the main rank, which meets the same problem."""
+_STOP_PATIENCE_SECONDS = 120.0
+"""The same after a stop, when the main rank speaks to SLURM."""
 _SIGNAL_SLACK_SECONDS = 60.0
 """SLURM may send the signal ahead of the time limit this much earlier than it was asked to."""
 
@@ -83,7 +89,6 @@ class Job:
 
         from vggdist.training.stop import StopSignal
 
-        os.umask(self.umask)
         environment = submitit.JobEnvironment()
         _remove_leftovers(environment)
         _name_ranks(environment, self.port)
@@ -104,19 +109,21 @@ class _Attempt:
         self.met_time_limit = False
 
     def run(self) -> int:
-        if self.is_main:
-            restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-            self._note(lambda: attempts.begin(self.folder, self.environment.job_id, restarts))
+        if not self.is_main:
+            return self._after_the_main_rank(self._work())
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self._note(lambda: attempts.begin(self.folder, self.environment.job_id, restarts))
         exit_code = self._work()
         if exit_code == EXIT_STOPPED:
-            exit_code = self._go_on() if self.is_main else self._await_the_end()
-        if self.is_main:
-            self._note(
-                lambda: attempts.end(
-                    self.folder, self.environment.job_id, exit_code, self.met_time_limit
-                )
-            )
+            exit_code = self._go_on()
+        self._note(lambda: self._write_end(exit_code))
         return exit_code
+
+    def _write_end(self, exit_code: int) -> None:
+        job = self.environment.job_id
+        attempts.end(self.folder, job, exit_code, self.met_time_limit)
+        name = EXIT_CODE_FILE.format(job=self.environment.raw_job_id)
+        (self.folder / name).write_text(f"{exit_code}\n")
 
     def _work(self) -> int:
         if self.job.code and self.job.code != digest_of_code():
@@ -126,7 +133,11 @@ class _Attempt:
                 "--allow-code-change."
             )
             return ConfigError.exit_code
-        return self.job.work.run(self.stop)
+        private = os.umask(self.job.umask)
+        try:
+            return self.job.work.run(self.stop)
+        finally:
+            os.umask(private)
 
     def _go_on(self) -> int:
         """After the checkpoint: lets another attempt begin, where one should."""
@@ -174,18 +185,20 @@ class _Attempt:
         )
         return True
 
-    def _await_the_end(self) -> int:
-        """The main rank decides; who ended before it, with a code other than 0, would end it too.
+    def _after_the_main_rank(self, exit_code: int) -> int:
+        """Lets the main rank end first where this one ends with a code other than 0.
 
-        SLURM ends the others once the main rank has gone.
+        The first to end in that way ends all others at once, and it is the main rank that tells
+        people what was wrong, and SLURM that the job shall start again.
         """
-        self.stop.requested = False
-        deadline = time.monotonic() + _END_SECONDS
-        while self.environment.cluster == "slurm" and time.monotonic() < deadline:
+        self.stop.requested = False  # from now on it means that SLURM ends the job
+        patience = _STOP_PATIENCE_SECONDS if exit_code == EXIT_STOPPED else _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
+        while exit_code and self.environment.cluster == "slurm" and time.monotonic() < deadline:
             if self.stop.requested:
                 break
             time.sleep(0.1)
-        return EXIT_STOPPED
+        return exit_code
 
     def _say(self, text: str) -> None:
         if self.is_main:

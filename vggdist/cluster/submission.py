@@ -23,7 +23,7 @@ from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from vggdist.cluster import attempts
 from vggdist.cluster.facts import ClusterFacts
-from vggdist.cluster.job import Job, Work, digest_of_code
+from vggdist.cluster.job import EXIT_CODE_FILE, Job, Work, digest_of_code
 from vggdist.cluster.queue import job_states, require_slurm
 from vggdist.errors import ConfigError, DistributedError
 
@@ -172,6 +172,10 @@ def typed_command() -> str:
 def _parameters(submission: Submission) -> dict[str, Any]:
     """What submitit makes sbatch's lines of."""
     facts, layout, cpus = submission.facts, submission.layout, submission.cpus_per_rank
+    verdict = (
+        f"{shlex.quote(_absolute(submission.folder))}/"
+        f"{EXIT_CODE_FILE.format(job='${SLURM_JOB_ID}')}"
+    )
     parameters = {
         "job_name": _job_name(submission.name),
         "nodes": layout.nodes,
@@ -180,7 +184,13 @@ def _parameters(submission: Submission) -> dict[str, Any]:
         "cpus_per_task": cpus,
         "time": facts.time,
         "signal_delay_s": facts.signal_seconds,
-        "setup": list(facts.setup) or None,
+        "setup": [*facts.setup, f"rm -f {verdict}"],
+        # srun's code is 137 where it had to kill ranks that waited for one that had ended.
+        "teardown": [
+            "code=$?",
+            f"if [ $code -ne 0 ] && [ -s {verdict} ]; then code=$(cat {verdict}); fi",
+            "exit $code",
+        ],
         "exclusive": facts.exclusive or None,
         "dependency": submission.dependency,
         **{
@@ -326,7 +336,7 @@ def _show_until_done(job: submitit.Job[Any]) -> None:
                 if path.exists() and not any(stream is known for _, known in shown):
                     shown.append((stack.enter_context(path.open(errors="replace")), stream))
             for file, stream in shown:
-                stream.write(file.read())
+                stream.writelines(line for line in file if not line.startswith("submitit INFO"))
                 stream.flush()
             if done:
                 return
@@ -350,8 +360,8 @@ def _visible_gpus() -> tuple[int, ...]:
 def _refusal(error: FailedJobError) -> str:
     said = [line for line in str(error).splitlines() if "error" in line.lower()]
     return (
-        f"SLURM refuses the job: {' '.join(said) or error} Change the facts about the cluster, "
-        "which come from flags and from the file of --cluster."
+        f"SLURM refuses the job: {' '.join(said) or error} Check the facts about the cluster, "
+        "which come from flags and from the file of --cluster; or add --local to run it here."
     )
 
 

@@ -63,7 +63,11 @@ def fraction(text: str) -> float:
 def show(text: str, values: Mapping[str, Any], path: Path | None) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
     if path is not None:
-        try:
-            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise VggdistError(f"--json {path} cannot be written: {error}.") from error
+        write_json(values, path)
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise VggdistError(f"--json {path} cannot be written: {error}.") from error

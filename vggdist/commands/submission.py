@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, positive, show
+from vggdist.commands.arguments import add_config, add_json, positive, show, write_json
 from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config, to_yaml
 
@@ -175,12 +175,18 @@ def _describe(config: Config, submission: Any) -> dict[str, Any]:
 def _render(said: dict[str, Any]) -> str:
     on = "a GPU and " if said["gpus_per_node"] else ""
     return (
-        f"world size {said['world_size']} = {said['nodes']} nodes x {said['ranks_per_node']} ranks,"
-        f" each with {on}{said['cpus_per_rank']} CPUs\n"
-        f"global batch {said['global_batch']} = {said['world_size']} ranks x "
-        f"{said['accumulation_steps']} micro batches x {said['micro_batch']} images\n"
+        f"world size {said['world_size']} = {_count(said['nodes'], 'node')} x "
+        f"{_count(said['ranks_per_node'], 'rank')}, each with {on}"
+        f"{_count(said['cpus_per_rank'], 'CPU')}\n"
+        f"global batch {said['global_batch']} = {_count(said['world_size'], 'rank')} x "
+        f"{_count(said['accumulation_steps'], 'micro batch', 'micro batches')} x "
+        f"{_count(said['micro_batch'], 'image')}\n"
         f"run folder {said['run_folder']}, job folder {said['job_folder']}\n"
     )
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _dry_run(
@@ -230,7 +236,8 @@ def _run_local(arguments: argparse.Namespace, submission: Any, said: dict[str, A
     sys.stdout.flush()
     limit = submission.facts.timeout_minutes if arguments.time is not None else None
     exit_code = run_local(submission, limit)
-    show("", said | {"submitted": False, "exit_code": exit_code}, arguments.json)
+    if arguments.json is not None:
+        write_json(said | {"submitted": False, "exit_code": exit_code}, arguments.json)
     return exit_code
 
 
