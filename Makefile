@@ -10,7 +10,7 @@ help:
 	@echo "make setup       make the environment $(VENV), with the vggdist command in it"
 	@echo "make quickstart  train on the built-in data set with two ranks, some minutes on two cores"
 	@echo "make test        every test that needs neither root nor a GPU"
-	@echo "make test-root   tests that need root, and Debian's packages slurm-wlm and munge"
+	@echo "make test-root   tests that need root, and the Debian packages that .ci/run installs"
 	@echo "make test-gpu    tests that need an NVIDIA GPU"
 	@echo "make figures     draw the pictures of images/ anew"
 	@echo "make lint types  ruff and mypy;  make format  rewrites"
