@@ -25,9 +25,9 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def tiny_overrides(tiny_dataset: Path, tmp_path: Path) -> list[str]:
-    """A training of 6 steps of 8 images on two blocks, in fp32, logged at every step."""
+@pytest.fixture(scope="session")
+def tiny_network(tiny_dataset: Path) -> list[str]:
+    """Two blocks, trained on `tiny_dataset` in fp32, 8 images a step."""
     return [
         "model.configuration=[[3-8],[3-16]]",
         "model.num_classes=3",
@@ -40,8 +40,16 @@ def tiny_overrides(tiny_dataset: Path, tmp_path: Path) -> list[str]:
         "batch.global=8",
         "batch.micro=4",
         "optimizer.learning_rate=2e-4",
+        "precision=fp32",
+    ]
+
+
+@pytest.fixture
+def tiny_overrides(tiny_network: list[str], tmp_path: Path) -> list[str]:
+    """A training of 6 steps, logged at every step."""
+    return [
+        *tiny_network,
         "schedule.num_steps=6",
         "log.every_steps=1",
-        "precision=fp32",
         f"run.folder={tmp_path / 'run'}",
     ]

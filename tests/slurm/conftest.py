@@ -20,26 +20,15 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def overrides(tiny_dataset: Path) -> list[str]:
+def overrides(tiny_network: list[str]) -> list[str]:
     """Some ten seconds of training, in which batch statistics and momentum could be lost."""
     return [
-        "model.configuration=[[3-8],[3-16]]",
+        *tiny_network,
         "model.batch_norm=true",
-        "model.num_classes=3",
-        "model.fc_width=32",
-        "data.crop_size=32",
-        "data.train_scale_min=32",
-        "data.train_scale_max=40",
-        f"data.root={tiny_dataset}",
-        "data.num_threads=1",
-        "batch.global=8",
-        "batch.micro=4",
-        "optimizer.learning_rate=2e-4",
         "schedule.num_steps=1200",
         "evaluation.every_epochs=100",
         "checkpoint.every_steps=40",
         "log.every_steps=20",
-        "precision=fp32",
         "device=cpu",
     ]
 

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from vggdist.cluster import attempts
 from vggdist.cluster.facts import ClusterFacts
 from vggdist.cluster.job import EXIT_CODE_FILE, Job, Work, digest_of_code
 from vggdist.cluster.queue import job_states, require_slurm
+from vggdist.distributed.port import free_port
 from vggdist.errors import ConfigError, DistributedError
 
 CPUS_BESIDE_A_GPU = 8
@@ -140,7 +140,7 @@ def run_local(submission: Submission, limit_minutes: int | None = None) -> int:
             timeout_min=limit_minutes or FOREVER_MINUTES,
             signal_delay_s=submission.facts.signal_seconds,
         )
-        job = executor.submit(_job(submission, work, umask, port=_free_port()))
+        job = executor.submit(_job(submission, work, umask, port=free_port()))
     _show_until_done(job)
     history = attempts.read(Path(_absolute(submission.folder)), job.job_id)
     if not history or history[-1].exit_code is None:
@@ -363,9 +363,3 @@ def _refusal(error: FailedJobError) -> str:
         f"SLURM refuses the job: {' '.join(said) or error} Check the facts about the cluster, "
         "which come from flags and from the file of --cluster; or add --local to run it here."
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,11 +1,11 @@
 """Several ranks of the same command on this machine, without a launcher."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 
+from vggdist.distributed.port import free_port
 from vggdist.errors import DistributedError
 
 _END_SECONDS = 10.0  # for ranks to end by themselves once one has failed
@@ -20,7 +20,7 @@ def start_ranks(num_ranks: int) -> int:
     shared = {
         "WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
     }
     ranks = [
         subprocess.Popen(
@@ -58,9 +58,3 @@ def _without_ranks(words: list[str]) -> list[str]:
         elif not word.startswith("--ranks="):
             kept.append(word)
     return kept
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
