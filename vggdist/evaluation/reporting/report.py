@@ -30,13 +30,18 @@ class Report:
     tables: tuple[tuple[paper.PaperTable, tuple[Line, ...]], ...]
     notes: tuple[str, ...]
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the paper's errors are of as many classes, so that differences mean something."""
+        return self.num_classes == paper.NUM_CLASSES
+
     def to_dict(self) -> dict[str, object]:
-        """All numbers, ready for JSON; errors are fractions."""
+        """All numbers, ready for JSON; errors are fractions, at the top those of the mean."""
         files = zip(self.names, self.sources, self.errors, strict=True)
         return {
+            **self.fused.to_dict(),
             "images": self.sources[0].images,
             "num_classes": self.num_classes,
-            "fused": self.fused.to_dict(),
             "files": [
                 {"file": name, **asdict(source), **errors.to_dict()}
                 for name, source, errors in files
@@ -129,7 +134,7 @@ def make_report(
     everything = tuple(range(len(files)))
     distinct = [number for number in everything if sources.index(sources[number]) == number]
     num_classes = len(images.classes)
-    matcher = Matcher(sources, distinct if num_classes == paper.NUM_CLASSES else [])
+    matcher = Matcher(sources, distinct)
     tables = [
         (table, [line for row in table.rows for line in matcher.lines(row)])
         for table in paper.TABLES
@@ -168,7 +173,7 @@ def _notes(
     if num_classes != paper.NUM_CLASSES:
         yield (
             f"These files are of {num_classes:,} classes and the paper's tables of "
-            f"{paper.NUM_CLASSES:,}, so nothing stands beside the paper's errors."
+            f"{paper.NUM_CLASSES:,}: which error is smaller says nothing."
         )
     elif num_images != paper.NUM_VALIDATION_IMAGES:
         yield (

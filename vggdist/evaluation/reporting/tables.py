@@ -27,6 +27,8 @@ class Column:
     group: str = ""
     is_number: bool = True
     is_difference: bool = False
+    is_judged: bool = False
+    """A difference of which less is better; not where the paper's images have other classes."""
     wraps: bool = False
     """Whether its cells may take several lines."""
 
@@ -43,7 +45,7 @@ class TextTable:
 
 def report_tables(report: Report) -> list[TextTable]:
     """The paper's tables, then what there is beyond them."""
-    tables = [_paper_table(table, lines) for table, lines in report.tables]
+    tables = [_paper_table(table, lines, report.is_comparable) for table, lines in report.tables]
     if report.averages:
         tables.append(_averages_table(report.averages))
     return [*tables, _files_table(report), _fused_table(report)]
@@ -73,24 +75,30 @@ def signed_percent(fraction: float | None) -> str:
     return "0.00" if float(text) == 0 else text
 
 
-_ERRORS = tuple(
-    Column(name, group, is_difference=name == "difference")
-    for group in ("top-1", "top-5")
-    for name in ("paper", "ours", "difference")
-)
 _OWN_ERRORS = (Column("top-1 %"), Column("top-5 %"))
 
 
-def _paper_table(table: paper.PaperTable, lines: tuple[Line, ...]) -> TextTable:
+def _paper_table(
+    table: paper.PaperTable, lines: tuple[Line, ...], is_comparable: bool
+) -> TextTable:
     """A table in the paper's form, with ours in it; `run` tells several trainings apart."""
     columns, cells = _row_heads(table)
+    errors = tuple(
+        column
+        for group in ("top-1", "top-5")
+        for column in (
+            Column("paper", group),
+            Column("ours", group),
+            Column("difference", group, is_difference=True, is_judged=is_comparable),
+        )
+    )
     has_test = any(line.row.top5_test_error is not None for line in lines)
     has_runs = any(line.run for line in lines)
     test = (Column("paper", "top-5, test"),) if has_test else ()
     run = (Column("run", is_number=False, wraps=True),) if has_runs else ()
     return TextTable(
         f"Table {table.number}: {table.caption} (errors in %)",
-        (*columns, *_ERRORS, *test, *run),
+        (*columns, *errors, *test, *run),
         tuple(
             (
                 *(*cells(line.row), *_errors(line)),
@@ -264,6 +272,6 @@ _COLORS = {"less": "green", "more": "red", "muted": "dim"}
 
 def cell_kind(column: Column, cell: str) -> str:
     """Which cells are set off from the others: `less` and `more` than the paper, `muted`."""
-    if cell == NO_RUN:
+    if cell == NO_RUN or (column.is_difference and not column.is_judged):
         return "muted"
-    return {"+": "more", "-": "less"}.get(cell[:1], "") if column.is_difference else ""
+    return {"+": "more", "-": "less"}.get(cell[:1], "") if column.is_judged else ""
