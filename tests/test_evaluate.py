@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from tests.ranks import free_port
 from tests.reference import Reference, rescaled
 from vggdist.config import ModelConfig
+from vggdist.data.dataset import open_dataset
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluate import Request, evaluate
 from vggdist.evaluation.posteriors import Posteriors, load_posteriors
@@ -290,6 +291,30 @@ def test_images_of_other_classes_are_refused(weights: Path, tmp_path: Path) -> N
                 (root / split / name).mkdir(parents=True)
                 Image.new("RGB", (40, 40)).save(root / split / name / "a.png")
         assert problem in refusal(request(weights, root, tmp_path), DataError)
+
+
+def test_images_that_came_or_went_since_they_were_listed_are_refused(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(dataset, root)
+    open_dataset(root, write=True)
+    (root / "val" / "red" / "05.png").rename(root / "val" / "red" / "new.png")
+    (root / "train" / "red" / "02.png").unlink()  # those of the other split do not matter
+    changed = refusal(request(weights, root, tmp_path), DataError)
+    assert f"In {root / 'val' / 'red'}, 05.png is gone." in changed
+    assert f"In {root / 'val' / 'red'}, new.png is new." in changed
+    assert "train" not in changed
+
+
+def test_validation_images_need_no_training_images_beside_them(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(dataset / "val", root / "val")
+    (root / "LICENSE.txt").touch()
+    (found,) = posteriors_of(request(weights, root, tmp_path / "out", scales=(32,)))
+    assert len(found.labels) == NUM_IMAGES
 
 
 def test_without_scales_q_is_the_middle_of_the_training_scales(

@@ -16,7 +16,7 @@ from typing import Literal
 
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
-from vggdist.data.dataset import open_split
+from vggdist.data.dataset import open_split, require_unchanged
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
@@ -91,6 +91,7 @@ def evaluate(request: Request) -> Evaluated | None:
         process = world.start(config.device)
         stack.callback(world.stop)
         images = _open_images(request, weights.description)
+        on_main(process, partial(require_unchanged, images, request.root))
         network = build_dense(weights, config, process)
         folder = request.out or _default_folder(weights.path)
         wanted = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.config import Config
-from vggdist.data.dataset import find_manifest, open_dataset, open_split
+from vggdist.data.dataset import find_manifest, open_dataset, open_split, require_unchanged
 from vggdist.data.folders import existing_folder, list_classes, names_in
 from vggdist.data.manifest import Manifest, from_classes
 from vggdist.data.manifest_file import SPLITS
@@ -204,4 +204,5 @@ def _open_parts(root: str) -> list[_Part]:
         parts = [_Part("", from_classes(folder, "", list_classes(folder)))]
     for part in parts:
         require_usable(part.images, str(folder))
+        require_unchanged(part.images, folder)
     return parts

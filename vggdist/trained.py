@@ -9,9 +9,10 @@ from vggdist.config_file import load_config
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import QUARANTINE_NAME
 from vggdist.distributed.process import Process
-from vggdist.errors import ConfigError, DataError
+from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.weights import Description, Weights, build_network, load_weights
+from vggdist.training import checkpoint
 from vggdist.training.engine import DTYPES, check_precision
 from vggdist.training.run_folder import weights_file
 
@@ -20,9 +21,16 @@ def open_weights(network: str) -> Weights:
     """The weights of a run folder, a checkpoint or a weights file.
 
     Raises:
-        VggdistError: there are none, or they cannot be used.
+        VggdistError: there are none, they cannot be used, or they are not what the training wrote.
     """
-    return load_weights(weights_file(network))
+    weights = load_weights(weights_file(network))
+    if checkpoint.written_sha256(weights.path) not in (None, weights.sha256):
+        raise WeightsError(
+            f"{weights.path} is damaged: it does not have the SHA-256 with which its checkpoint "
+            "was written. Give another checkpoint, or train on: the training falls back to the "
+            "one before by itself."
+        )
+    return weights
 
 
 def configure(network: Description, root: str, overrides: Sequence[str]) -> Config:

@@ -166,11 +166,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from vggdist.model.exchange.exporting import export, render_exported
-    from vggdist.model.weights import load_weights
-    from vggdist.training.run_folder import weights_file
+    from vggdist.trained import open_weights
 
-    weights = load_weights(weights_file(arguments.network))
-    exported = export(weights, arguments.out, arguments.format, dense=arguments.dense)
+    exported = export(
+        open_weights(arguments.network), arguments.out, arguments.format, dense=arguments.dense
+    )
     show(render_exported(exported), exported.to_dict(), arguments.json)
 
 

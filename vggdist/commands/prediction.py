@@ -57,10 +57,9 @@ def add_verbs(verbs: Any) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from vggdist import predict
     from vggdist.errors import DataError
-    from vggdist.model.weights import load_weights
-    from vggdist.training.run_folder import weights_file
+    from vggdist.trained import open_weights
 
-    weights = load_weights(weights_file(arguments.network))
+    weights = open_weights(arguments.network)
     files, problems = predict.split_usable(predict.expand(arguments.images))
     predict.report_problems(problems)
     predictions = []

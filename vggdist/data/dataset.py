@@ -57,7 +57,7 @@ def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = F
     if stored is not None:
         dataset = load_manifest(stored, root)
         if write:
-            _compare(dataset, stored)
+            _compare(root, stored, dataset.train, dataset.val)
         return dataset
     dataset = Dataset(*(_from_folders(root / split, split) for split in SPLITS))
     _check_same_classes(dataset)
@@ -77,10 +77,22 @@ def open_split(root: str | Path, split: str) -> Manifest:
         DataError: there is no such split.
     """
     root = existing_folder(root)
-    if find_manifest(root) is None and names_in(root) == [split]:
+    (other,) = set(SPLITS) - {split}
+    if find_manifest(root) is None and (root / split).is_dir() and not (root / other).exists():
         return _from_folders(root / split, split)
     dataset = open_dataset(root)
     return dataset.train if split == "train" else dataset.val
+
+
+def require_unchanged(images: Manifest, root: str | Path) -> None:
+    """Compares images that `open_split` gave with the disk; one rank does.
+
+    Raises:
+        DataError: the stored manifest lists other images than there are.
+    """
+    root = existing_folder(root)
+    if (stored := find_manifest(root)) is not None:
+        _compare(root, stored, images)
 
 
 def find_manifest(root: Path, fallback: Path | None = None) -> Path | None:
@@ -136,15 +148,15 @@ def _check_same_classes(dataset: Dataset) -> None:
         )
 
 
-def _compare(dataset: Dataset, path: Path) -> None:
+def _compare(root: Path, path: Path, *parts: Manifest) -> None:
     """Raises a DataError that names the differences between a manifest and the disk, if any."""
     found: list[str] = []
-    for manifest in (dataset.train, dataset.val):
+    for manifest in parts:
         found += _shard_differences(manifest) if manifest.shards else _tree_differences(manifest)
     if not found:
         return
     lines = [
-        f"The images in {dataset.root} are not those that {path} lists:",
+        f"The images in {root} are not those that {path} lists:",
         *(f"  {difference}" for difference in found[:LARGEST_LIST]),
     ]
     if len(found) > LARGEST_LIST:
@@ -153,7 +165,7 @@ def _compare(dataset: Dataset, path: Path) -> None:
         "The manifest keeps labels and the order of images from changing unnoticed. Undo the "
         + (
             "change, or prepare the shards again."
-            if dataset.train.shards
+            if parts[0].shards
             else f"change, or delete {path} to accept the images as they are now."
         )
     )

@@ -150,6 +150,17 @@ def verify(path: Path) -> str | None:
     return f"{', '.join(sorted(missing))} is not in its manifest." if missing else None
 
 
+def written_sha256(weights: Path) -> str | None:
+    """The SHA-256 that a checkpoint's weights file was written with; None: it is in none."""
+    try:
+        digest: str = json.loads((weights.parent / MANIFEST).read_text())["files"][weights.name][
+            "sha256"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digest
+
+
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint that has been verified; tensors on the CPU.
 

@@ -1,0 +1,42 @@
+"""Which weights a command that applies a trained network takes."""
+
+from pathlib import Path
+
+import pytest
+
+from vggdist.config import ModelConfig
+from vggdist.errors import WeightsError
+from vggdist.model.initialization import build_initialized
+from vggdist.model.weights import Description
+from vggdist.trained import open_weights
+from vggdist.training.checkpoint import Checkpoint, save
+
+MODEL = ModelConfig(configuration=(("3-4",), ("3-4",)), num_classes=3, fc_width=8)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with one checkpoint."""
+    weights = build_initialized(MODEL, 32, seed=0).state_dict()
+    checkpoint = Checkpoint(7, weights, {}, {}, Description(MODEL, 32, (0.0, 0.0, 0.0)))
+    save(tmp_path / "run" / "checkpoints", checkpoint, keep=1)
+    return tmp_path / "run"
+
+
+def test_a_run_a_checkpoint_and_a_copy_of_its_weights_are_the_same(run: Path) -> None:
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    copy = run / "copy.safetensors"
+    copy.write_bytes((checkpoint / "weights.safetensors").read_bytes())
+    found = {open_weights(str(path)).sha256 for path in (run, checkpoint, copy)}
+    assert len(found) == 1
+
+
+def test_weights_that_are_not_those_that_the_training_wrote_are_refused(run: Path) -> None:
+    (path,) = run.rglob("weights.safetensors")
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1  # one bit of one weight
+    path.write_bytes(damaged)
+    with pytest.raises(WeightsError, match="does not have the SHA-256 with which its checkpoint"):
+        open_weights(str(run))
+    (path.parent / "manifest.json").write_text("{")
+    open_weights(str(run))  # what cannot be compared is taken as it is
