@@ -171,6 +171,20 @@ def test_files_that_are_there_are_not_computed_again_unless_something_else_is_wa
     load_posteriors(again.files[0])
 
 
+def test_float16_does_not_stand_in_for_float32_but_float32_for_float16(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    for storage, num_computed, dtype in (
+        ("float16", NUM_IMAGES, np.float16),
+        ("float32", NUM_IMAGES, np.float32),
+        ("float16", 0, np.float32),
+    ):
+        found = evaluate(request(weights, dataset, tmp_path, scales=(32,), storage=storage))
+        assert found is not None
+        assert found.num_computed == num_computed
+        assert load_posteriors(found.files[0]).values.dtype == dtype
+
+
 def command(words: list[str], launcher: tuple[str, ...] = ("-m", "vggdist.cli")) -> None:
     done = subprocess.run(
         [sys.executable, *launcher, *words],

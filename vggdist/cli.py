@@ -42,12 +42,27 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    unknown = [word for word in rest if not re.match(r"@|[a-z_.]+=", word)]
+    if hasattr(arguments, "network") and _is_setting(arguments.network):
+        rest = _find_network(arguments, rest)
+    unknown = [word for word in rest if not _is_setting(word)]
     if unknown or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
+    """Takes the first word that sets nothing for the network; returns the others."""
+    words = [arguments.network, *getattr(arguments, "overrides", ()), *rest]
+    arguments.network = next((word for word in words if not _is_setting(word)), words[0])
+    words.remove(arguments.network)
+    arguments.overrides = []
+    return words
+
+
+def _is_setting(word: str) -> bool:
+    return re.match(r"@|[a-z_.]+=", word) is not None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,6 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
 from vggdist.data.dataset import open_split, require_unchanged
@@ -25,7 +27,7 @@ from vggdist.evaluation.posteriors import (
     Posteriors,
     Protocol,
     Source,
-    load_source,
+    open_posteriors,
     save_posteriors,
 )
 from vggdist.model.weights import Description, Weights
@@ -98,7 +100,7 @@ def evaluate(request: Request) -> Evaluated | None:
             _file(folder, source): source
             for source in _sources(request, scales, weights, config, images)
         }
-        missing = _missing(wanted)
+        missing = _missing(wanted, request.storage)
         on_main(process, partial(_require_writable, folder))
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
@@ -192,19 +194,19 @@ def _save(folder: Path, posteriors: Posteriors | None) -> None:
     save_posteriors(_file(folder, posteriors.source), posteriors)
 
 
-def _missing(wanted: Mapping[Path, Source]) -> list[Source]:
+def _missing(wanted: Mapping[Path, Source], storage: str) -> list[Source]:
     """Those that are not there; the main rank looks."""
-    missing = [
-        source for file, source in wanted.items() if not (file.is_file() and _holds(file, source))
-    ]
+    missing = [source for file, source in wanted.items() if not _holds(file, source, storage)]
     return world.gather(missing)[0]
 
 
-def _holds(file: Path, source: Source) -> bool:
+def _holds(path: Path, source: Source, storage: str) -> bool:
+    """Whether a file is there, whole and at least as exact as wanted."""
     try:
-        return load_source(file) == source
+        file = open_posteriors(path)
     except WeightsError:
         return False
+    return file.source == source and file.dtype.itemsize >= np.dtype(storage).itemsize
 
 
 def _announce(
@@ -222,7 +224,7 @@ def _announce(
     )
     if num_there:
         logger.info(
-            "%d posteriors files are there already, of the same weights, images and settings; "
+            "already there, of the same weights, images and settings: %d of the posteriors files; "
             "delete them to compute them again",
             num_there,
         )

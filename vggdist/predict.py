@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +232,8 @@ def _manifest(files: Sequence[Path]) -> Manifest:
 
 def _picture(file: Path) -> Image.Image:
     """An image that has been decoded before, not turned by EXIF: as the network sees it."""
-    with Image.open(file) as image:
+    with warnings.catch_warnings(), Image.open(file) as image:
+        warnings.simplefilter("ignore")  # of metadata and transparency; the image is usable
         picture = image.convert("RGB")
     picture.thumbnail((PICTURE, PICTURE))  # now: many images are in memory at once
     return picture

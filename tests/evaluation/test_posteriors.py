@@ -11,7 +11,6 @@ from vggdist.errors import WeightsError
 from vggdist.evaluation.posteriors import (
     format_train_scale,
     load_posteriors,
-    load_source,
     open_posteriors,
     save_posteriors,
 )
@@ -25,7 +24,7 @@ def test_a_file_keeps_everything_bit_for_bit(dtype: type, tmp_path: Path) -> Non
     )
     (path,) = store(tmp_path / "new", [posteriors])
     loaded = load_posteriors(path)
-    assert loaded.source == posteriors.source == load_source(path)
+    assert loaded.source == posteriors.source == open_posteriors(path).source
     assert loaded.values.dtype == dtype
     assert loaded.values.tobytes() == posteriors.values.tobytes()
     assert loaded.labels.tolist() == posteriors.labels.tolist()
@@ -150,7 +149,7 @@ def test_a_file_of_another_version_says_so(tmp_path: Path) -> None:
     with path.open("wb") as stream:
         np.savez(stream, **{**parts, "header": np.frombuffer(header, np.uint8)})
     with pytest.raises(WeightsError, match="of another version of vggdist"):
-        load_source(path)
+        open_posteriors(path)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(

@@ -296,7 +296,7 @@ def test_a_features_file_is_cut_off_or_changed_anywhere_and_each_time_it_is_a_se
 WRONG: dict[str, tuple[dict[str, object], str]] = {
     "no X": ({"X": None}, "X is not a file in the archive"),
     "X of words": ({"X": np.array([["a"]])}, "Cannot cast"),
-    "X of objects": ({"X": np.array([[{}]])}, "allow_pickle=False"),
+    "X of objects": ({"X": np.array([[{}]])}, "it holds Python objects, which could run any code"),
     "flat X": ({"X": np.zeros(80, np.float32)}, "its X has the shape (80,)"),
     "too few rows": ({"X": np.zeros((79, 3), np.float32)}, "do not belong together"),
     "nan": ({"X": np.full((80, 3), np.nan, np.float32)}, "infinite or not numbers"),

@@ -153,8 +153,11 @@ def load_features(path: Path) -> Features:
         *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
         *(ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError),
     ) as error:
+        reason = str(error).rstrip(".")
+        if "pickle" in reason:  # NumPy says how to load them all the same
+            reason = "it holds Python objects, which could run any code and stay in the file"
         raise WeightsError(
-            f"{path} cannot be read as a features file: {str(error).rstrip('.')}. It is cut off, "
+            f"{path} cannot be read as a features file: {reason}. It is cut off, "
             "damaged or something else; `vggdist features` writes one."
         ) from error
     return features

@@ -83,6 +83,8 @@ class PosteriorsFile:
     """(num_images,)."""
     classes: tuple[str, ...] = field(repr=False)
     """Names of the classes, in the order of labels."""
+    dtype: np.dtype[Any]
+    """Of the posteriors, float16 or float32."""
 
     def rows(self, num_images: int) -> Iterator[Values]:
         """The posteriors of all images, `num_images` at a time.
@@ -160,22 +162,12 @@ def open_posteriors(path: Path) -> PosteriorsFile:
         labels = _read_part(archive, "labels").astype(np.int64, casting="safe")
         classes = _unpacked(_read_part(archive, "classes"))
         with archive.open("posteriors.npy") as part:
-            shape, _ = _read_form(part)
+            shape, dtype = _read_form(part)
         if shape != (len(labels), len(classes)):
             raise ValueError("its parts do not belong together")
         if not (len(labels) and labels.min() >= 0 and labels.max() < len(classes)):
             raise ValueError("it has no images, or labels beyond its classes")
-    return PosteriorsFile(path, source, labels, classes)
-
-
-def load_source(path: Path) -> Source:
-    """What a posteriors file holds, without reading all of it.
-
-    Raises:
-        WeightsError: as `load_posteriors`.
-    """
-    with _archive(path) as archive:
-        return _parse_source(path, _unpacked(_read_part(archive, "header"))[0])
+    return PosteriorsFile(path, source, labels, classes, dtype)
 
 
 def holds_posteriors(path: Path) -> bool:

@@ -1,0 +1,30 @@
+"""The command line as people type it."""
+
+import pytest
+
+from vggdist.cli import parse
+
+EVALUATE = ["evaluate", "--data", "images"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--scales", "32", "precision=fp32", "device=cpu"],
+        ["run", "precision=fp32", "--scales", "32", "device=cpu"],
+        ["precision=fp32", "run", "--scales", "32", "device=cpu"],
+        ["precision=fp32", "device=cpu", "--scales", "32", "run"],
+        ["precision=fp32", "--scales", "32", "run", "device=cpu"],
+    ],
+)
+def test_settings_stand_anywhere_behind_the_verb(words: list[str]) -> None:
+    arguments = parse([*EVALUATE, *words])
+    assert arguments.network == "run"
+    assert arguments.overrides == ["precision=fp32", "device=cpu"]
+    assert arguments.scales == (32,)
+
+
+def test_two_networks_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse([*EVALUATE, "run", "--scales", "32", "other"])
+    assert "unrecognized arguments: other" in capsys.readouterr().err
