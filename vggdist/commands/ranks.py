@@ -1,6 +1,7 @@
 """Several ranks of the same command on this machine, without a launcher."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ def start_ranks(num_ranks: int) -> int:
     """Runs this process's own command line in `num_ranks` ranks; returns the exit code.
 
     A rank that fails ends the others; the code is its own, not what the others make of its end.
+    Whoever ends this process by SIGTERM or Ctrl-C ends the ranks.
     """
     command = [sys.executable, "-m", "vggdist.cli", *_without_ranks(sys.argv[1:])]
     shared = {
@@ -28,6 +30,7 @@ def start_ranks(num_ranks: int) -> int:
         )
         for rank in range(num_ranks)
     ]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _wait(ranks)
     finally:
@@ -39,9 +42,9 @@ def start_ranks(num_ranks: int) -> int:
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     """Returns when all ranks have ended well, or some time after one has not."""
     deadline = float("inf")
-    while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+    while time.monotonic() < deadline and None in (ends := [rank.poll() for rank in ranks]):
         time.sleep(0.05)
-        if deadline == float("inf") and any(rank.returncode for rank in ranks):
+        if deadline == float("inf") and any(ends):
             deadline = time.monotonic() + _END_SECONDS
     # Ended by a signal: the shell's way to say which.
     codes = [code if code >= 0 else 128 - code for rank in ranks if (code := rank.returncode)]
