@@ -24,6 +24,15 @@ def test_settings_stand_anywhere_behind_the_verb(words: list[str]) -> None:
     assert arguments.scales == (32,)
 
 
+@pytest.mark.parametrize("short", ["--rank", "--ran=2"])
+def test_ranks_are_never_abbreviated_so_that_no_rank_starts_ranks(
+    short: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse([*EVALUATE, "run", short, "2"])
+    assert f"unrecognized arguments: {short}" in capsys.readouterr().err
+
+
 def test_two_networks_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse([*EVALUATE, "run", "--scales", "32", "other"])

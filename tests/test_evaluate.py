@@ -294,6 +294,18 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     assert "has no folder train/" in data
 
 
+def test_a_disk_that_is_too_full_is_noticed_before(
+    weights: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = 2 * NUM_IMAGES * len(CLASSES) * 4
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=num_bytes - 1))
+    full = refusal(request(weights, dataset, tmp_path, scales=(32, 40)), WeightsError)
+    assert f"written to {tmp_path}: 0.0 MB are free there, and they take 0.0 MB." in full
+    assert not list(tmp_path.glob("*.npz"))
+    assert evaluate(request(weights, dataset, tmp_path, scales=(32,))) is not None
+
+
 def test_images_of_other_classes_are_refused(weights: Path, tmp_path: Path) -> None:
     for names, problem in (
         (("blue", "green"), "has 2 classes, and the network tells 3 apart"),

@@ -4,6 +4,7 @@ files, and the errors that follow from them."""
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +102,9 @@ def evaluate(request: Request) -> Evaluated | None:
             for source in _sources(request, scales, weights, config, images)
         }
         missing = _missing(wanted, request.storage)
-        on_main(process, partial(_require_writable, folder))
+        num_bytes = len(missing) * images.num_images * len(images.classes)
+        num_bytes *= np.dtype(request.storage).itemsize
+        on_main(process, partial(_require_writable, folder, num_bytes))
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
         run = PosteriorsOfRank(config, process, network, images, request.storage)
@@ -176,7 +179,7 @@ def _file(folder: Path, source: Source) -> Path:
     return folder / f"{name}-{source.weights[:8]}-{source.images[:8]}.npz"
 
 
-def _require_writable(folder: Path) -> None:
+def _require_writable(folder: Path, num_bytes: int) -> None:
     """Raises a WeightsError before anything is computed that could not be kept."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,6 +190,12 @@ def _require_writable(folder: Path) -> None:
             f"posteriors files cannot be written to {folder}: {error}. Choose another folder with "
             "--out."
         ) from error
+    if (free := shutil.disk_usage(folder).free) < num_bytes:
+        raise WeightsError(
+            f"posteriors files cannot be written to {folder}: {free / 1e6:,.1f} MB are free there, "
+            f"and they take {num_bytes / 1e6:,.1f} MB. Choose another folder with --out, or half "
+            "the space with --storage float16."
+        )
 
 
 def _save(folder: Path, posteriors: Posteriors | None) -> None:

@@ -36,6 +36,20 @@ def test_a_rank_that_fails_ends_the_others_whichever_it_is(
             rank.wait()
 
 
+def test_a_rank_that_is_killed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "_END_SECONDS", 0.2)
+    started = [subprocess.Popen(["sleep", "30"]) for _ in range(2)]
+    started[1].kill()
+    try:
+        assert ranks._wait(started) == 128 + signal.SIGKILL
+    finally:
+        started[0].kill()
+        started[0].wait()
+    assert "rank 1 was ended by SIGKILL" in capsys.readouterr().err
+
+
 def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     rank = tmp_path / "rank"
     rank.write_text(f"#!/bin/sh\ntouch {tmp_path}/started-$RANK\nexec sleep 30\n")

@@ -46,6 +46,13 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
         time.sleep(0.05)
         if deadline == float("inf") and any(ends):
             deadline = time.monotonic() + _END_SECONDS
+    for number, rank in enumerate(ranks):
+        if (rank.returncode or 0) < 0:
+            name = signal.Signals(-rank.returncode).name
+            sys.stderr.write(
+                f"error: rank {number} was ended by {name}, and so were the others. SIGKILL often "
+                "means that memory was short. Start the same command again.\n"
+            )
     # Ended by a signal: the shell's way to say which.
     codes = [code if code >= 0 else 128 - code for rank in ranks if (code := rank.returncode)]
     own = [code for code in codes if code != DistributedError.exit_code]
