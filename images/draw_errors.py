@@ -68,10 +68,13 @@ def _draw_panel(
         for row, percent in zip(paper.TABLE_3.rows, percents, strict=True):
             name = row.networks[0].configuration
             if row.networks[0].train_scale == scale:
-                x = middles[name] + (DODGE * (number - 1) if num_rows[name] > 1 else 0.0)
+                is_alone = num_rows[name] == 1
+                x = middles[name] + (0.0 if is_alone else DODGE * (number - 1))
                 y = height(percent)
+                # Two labels stand above their points side by side, the third below its own.
+                aside = 0.0 if is_alone else (-0.08, 0.08, 0.0)[number]
                 label = y + (-0.23 if scale == paper.JITTERED else 0.23)
-                d.text(axes, x, label, f"{percent:.1f}", size=10.5, color=color, rim=BAND)
+                d.text(axes, x + aside, label, f"{percent:.1f}", size=10.5, color=color, rim=BAND)
                 xs.append(x)
                 ys.append(y)
         axes.plot(xs, ys, color=d.tint(color, 0.45), linewidth=2.2, zorder=2)
