@@ -82,6 +82,18 @@ def test_ranks_divide_the_cores_that_they_share_and_keep_those_of_their_own() ->
     assert run_in_ranks(cores, 3, [shared, own, shared]) == [3, 2, 3]
 
 
+def test_a_rank_takes_no_more_cores_than_slurm_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    found = []
+    for given in ("2", "9", "nonsense"):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+        found.append(world.start("cpu").num_cores)
+        world.stop()
+    assert found == [2, 6, 6]
+
+
 @pytest.mark.parametrize(
     ("present", "missing"),
     [

@@ -119,7 +119,8 @@ def _count_cores(device: torch.device) -> int:
     """Cores that this rank may use, divided by the ranks that may use just the same ones.
 
     SLURM and `deepspeed --bind_cores_to_rank` give each rank cores of its own; other launchers let
-    all ranks of a node use all of them.
+    all ranks of a node use all of them, and so does a SLURM without affinity, where threads of many
+    jobs would wait for each other's cores: there it is what was asked for.
     """
     cores = sorted(os.sched_getaffinity(0))
     name = f"{os.uname().nodename} {cores}".encode()
@@ -127,7 +128,8 @@ def _count_cores(device: torch.device) -> int:
     own = torch.tensor([key], device=device)
     keys = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(keys, own)
-    return max(1, len(cores) // torch.cat(keys).tolist().count(key))
+    share = max(1, len(cores) // torch.cat(keys).tolist().count(key))
+    return min(share, slurm.num_cpus(os.environ) or share)
 
 
 def _from_environment(device: str) -> Process:

@@ -55,6 +55,12 @@ def num_gpus(environment: Mapping[str, str]) -> int:
     return int(given) if is_one_of_several(environment) and given.isdecimal() else 0
 
 
+def num_cpus(environment: Mapping[str, str]) -> int | None:
+    """CPUs of each task, which a cluster without affinity does not enforce; None: unknown."""
+    given = environment.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdecimal() and int(given) else None
+
+
 def num_restarts(environment: Mapping[str, str]) -> int:
     """How often SLURM has started this job again.
 
