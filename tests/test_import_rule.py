@@ -165,6 +165,9 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.cli", "torch"),
         ("vggdist.cluster.submission", "torch"),
         ("vggdist.commands.submission", "submitit"),
+        ("vggdist.cluster.experiment", "torch"),
+        ("vggdist.cluster.status", "torch"),
+        ("vggdist.cluster.tables", "torch"),
         ("vggdist.training.loop", "deepspeed"),
     ],
 )

@@ -31,7 +31,7 @@ def _commands() -> Iterator[tuple[str, str]]:
             for line in block.replace("\\\n", " ").splitlines():
                 if line.strip() and not line.startswith("#"):
                     yield name, line.strip()
-    for file in sorted((ROOT / "configs").glob("*.yaml")):
+    for file in sorted((ROOT / "configs").glob("**/*.yaml")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if re.match(r"#   (deepspeed|torchrun|python|vggdist) ", line):
                 yield file.name, line.removeprefix("#").strip()
@@ -106,7 +106,7 @@ def test_every_path_in_the_readme_s_tree_exists() -> None:
 
 
 def test_every_file_of_the_project_is_in_the_readme_s_tree() -> None:
-    patterns = ("vggdist/**/*.py", "launch/*.py", "configs/*.yaml", "images/*.py")
+    patterns = ("vggdist/**/*.py", "launch/*.py", "configs/**/*.yaml", "images/*.py")
     files = {
         str(file.relative_to(ROOT))
         for pattern in patterns

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vggdist.commands import (
     evaluation,
+    experiment,
     images,
     networks,
     prediction,
@@ -62,7 +63,7 @@ def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
 
 
 def _is_setting(word: str) -> bool:
-    return re.match(r"@|[a-z_.]+=", word) is not None
+    return re.match(r"@|[a-z0-9_.]+=", word) is not None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         prediction,
         images,
         submission,
+        experiment,
         evaluation,
         report,
         transfer,

@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -95,9 +95,20 @@ def load_config(
         if path is not None
         else copy.deepcopy(dict(base or {}))
     )
+    apply_overrides(overrides, values, problems)
+    return make_config(values, problems, source=str(path) if path else "the command line")
+
+
+def apply_overrides(overrides: Iterable[str], values: dict[str, Any], problems: list[str]) -> None:
+    """Changes `values` as `section.key=value` says, from left to right.
+
+    Args:
+        overrides: also `@FILE`, for a file of such lines.
+        values: nested mappings.
+        problems: what is wrong with an override is added here, as a sentence.
+    """
     for override in _expand(overrides, problems):
         _apply(override, values, problems)
-    return make_config(values, problems, source=str(path) if path else "the command line")
 
 
 def make_config(
@@ -122,38 +133,60 @@ def validate(
     Raises:
         ConfigError: lists every problem.
     """
-    found = list(problems)
-    made = None
-    try:
-        made = model.model_validate(values, by_alias=True, by_name=False)
-    except ValidationError as error:
-        found += [_sentence(detail, model) for detail in error.errors(include_url=False)]
+    made, found = check(model, values)
+    found = [*problems, *found]
     if found or made is None:
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        listing = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in found)
-        raise ConfigError(f"{count} in {source}:\n{listing}")
+        raise_problems(found, source)
     return made
+
+
+def check(model: type[S], values: Mapping[str, Any], where: str = "") -> tuple[S | None, list[str]]:
+    """The typed `model`, or a sentence for every problem of the values.
+
+    Args:
+        where: the place of the values in a larger file, such as `stages.d_256`.
+    """
+    try:
+        return model.model_validate(values, by_alias=True, by_name=False), []
+    except ValidationError as error:
+        found = []
+        for detail in error.errors(include_url=False):
+            joint = ("." if detail["loc"] else ": ") if where else ""
+            found.append(f"{where}{joint}{_sentence(detail, model)}")
+        return None, found
+
+
+def raise_problems(problems: Sequence[str], source: str) -> NoReturn:
+    """Raises one ConfigError that lists all problems of `source`."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    listing = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in problems)
+    raise ConfigError(f"{count} in {source}:\n{listing}")
 
 
 def to_yaml(config: Config) -> str:
     """The whole configuration, defaults included; `load_config` reads it back to an equal one."""
-    values = config.model_dump(mode="json")
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that `read_yaml` reads back to equal ones."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[object, object]]:
     """`section.key` -> (old value, new value), for the keys in which two configurations differ."""
-    flat_old, flat_new = _flatten(old.model_dump()), _flatten(new.model_dump())
+    flat_old, flat_new = flatten(old.model_dump()), flatten(new.model_dump())
     return {
         key: (flat_old[key], flat_new[key]) for key in flat_old if flat_old[key] != flat_new[key]
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested mappings -> `section.key` and values."""
     flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -237,12 +270,15 @@ def _sentence(detail: ErrorDetails, model: type[Section]) -> str:
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
         return f"{where}: {text}" if where else text
+    if detail["type"] == "missing":
+        return f"{where} is missing.{_description(location, model)}"
     if detail["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: {value!r} is a value, but {where} is a section with keys of its own."
     if detail["type"] == "invalid_key":
         return f"{where}: {value!r} is not a word, and keys are words."
-    rule = detail["msg"].removeprefix("Input ").replace("should be", "must be")
-    rule = rule.replace("tuple", "list")
+    rule = re.sub(r"^(Input|Dictionary|Tuple) ", "", detail["msg"])
+    rule = re.sub(r"\bshould\b", "must", rule).replace("tuple", "list")
+    rule = rule.replace(" after validation", "")
     return f"{where}: {value!r} {rule}.{_description(location, model)}"
 
 

@@ -40,7 +40,7 @@ from vggdist.trained import (
     require_scales,
     require_usable,
 )
-from vggdist.training.run_folder import CHECKPOINTS
+from vggdist.training.run_files import CHECKPOINTS
 
 logger = logging.getLogger("vggdist")
 

@@ -37,6 +37,7 @@ from vggdist.training.engine import DTYPES, Engine, check_precision
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import MetricLog
+from vggdist.training.run_files import CHECKPOINTS, LOG_FILE
 from vggdist.training.schedule import Schedule
 from vggdist.training.stop import StopSignal
 
@@ -101,7 +102,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
 
 
 def _log_to_file(folder: Path, stack: ExitStack) -> None:
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     stack.callback(handler.close)
@@ -211,7 +212,7 @@ def _load_checkpoint(
         step = world.from_main(step, process.device)
         if step < 0:
             return None
-        path = Path(config.run_folder) / run_folder.CHECKPOINTS / f"step-{step:08d}"
+        path = Path(config.run_folder) / CHECKPOINTS / f"step-{step:08d}"
     else:
         path = Path(config.run.resume)
     saved, problem = None, None

@@ -14,8 +14,9 @@ from vggdist.data.progress import duration
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
+from vggdist.training.run_files import RESULT_FILE
 
-RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.png"
+PREDICTIONS_FILE = "predictions.png"
 
 
 def write_result(training: Training, folder: Path) -> dict[str, float]:

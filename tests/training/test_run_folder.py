@@ -13,7 +13,7 @@ import torch
 from vggdist.config import Config
 from vggdist.config_file import load_config
 from vggdist.errors import CheckpointError, ConfigError
-from vggdist.training import checkpoint, run_folder
+from vggdist.training import checkpoint
 from vggdist.training.checkpoint import Checkpoint
 from vggdist.training.run_folder import choose_checkpoint, lock, prepare, weights_file
 
@@ -295,13 +295,3 @@ def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) 
         f"{folder}/none has no weights; give a run folder with a checkpoint, a checkpoint, or a "
         ".safetensors file."
     )
-
-
-def test_what_may_change_are_keys_that_exist() -> None:
-    keys = {
-        f"{name}.{key}" if isinstance(values, dict) else name
-        for name, values in Config().model_dump().items()
-        for key in (values if isinstance(values, dict) else [""])
-    }
-    for prefix in run_folder.MAY_CHANGE:
-        assert any(key.startswith(prefix) for key in keys), prefix

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -123,11 +123,18 @@ def submit(submission: Submission) -> tuple[str, ...]:
         return tuple(job.job_id for job in jobs)
 
 
-def run_local(submission: Submission, limit_minutes: int | None = None) -> int:
+def run_local(
+    submission: Submission,
+    limit_minutes: int | None = None,
+    started: Callable[[str], None] = lambda job: None,
+) -> int:
     """Runs the only work of a submission in processes of this machine; returns its exit code.
 
-    All nodes are folded into this one. The main rank's log is shown as it grows. After
-    `limit_minutes` the ranks stop and start again, as on a cluster.
+    All nodes are folded into this one. The main rank's log is shown as it grows.
+
+    Args:
+        limit_minutes: after which the ranks stop and start again, as on a cluster.
+        started: is told the job's id.
     """
     (work,) = submission.works
     _prepare(submission.folder)
@@ -141,6 +148,7 @@ def run_local(submission: Submission, limit_minutes: int | None = None) -> int:
             signal_delay_s=submission.facts.signal_seconds,
         )
         job = executor.submit(_job(submission, work, umask, port=free_port()))
+    started(job.job_id)
     _show_until_done(job)
     history = attempts.read(Path(_absolute(submission.folder)), job.job_id)
     if not history or history[-1].exit_code is None:

@@ -21,6 +21,7 @@ from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.metric_log import MetricLog, displayable
 from vggdist.training.progress import ProgressLine
+from vggdist.training.run_files import CHECKPOINTS
 from vggdist.training.schedule import Schedule
 from vggdist.training.step import Meter, train_step
 from vggdist.training.stop import StopSignal
@@ -74,7 +75,7 @@ class Training:
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
         self.description = description
-        self.checkpoint_folder = run_folder / "checkpoints"
+        self.checkpoint_folder = run_folder / CHECKPOINTS
         self.step = 0
         self.num_masked = 0
         self.errors: Errors | None = None

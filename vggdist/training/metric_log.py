@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from vggdist.config import Triple
+from vggdist.training.run_files import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 

@@ -12,37 +12,17 @@ from pathlib import Path
 from typing import TextIO
 
 from vggdist.config import Config
-from vggdist.config_file import differences, load_config, to_yaml
+from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training import checkpoint
-from vggdist.training.metric_log import METRICS_FILE
+from vggdist.training.run_files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    changed_settings,
+    has_begun,
+)
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.yaml"
-CHECKPOINTS = "checkpoints"
-
-MAY_CHANGE = (
-    "run.",
-    "log.",
-    "checkpoint.",
-    "device",
-    "exchange",
-    "zero_stage",
-    "evaluation.micro",
-    "evaluation.spatial_average",
-    "evaluation.max_megapixels",
-    "data.root",
-    "data.num_threads",
-    "data.prefetch",
-    "data.read_ahead",
-    "data.hardware_decoder_share",
-    "data.policy",
-    "data.max_unusable",
-    "data.local_folder",
-    "model.initialize_from",
-)
-"""What a resumed training may change: where and how it runs, not what it computes."""
 
 
 def choose_checkpoint(config: Config, folder: Path) -> Path | None:
@@ -80,10 +60,7 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
 
 def has_training(folder: Path) -> bool:
     """Whether a training has begun here: after a start that failed on a mistake, none has."""
-    metrics = folder / METRICS_FILE
-    return bool(checkpoint.committed(folder / CHECKPOINTS)) or (
-        metrics.exists() and metrics.stat().st_size > 0
-    )
+    return bool(checkpoint.committed(folder / CHECKPOINTS)) or has_begun(folder)
 
 
 def prepare(config: Config, folder: Path) -> None:
@@ -176,28 +153,10 @@ def _check_same_training(config: Config, config_file: Path) -> None:
             f"{config_file} cannot be read by this version, so its training cannot be continued: "
             f"{error}"
         ) from error
-    changed = {
-        key: values
-        for key, values in differences(before, config).items()
-        if not key.startswith(MAY_CHANGE) and not _is_harmless(key, config)
-    }
+    changed = changed_settings(before, config)
     if changed:
         listing = "\n".join(f"  - {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
         raise CheckpointError(
             f"{config_file.parent} holds a training of another configuration:\n{listing}\nChoose "
             "another run.folder for this one, or take these changes back to continue that one."
         )
-
-
-def _is_harmless(key: str, config: Config) -> bool:
-    """Changes that are harmless in some trainings only.
-
-    A training may be made longer or shorter, unless its learning rate depends on the length; and
-    cut into other micro batches, unless batch normalization makes them matter.
-    """
-    if key == "batch.micro":
-        return not config.model.batch_norm
-    return config.schedule.name != "cosine" and key in (
-        "schedule.num_epochs",
-        "schedule.num_steps",
-    )
