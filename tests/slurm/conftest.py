@@ -1,14 +1,12 @@
 """What tests of SLURM share: a cluster, a training for it, and what is to come out."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import ROOT, Cluster, require_slurm
-from tests.slurm.jobs import SUBMIT
+from tests.slurm.cluster import Cluster, require_slurm
+from tests.slurm.jobs import submit
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +32,10 @@ def overrides(tiny_network: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the training that nothing happens to: the same job without SLURM."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    command = [sys.executable, *SUBMIT[1:], "--local", *overrides, f"run.folder={folder}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+def undisturbed(
+    cluster: Cluster, overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run folder of the training that nothing happens to."""
+    job = submit(cluster, overrides, tmp_path_factory.mktemp("undisturbed") / "run")
+    job.wait_for_state("COMPLETED")
+    return job.run_folder
