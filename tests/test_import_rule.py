@@ -19,6 +19,7 @@ LEVELS = {
     "data.geometry": 0,
     "data.color": 0,
     "data.plan": 0,
+    "distributed.traffic": 0,
     # 1: parts
     "layers": 1,
     "distributed": 1,

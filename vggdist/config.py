@@ -18,6 +18,7 @@ from vggdist.model.configurations import Configuration, Convolution, parse_confi
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Exchange = Literal["auto", "all_reduce", "factors"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Triple = tuple[float, float, float]
