@@ -380,9 +380,27 @@ class Config(Section):
         description="DeepSpeed ZeRO stage: 0 keeps the whole optimizer on each rank, 1 and 2 share "
         "it out.",
     )
-    exchange: Literal["all_reduce"] = Field(
-        "all_reduce", description="How gradients travel between ranks (stage 0)."
+    exchange: Exchange = Field(
+        "auto",
+        description="How the gradients of fully connected layers travel between ranks at stage 0: "
+        "all_reduce sends the matrices; factors sends what they are the products of, inputs and "
+        "output gradients of the layer; auto takes, for each layer, what is fewer bytes. "
+        "Convolutions are always all-reduced, and stages 1 and 2 leave all to DeepSpeed.",
     )
+    exchange_precision: Literal["compute", "fp32"] = Field(
+        "compute",
+        description="In which all-reduced gradients travel at stage 0: compute, that of `precision`"
+        " (half of the bytes in 16 bits), or fp32.",
+    )
+
+    @model_validator(mode="after")
+    def _stage_allows_factors(self) -> Self:
+        if self.exchange == "factors" and self.zero_stage:
+            raise ValueError(
+                f"exchange is factors, but at zero_stage {self.zero_stage} DeepSpeed exchanges all "
+                "gradients itself; set zero_stage to 0, or exchange to auto."
+            )
+        return self
 
     @model_validator(mode="after")
     def _trained_layers_exist(self) -> Self:
@@ -394,6 +412,11 @@ class Config(Section):
                 f"it has {', '.join(names)}."
             )
         return self
+
+    @property
+    def travel_precision(self) -> Precision:
+        """In which all-reduced gradients travel at stage 0."""
+        return self.precision if self.exchange_precision == "compute" else "fp32"
 
     @property
     def run_folder(self) -> str:

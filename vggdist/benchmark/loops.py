@@ -78,14 +78,11 @@ class OurLoop:
 
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:
-        """Every rank keeps its gradients: the exchange takes no micro batch for the last one."""
+        """Every rank keeps its own gradients."""
         exchange = self._engine._exchange
         assert exchange is not None
-        is_last, exchange._is_last = exchange._is_last, lambda: False
-        try:
+        with exchange.paused():
             yield
-        finally:
-            exchange._is_last = is_last
 
 
 def synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "device",
     "exchange",
+    "exchange_precision",
     "zero_stage",
     "evaluation.micro",
     "evaluation.spatial_average",
