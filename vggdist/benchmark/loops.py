@@ -85,9 +85,9 @@ class OurLoop:
             yield
 
 
-def synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:
-    """Noise of the loader's type, range and memory format."""
-    generator = torch.Generator().manual_seed(config.seed)
+def synthetic_batch(config: Config, micro: int, device: torch.device, number: int = 0) -> Batch:
+    """Noise of the loader's type, range and memory format, another one for each `number`."""
+    generator = torch.Generator().manual_seed(config.seed + number)
     crop = config.data.crop_size
     pixels = torch.randint(256, (micro, crop, crop, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(config.model.num_classes, (micro,), generator=generator)

@@ -20,7 +20,7 @@ from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
-from vggdist.training.optimizer import MaskedSGD, norm, trained_parameters
+from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class Engine:
         self.measure_norm = False
         self._norm: Tensor | None = None
         self._scale_of_step: Tensor | None = None
-        self.optimizer = MaskedSGD(trained_parameters(network).values(), config.optimizer)
-        with _deepspeed(process) as deepspeed:
+        self.optimizer = build_optimizer(trained_parameters(network).values(), config.optimizer)
+        with quiet_deepspeed(process) as deepspeed:
             self._engine, *_ = deepspeed.initialize(
                 model=network,
                 optimizer=self.optimizer,
@@ -324,7 +324,7 @@ def _to_store(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _deepspeed(process: Process) -> Iterator[Any]:
+def quiet_deepspeed(process: Process) -> Iterator[Any]:
     """DeepSpeed, told which accelerator to use, without its prints."""
     os.environ["DS_ACCELERATOR"] = process.device.type
     # DeepSpeed insists on it even where there is nothing to discover, and takes it for the number
