@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -165,5 +166,8 @@ class _Stream:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             work()
-        event = self._stream.record_event()
-        return lambda: torch.cuda.current_stream().wait_event(event)
+        return partial(self._wait, self._stream.record_event(), work)
+
+    def _wait(self, event: torch.cuda.Event, work: Callable[[], None]) -> None:
+        """Until this has been called, `work` holds tensors that the device may still need."""
+        torch.cuda.current_stream().wait_event(event)

@@ -47,6 +47,7 @@ class FCLayer(nn.Module):
         self.linear = nn.Linear(in_features, out_features)
         self.dropout = None if last else KeyedDropout(dropout, number)
         self.take_factors: TakeFactors | None = None
+        self._rounded: Tensor | None = None
 
     def forward(self, x: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
         """(n, in_features) -> (n, out_features); `dropout_keys` (n,) as in `KeyedDropout`."""
@@ -55,31 +56,55 @@ class FCLayer(nn.Module):
             units = self.linear(x)
         else:
             linear = self.linear
-            units = _FactoredLinear.apply(x, linear.weight, linear.bias, self.take_factors)
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            units = _FactoredLinear.apply(
+                x.to(dtype),
+                linear.weight,
+                self._weights_in(dtype),
+                linear.bias.to(dtype),
+                self.take_factors,
+            )
         if self.dropout is None:
             return units
         dropped: Tensor = self.dropout(units.relu(), dropout_keys)
         return dropped
 
+    @torch.no_grad()
+    def _weights_in(self, dtype: torch.dtype) -> Tensor:
+        """The weights, rounded to `dtype`."""
+        weight = self.linear.weight
+        if weight.is_cuda or weight.dtype == dtype:
+            return weight.detach().to(dtype)
+        # On a CPU always in the same memory: fresh memory costs three times what the rounding does.
+        if self._rounded is None or self._rounded.dtype != dtype:
+            self._rounded = torch.empty_like(weight, dtype=dtype)
+        return self._rounded.copy_(weight)
+
 
 class _FactoredLinear(torch.autograd.Function):
-    """`F.linear`, under autocast too, that hands on the factors of its weights' gradient."""
+    """`F.linear` that hands on the factors of its weights' gradient.
+
+    Takes the weights twice: those that are trained, and the same in the type of the computation.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, take_factors: TakeFactors
+        ctx: Any,
+        x: Tensor,
+        trained: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        take_factors: TakeFactors,
     ) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        x, weight, bias = (tensor.to(dtype) for tensor in (x, weight, bias))
         ctx.save_for_backward(x, weight)
         ctx.take_factors = take_factors
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         # First, so that they travel while the rest is computed.
         ctx.take_factors(x, gradient)
-        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None, None
