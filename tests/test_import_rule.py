@@ -41,6 +41,7 @@ LEVELS = {
     "features": 5,
     "predict": 5,
     "benchmark": 5,
+    "planning": 5,
     # 6: many processes, people
     "commands": 6,
     "cli": 6,
@@ -56,6 +57,7 @@ DOORS = {
     "yaml": {"config_file"},
     "pebble": {"data.verification.isolated"},
     "scipy": {"data.preparation.devkit"},
+    "matplotlib": {"planning.chart"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 
@@ -162,6 +164,7 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.config", "torch"),
         ("vggdist.config_file", "torch"),
         ("vggdist.cli", "torch"),
+        ("vggdist.planning.plan", "torch"),
         ("vggdist.training.loop", "deepspeed"),
     ],
 )

@@ -5,7 +5,16 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vggdist.commands import evaluation, images, networks, prediction, report, speed, transfer
+from vggdist.commands import (
+    evaluation,
+    images,
+    networks,
+    planning,
+    prediction,
+    report,
+    speed,
+    transfer,
+)
 from vggdist.errors import VggdistError
 
 DESCRIPTION = """\
@@ -45,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs."""
     parser = argparse.ArgumentParser(prog="vggdist", description=DESCRIPTION)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (networks, prediction, images, evaluation, report, transfer, speed):
+    for group in (networks, prediction, images, evaluation, report, transfer, planning, speed):
         group.add_verbs(verbs)
     return parser
 
