@@ -21,7 +21,7 @@ class Device(Section):
     name: str
     source: str = Field(description="Where the figures come from.")
     peak_teraflops: dict[Precision, Positive] = Field(
-        description="Published, a multiply-add being two operations."
+        {}, description="Published, a multiply-add being two operations."
     )
     sustained_teraflops: dict[Precision, Positive] = Field(
         min_length=1,
