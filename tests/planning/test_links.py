@@ -1,10 +1,19 @@
 """By hand, and by the bytes that a simulated ring really moves."""
 
+import math
+
 import pytest
 
+from vggdist.distributed import collectives
 from vggdist.errors import ConfigError
 from vggdist.planning.devices import DEVICES
-from vggdist.planning.links import LAUNCH_SECONDS, PAYLOAD_SHARE, Cluster, parse_rate
+from vggdist.planning.links import (
+    LAUNCH_SECONDS,
+    PAYLOAD_SHARE,
+    PIECE_ELEMENTS,
+    Cluster,
+    parse_rate,
+)
 
 DEVICE = DEVICES["p100"].model_copy(
     update={"bus_latency_microseconds": 0.0, "network_latency_microseconds": 0.0}
@@ -53,10 +62,17 @@ def test_a_ring_in_one_node_uses_its_bus() -> None:
 
 def test_inside_the_nodes_first_the_network_carries_each_quarter_once() -> None:
     """Four rings of a quarter each share the node's link, so it carries 2 (N - 1) / N in all."""
-    inside, between, gathered = cluster(8, 4).node_all_reduce(250_000_000, 4)
-    assert inside == gathered
-    assert inside.seconds == pytest.approx(3 / 4 / 10 + LAUNCH_SECONDS)
-    assert between.seconds == pytest.approx(ring_steps(8, 1.0) + LAUNCH_SECONDS)
+    legs = cluster(8, 4).node_all_reduce(250_000_000, 4)
+    assert len(legs) == 3 * math.ceil(250_000_000 / PIECE_ELEMENTS)
+    launched = LAUNCH_SECONDS * len(legs) / 3
+    bus = sum(leg.seconds for leg in legs if leg.link == "bus")
+    network = sum(leg.seconds for leg in legs if leg.link == "network")
+    assert bus == pytest.approx(2 * (3 / 4 / 10 + launched))
+    assert network == pytest.approx(ring_steps(8, 1.0) + launched)
+
+
+def test_pieces_are_as_long_as_the_collectives_that_they_stand_for() -> None:
+    assert PIECE_ELEMENTS == collectives.PIECE_ELEMENTS
 
 
 def test_factors_go_once_to_each_other_node_and_then_to_its_ranks() -> None:
@@ -66,14 +82,21 @@ def test_factors_go_once_to_each_other_node_and_then_to_its_ranks() -> None:
     assert inside.seconds == pytest.approx(2 * 20e3 / 10e9 + LAUNCH_SECONDS)
 
 
-def test_latency_grows_with_the_ranks_of_a_ring_and_with_the_nodes_of_ours() -> None:
+def test_latency_grows_with_the_ranks_of_a_ring() -> None:
     """NCCL's model: 14 us for each step between nodes, 5.7 for the others."""
-    with_latency = Cluster(128, 4, DEVICES["p100"], 25e9)
-    (leg,) = with_latency.ring_all_reduce(0, 4)
+    (leg,) = Cluster(128, 4, DEVICES["p100"], 25e9).ring_all_reduce(0, 4)
     expected = 2 * 127 * 14 + (2 * 511 - 2 * 127) * 5.7
     assert leg.seconds == pytest.approx(expected * 1e-6 + LAUNCH_SECONDS)
-    _, between, _ = with_latency.node_all_reduce(0, 2)
-    assert between.seconds == pytest.approx(2 * 127 * 14e-6 + LAUNCH_SECONDS)
+
+
+def test_between_many_nodes_a_tree_has_less_latency_and_a_ring_more_rate() -> None:
+    """A tree of 128 nodes has 7 levels, up and down, of 28 us each, and 92 % of the rate."""
+    one_rank = Cluster(128, 1, DEVICES["p100"], 25e9)
+    (small,) = one_rank.node_all_reduce(1, 2)
+    assert small.seconds == pytest.approx(14 * 28e-6 + LAUNCH_SECONDS, rel=1e-3)
+    (large,) = one_rank.node_all_reduce(1_000_000_000, 2)
+    (ring,) = one_rank.ring_all_reduce(1_000_000_000, 2)
+    assert large == ring
 
 
 @pytest.mark.parametrize(

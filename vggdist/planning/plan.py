@@ -176,11 +176,10 @@ class _Scaling:
 
     def work(self, split: BatchSplit) -> Work:
         config = self._config
-        sixteen = getattr(config, "exchange_precision", "compute") == "compute"
         return Work(
             self._layers,
             config.precision,
-            config.precision if sixteen else "fp32",
+            config.travel_precision,
             split.micro,
             split.accumulation_steps,
         )

@@ -1,16 +1,16 @@
 """A training step as a timeline: layer after layer, and the messages that travel meanwhile.
 
-A gradient can leave when the backward pass has gone through its layer, the last layer first. Each
-link carries one message at a time, in the order in which they are ready.
+A gradient can leave when the backward pass has gone through its layer, the last layer first. One
+message travels at a time, in the order in which they are ready, as `distributed/collectives.py` and
+NCCL's streams have it.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vggdist.planning.links import Leg, Link
+from vggdist.planning.links import Leg
 
 
 @dataclass(frozen=True)
@@ -114,22 +114,13 @@ def simulate(
 
 def _travel(messages: Sequence[Message], ready: Sequence[float]) -> tuple[list[float], list[Span]]:
     """When each message has arrived, and what the links carry when."""
-    free: dict[Link, float] = {"bus": 0.0, "network": 0.0}
-    arrivals = [ready[message.after] for message in messages]
-    waiting = [(time, number, 0) for number, time in enumerate(arrivals)]
-    heapq.heapify(waiting)
-    spans = []
-    while waiting:
-        time, number, leg_number = heapq.heappop(waiting)
-        arrivals[number] = time
-        legs = messages[number].legs
-        if leg_number == len(legs):
-            continue
-        leg = legs[leg_number]
-        start = max(time, free[leg.link])
-        free[leg.link] = start + leg.seconds
-        spans.append(Span(leg.link, messages[number].name, start, start + leg.seconds))
-        heapq.heappush(waiting, (start + leg.seconds, number, leg_number + 1))
+    spans, arrivals, now = [], [], 0.0
+    for message in messages:
+        now = max(now, ready[message.after])
+        for leg in message.legs:
+            spans.append(Span(leg.link, message.name, now, now + leg.seconds))
+            now += leg.seconds
+        arrivals.append(now)
     return arrivals, spans
 
 
