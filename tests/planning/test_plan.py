@@ -103,6 +103,15 @@ def test_a_fixed_batch_on_more_ranks_is_less_efficient_than_a_growing_one() -> N
         assert strong.efficiency[world_size]["ours"] < weak.efficiency[world_size]["ours"]
 
 
+def test_larger_micro_batches_hide_more_of_the_exchange_and_take_more_memory() -> None:
+    tried = plan(micro_batch=48, nodes=16, device=DEVICES["h100"]).micro_batches
+    assert list(tried) == [16, 32, 48, 64, 128, 256, 512]
+    for what in ("efficiency", "images_per_second", "memory_bytes"):
+        values = [one[what] for one in tried.values()]
+        assert values == sorted(values)
+    assert plan().micro_batches == {}
+
+
 def test_hours_are_steps_by_the_time_of_a_step() -> None:
     config, device = Config(), DEVICES["p100"]
     planned = hours(config, 1, 8, device, 25e9)

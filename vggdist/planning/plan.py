@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vggdist.config import BatchSplit, Config, split_batch
@@ -25,6 +25,7 @@ from vggdist.planning.run import (
 from vggdist.planning.step import StepTime, compute_seconds, time_step
 
 LARGEST_WORLD = 1024
+MICRO_BATCHES = (16, 32, 64, 128, 256, 512)
 WAYS: dict[str, Way] = {"all_reduce": "record", "factors": "factors", "ours": "auto"}
 """Name in the table of efficiencies -> how gradients travel."""
 
@@ -39,6 +40,9 @@ class Plan:
         efficiency: by the number of ranks and the names of `WAYS`: images per second by so many
             times those of one rank alone. Worlds that cannot share the batch are left out.
         memory: bytes on each rank, by what they are for.
+        micro_batches: what other micro batches would give on as many ranks, the global batch
+            following: efficiency, images per second, bytes on each rank. Empty where the global
+            batch is the configuration's.
         notes: what a reader should know of the figures.
     """
 
@@ -49,6 +53,7 @@ class Plan:
     ways: dict[str, StepTime]
     efficiency: dict[int, dict[str, float]]
     memory: dict[str, int]
+    micro_batches: dict[int, dict[str, float]]
     supply: Supply
     checkpoints: Checkpoints
     run: Run
@@ -86,6 +91,7 @@ class Plan:
             "exchange": step.ways,
             "efficiency": {str(world): one for world, one in self.efficiency.items()},
             "memory_bytes": self.memory,
+            "micro_batches": {str(micro): one for micro, one in self.micro_batches.items()},
             "data": asdict(self.supply),
             "checkpoint": asdict(self.checkpoints),
             "run": asdict(self.run),
@@ -134,6 +140,7 @@ def make_plan(
         ways={name: time_step(work, cluster, way) for name, way in WAYS.items()},
         efficiency=dict(scaling.efficiencies()),
         memory=plan_memory(config, work, cluster.world_size, step.ways),
+        micro_batches={} if micro_batch is None else _try_micro_batches(config, work, cluster),
         supply=supply,
         checkpoints=checkpoints,
         run=plan_run(config, cluster.world_size, images, seconds, checkpoints.seconds),
@@ -156,6 +163,20 @@ def hours(
     """
     cluster = Cluster(nodes, gpus_per_node, device, bits_per_second)
     return make_plan(config, cluster, images=images).run.hours
+
+
+def _try_micro_batches(config: Config, work: Work, cluster: Cluster) -> dict[int, dict[str, float]]:
+    """Larger ones hide more of the exchange, and take more memory."""
+    tried = {}
+    for micro in sorted({*MICRO_BATCHES, work.micro}):
+        other = replace(work, micro=micro)
+        step = time_step(other, cluster, config.exchange)
+        tried[micro] = {
+            "efficiency": step.compute_seconds / step.seconds,
+            "images_per_second": micro * cluster.world_size / step.seconds,
+            "memory_bytes": plan_memory(config, other, cluster.world_size, step.ways)["total"],
+        }
+    return tried
 
 
 class _Scaling:

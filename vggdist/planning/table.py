@@ -18,6 +18,7 @@ def render_plan(plan: Plan) -> str:
             "",
             *_memory(plan),
             "",
+            *_micro_batches(plan),
             *_needs(plan),
             *(f"note: {note}" for note in plan.notes),
         ]
@@ -85,6 +86,24 @@ def _memory(plan: Plan) -> list[str]:
         f"memory of a rank: {total:.2f} GB of {there:g}, {fits}",
         f"  {', '.join(parts)}",
     ]
+
+
+def _micro_batches(plan: Plan) -> list[str]:
+    if not plan.micro_batches:
+        return []
+    there = plan.cluster.device.memory_gigabytes
+    rows = [
+        f"{'micro batch':>12}{'global batch':>14}{'efficiency, %':>15}{'images/s':>12}"
+        f"{'GB a rank':>11}"
+    ]
+    for micro, one in plan.micro_batches.items():
+        gigabytes = one["memory_bytes"] / 1e9
+        marks = " <" * (micro == plan.work.micro) + " too large" * (gigabytes > there)
+        rows.append(
+            f"{micro:>12}{micro * plan.cluster.world_size:>14,}{100 * one['efficiency']:>15.1f}"
+            f"{one['images_per_second']:>12,.0f}{gigabytes:>11.1f}{marks}"
+        )
+    return [*rows, ""]
 
 
 def _needs(plan: Plan) -> list[str]:
