@@ -6,15 +6,17 @@ slowest counts. The network to other nodes is not measured: `vggdist plan --netw
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -81,8 +83,8 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
     Raises:
         VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
-    if rounds < 2:
-        raise ConfigError(f"--rounds is {rounds}; a spread needs at least two rounds.")
+    if rounds < 3:
+        raise ConfigError(f"--rounds is {rounds}; a spread needs at least three rounds.")
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
@@ -92,15 +94,11 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         clock = _Clock(process)
         status.show("memory: updates of the network's weights")
         memory = _memory_rate(config, clock)
-        steps: list[float] = []
-        for step in _steps(config, split, clock):
-            left = (rounds - len(steps)) * step
-            status.show(
-                f"arithmetic: step {len(steps) + 1} of {rounds}, {duration(left)} left for steps"
-            )
-            steps.append(step)
-            if len(steps) == rounds:
-                break
+        steps: list[list[float]] = []
+        for seconds in itertools.islice(_steps(config, split, clock), rounds):
+            steps.append(seconds)
+            left = (rounds - len(steps)) * max(seconds)
+            status.show(f"arithmetic: step {len(steps)} of {rounds}, {duration(left)} left")
         status.show("links between the ranks of this node")
         links = _links(clock)
         status.show("images")
@@ -108,8 +106,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         status.show("a checkpoint")
         written = _checkpoint_rate(folder) if process.is_main else 0.0
         status.clear()
-        spread = statistics.stdev(steps) / statistics.mean(steps)
-        spread = statistics.mean(world.gather(spread))
+        spread = statistics.mean(_spread(own) for own in zip(*steps, strict=True))
         if not process.is_main:
             return None
     device = Device(
@@ -127,7 +124,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         cores_compute=process.device.type == "cpu",
         **links,
     )
-    rate = sustained_teraflops(config, split, device, statistics.median(steps))
+    rate = sustained_teraflops(config, split, device, statistics.median(map(max, steps)))
     update = {"sustained_teraflops": {config.precision: rate}}
     return device.model_copy(update=update).model_dump()
 
@@ -178,12 +175,16 @@ class _Clock:
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Of the slowest rank."""
+        return max(self.of_ranks(work))
+
+    def of_ranks(self, work: Callable[[], object]) -> list[float]:
+        """Seconds of each rank."""
         world.all_agree(True, self.process.device)
         started_at = time.perf_counter()
         work()
         if self.process.device.type == "cuda":
             torch.cuda.synchronize(self.process.device)
-        return max(world.gather(time.perf_counter() - started_at))
+        return world.gather(time.perf_counter() - started_at)
 
 
 def _memory_rate(config: Config, clock: _Clock) -> float:
@@ -201,8 +202,8 @@ def _memory_rate(config: Config, clock: _Clock) -> float:
     return UPDATE_PASSES * num_bytes / seconds
 
 
-def _steps(config: Config, split: BatchSplit, clock: _Clock) -> Iterator[float]:
-    """Seconds of training steps in which every rank keeps its gradients, without an end."""
+def _steps(config: Config, split: BatchSplit, clock: _Clock) -> Iterator[list[float]]:
+    """Each rank's seconds of training steps in which it keeps its gradients, without an end."""
     settings = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
     loop = OurLoop(config.model_copy(update={"optimizer": settings}), split, clock.process)
     batch = synthetic_batch(config, split.micro, clock.process.device)
@@ -212,7 +213,13 @@ def _steps(config: Config, split: BatchSplit, clock: _Clock) -> Iterator[float]:
             stack.enter_context(loop.gradients_kept())
         loop.step(batches)
         while True:
-            yield clock.seconds(lambda: loop.step(batches))
+            yield clock.of_ranks(lambda: loop.step(batches))
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    """Standard deviation over median, from the quartiles: a single disturbance does not count."""
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (upper - lower) / (2 * NormalDist().inv_cdf(0.75)) / median
 
 
 def _links(clock: _Clock) -> dict[str, float]:

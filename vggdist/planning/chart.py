@@ -18,18 +18,23 @@ NAMES = {"all_reduce": "fp32 all-reduce, one ring", "factors": "factors", "ours"
 SHADES = {"compute": "#5c6675", "multiply": "#7a55a8", "bus": "#1f8a8a", "network": "#2f6fb5"}
 
 
-def draw_plan(plan: Plan, path: Path) -> None:
+def draw_plan(plan: Plan, path: Path, description: str = "") -> None:
     """Writes the picture as PNG.
+
+    Args:
+        plan: what is drawn.
+        path: the file.
+        description: for the file's text field Description.
 
     Raises:
         VggdistError: it cannot be written.
     """
-    figure = Figure(figsize=(11, 7.6), dpi=120, facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(11, 8), dpi=150, facecolor=PAPER, layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(1.15, 1))
     _draw_steps(figure.add_subplot(grid[0]), plan)
     _draw_efficiency(figure.add_subplot(grid[1]), plan)
     try:
-        figure.savefig(path, format="png", metadata={"Software": None})
+        figure.savefig(path, format="png", metadata={"Software": None, "Description": description})
     except OSError as error:
         raise VggdistError(f"--out {path} cannot be written: {error}.") from error
 
@@ -56,7 +61,7 @@ def _draw_steps(axes: Axes, plan: Plan) -> None:
         axes.barh(0, 0, color=SHADES[kind], label=label)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds", color=MUTED)
+    axes.set_xlabel("milliseconds", color=MUTED, loc="left")
     axes.margins(x=0.09)
     axes.set_xlim(left=0)
     cluster = plan.cluster
@@ -77,7 +82,7 @@ def _draw_step(axes: Axes, step: StepTime, top: int) -> None:
             height=0.72,
             color=SHADES[span.row],
             edgecolor=PAPER,
-            linewidth=0.4,
+            linewidth=0.4 if rows[span.row] == top else 0.1,
         )
 
 
@@ -92,7 +97,7 @@ def _draw_efficiency(axes: Axes, plan: Plan) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(0, 105)
-    axes.set_xlabel("ranks", color=MUTED)
+    axes.set_xlabel("ranks", color=MUTED, loc="left")
     _finish(axes, "Efficiency, % of as many ranks that exchange nothing", 3)
 
 
@@ -107,8 +112,7 @@ def _finish(axes: Axes, title: str, columns: int) -> None:
         frameon=False,
         ncols=columns,
         fontsize=9,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.2,
+        loc="upper right",
+        bbox_to_anchor=(1.0, -0.07),
         labelcolor=INK,
     )
