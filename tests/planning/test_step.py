@@ -101,3 +101,9 @@ def test_frozen_layers_send_nothing() -> None:
     layers = plan_layers(config.model_copy(update={"optimizer": optimizer}))
     step = time_step(Work(layers, "fp32", "fp32", 64, 1), Cluster(2, 1, FAST, 1e9), "record")
     assert step.sent_bytes == 4 * 4_097_000
+
+
+def test_two_cores_take_as_long_as_they_were_measured() -> None:
+    """4.8 s for 16 images of 224 px in bf16 (README, `vggdist bench step`)."""
+    cores = Cluster(1, 1, DEVICES["cpu"], 1e9)
+    assert compute_seconds(work(16), cores) == pytest.approx(4.8, rel=0.05)

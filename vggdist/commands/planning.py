@@ -17,7 +17,7 @@ started, and no data is opened.
   factors          fully connected layers exchange the factors of their gradients, always
   ours             what exchange=auto would run
 
-The device is h100, a100, v100 or p100, from published figures, or a file of
+The device is h100, a100, v100, p100 (from published figures), cpu (two cores), or a file of
 `vggdist bench machine --out FILE`. The network is a node's link to the others; give the rate that
 you have measured if you have. With --micro-batch every rank has so many images and the global batch
 follows; without, batch.global of the configuration is shared by the ranks.

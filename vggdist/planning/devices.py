@@ -127,6 +127,20 @@ DEVICES = {
         bus_latency_microseconds=_PCIE,
         network_latency_microseconds=_NETWORK,
     ),
+    "cpu": Device(
+        name="2 CPU cores",
+        source="measured on two cores of a virtual machine (AMD EPYC, Zen 4) in November 2026 with "
+        "bench step, bench data and bench machine; the latter measures yours",
+        peak_teraflops={},
+        sustained_teraflops={"bf16": 0.32, "fp32": 0.18},
+        memory_gigabytes=12.0,
+        memory_gigabytes_per_second=15.0,
+        bus_gigabytes_per_second=0.8,
+        bus_latency_microseconds=190.0,
+        network_latency_microseconds=190.0,
+        exchange_seconds_per_gigabyte=0.3,
+        checkpoint_gigabytes_per_second=0.2,
+    ),
 }
 
 
