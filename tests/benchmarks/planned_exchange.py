@@ -1,10 +1,10 @@
 """Seconds of a step as planned beside those measured on two hosts with a limited cable.
 
-    vggdist bench machine --ranks 2 --out machine.json data.crop_size=64
-    vggdist bench exchange --rate 1gbit --json exchange_1gbit.json
-    python tests/benchmarks/planned_exchange.py machine.json exchange_*.json
+    python tests/benchmarks/planned_exchange.py MACHINE.json EXCHANGE.json ...
 
-The plan knows the machine's figures and the cable's rate, and nothing of the second command's.
+MACHINE is of `vggdist bench machine --ranks 2` at 64 px, EXCHANGE of `vggdist bench exchange`. The
+plan knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a machine
+that does nothing else.
 """
 
 import json
@@ -70,6 +70,8 @@ def table(device: Device, results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Prints the table of the files on the command line."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     machine, *files = sys.argv[1:]
     results = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
     print(table(load_device(machine), results))
