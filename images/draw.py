@@ -21,11 +21,12 @@ def main() -> None:
     import draw_errors
     import draw_flowers
     import draw_network
+    import draw_plan
     import draw_step
 
     pictures = (
         *(draw_architecture, draw_configurations, draw_errors),
-        *(draw_flowers, draw_network, draw_step),
+        *(draw_flowers, draw_network, draw_plan, draw_step),
     )
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures:

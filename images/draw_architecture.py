@@ -29,6 +29,7 @@ LEVELS = {
     "vggdist.evaluate": 5,
     "vggdist.evaluation_report": 5,
     "vggdist.features": 5,
+    "vggdist.planning": 5,
     "vggdist.predict": 5,
     "vggdist.pretrain": 5,
     "vggdist.rank": 5,
@@ -52,7 +53,7 @@ LEVELS = {
 }
 """Level of a module or of all modules of a package; the longest name that fits counts."""
 
-CLOSED = {"vggdist.commands"}
+CLOSED = {"vggdist.commands", "vggdist.planning"}
 """Packages that are drawn as a room: what is in them is of no interest here."""
 
 DOORS = {

@@ -13,6 +13,7 @@ from vggdist.config import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
+    scaled_learning_rate,
     split_batch,
     steps_of_epochs,
     total_steps,
@@ -246,3 +247,41 @@ def test_run_folders_are_named_after_the_network() -> None:
     own = ModelConfig(configuration=(("3-8",),))
     assert Config(model=own).run_folder == "runs/vgg_custom"
     assert Config(run=RunConfig(folder="elsewhere")).run_folder == "elsewhere"
+
+
+def test_the_learning_rate_scales_linearly_from_its_base_batch() -> None:
+    """Goyal et al.: 0.1 for 256 images is 3.2 for 8192."""
+    batch = BatchConfig(global_=8192)
+    scaled = Config(batch=batch, optimizer=OptimizerConfig(learning_rate=0.1, base_batch=256))
+    assert scaled_learning_rate(scaled) == pytest.approx(3.2)
+    assert scaled_learning_rate(Config(batch=batch)) == 0.01
+
+
+def test_the_global_batch_is_the_same_for_every_number_of_ranks() -> None:
+    batch = BatchConfig(global_=2048)
+    for world_size in (1, 2, 32, 256):
+        split = split_batch(batch, world_size)
+        assert split.micro * split.accumulation_steps * world_size == 2048
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_what_needs_stage_0_is_refused_elsewhere(stage: int) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Config(zero_stage=stage, exchange="factors")
+    assert (
+        f"exchange is factors, but at zero_stage {stage} DeepSpeed exchanges all gradients itself; "
+        "set zero_stage to 0, or exchange to auto."
+    ) in str(refused.value)
+    with pytest.raises(ValidationError) as refused:
+        Config(zero_stage=stage, optimizer=OptimizerConfig(name="lars"))
+    assert (
+        f"optimizer.name is lars, but at zero_stage {stage} the optimizer sees flat shares of the "
+        "weights and no layers; set zero_stage to 0."
+    ) in str(refused.value)
+    assert Config(zero_stage=stage).exchange == "auto"
+
+
+def test_gradients_travel_in_the_compute_type_unless_fp32_is_asked_for() -> None:
+    assert Config().travel_precision == "bf16"
+    assert Config(precision="fp16").travel_precision == "fp16"
+    assert Config(exchange_precision="fp32").travel_precision == "fp32"

@@ -102,8 +102,8 @@ def test_an_unknown_key_is_an_error_with_a_near_match(write: Write) -> None:
     )
     assert text.split("\n", 1)[1] == (
         "  - model.droput: unknown key; did you mean model.dropout?\n"
-        "  - optimizer.lr: unknown key; section optimizer has learning_rate, momentum, "
-        "weight_decay, gradient_clipping, trained_layers.\n"
+        "  - optimizer.lr: unknown key; section optimizer has name, learning_rate, base_batch, "
+        "trust_coefficient, momentum, weight_decay, gradient_clipping, trained_layers.\n"
         "  - learning_rate: unknown key; did you mean optimizer.learning_rate?\n"
         "  - modle: unknown key; did you mean model?"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vggdist.config import Config
+from vggdist.config import Config, scaled_learning_rate
 from vggdist.config_file import load_config
 from vggdist.model.configurations import TABLE_1
 
@@ -55,6 +55,25 @@ def test_a_shipped_configuration_is_short_enough_to_read_at_a_glance(file: Path)
 def test_no_two_shipped_configurations_share_a_run_folder() -> None:
     folders = Counter(load_config(file).run_folder for file in FILES)
     assert [folder for folder, count in folders.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(("batch", "accuracy"), [(2048, 74.2), (4096, 73.1), (8192, 71.7)])
+def test_large_batches_name_the_published_accuracy_that_they_are_to_beat(
+    batch: int, accuracy: float
+) -> None:
+    """Deep Gradient Compression's table for VGG16-BN (arXiv:1712.01887, its repository)."""
+    file = ROOT / "configs" / f"vgg_d_bn_{batch}.yaml"
+    config = load_config(file)
+    assert (config.model.configuration, config.model.batch_norm) == ("D", True)
+    assert (config.batch.global_, config.schedule.num_epochs) == (batch, 90)
+    assert config.schedule.warmup_epochs == 5
+    assert f"{accuracy} % top-1 accuracy" in _comment(file)
+    if batch == 2048:
+        assert config.optimizer.name == "sgd"
+        assert scaled_learning_rate(config) == pytest.approx(0.0125 * 2048 / 32)
+    else:
+        assert config.optimizer.name == "lars"
+        assert scaled_learning_rate(config) == pytest.approx(10 * batch / 8192)
 
 
 @each_column

@@ -10,7 +10,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = tuple(
     f"{name}.png"
-    for name in ("architecture", "configurations", "errors", "flowers", "network", "step")
+    for name in ("architecture", "configurations", "errors", "flowers", "network", "plan", "step")
 )
 
 

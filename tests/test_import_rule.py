@@ -19,6 +19,7 @@ LEVELS = {
     "data.geometry": 0,
     "data.color": 0,
     "data.plan": 0,
+    "distributed.traffic": 0,
     # 1: parts
     "layers": 1,
     "distributed": 1,
@@ -41,6 +42,7 @@ LEVELS = {
     "predict": 5,
     "benchmark": 5,
     "cluster": 5,
+    "planning": 5,
     # 6: many processes, people
     "commands": 6,
     "cli": 6,
@@ -57,6 +59,7 @@ DOORS = {
     "pebble": {"data.verification.isolated"},
     "scipy": {"data.preparation.devkit"},
     "submitit": {"cluster.submission", "cluster.job"},
+    "matplotlib": {"planning.chart"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 
@@ -168,6 +171,7 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.cluster.experiment", "torch"),
         ("vggdist.cluster.status", "torch"),
         ("vggdist.cluster.tables", "torch"),
+        ("vggdist.planning.plan", "torch"),
         ("vggdist.training.loop", "deepspeed"),
     ],
 )

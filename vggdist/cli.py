@@ -10,6 +10,7 @@ from vggdist.commands import (
     experiment,
     images,
     networks,
+    planning,
     prediction,
     report,
     speed,
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         evaluation,
         report,
         transfer,
+        planning,
         speed,
     ):
         group.add_verbs(verbs)

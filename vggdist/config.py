@@ -18,6 +18,7 @@ from vggdist.model.configurations import Configuration, Convolution, parse_confi
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Exchange = Literal["auto", "all_reduce", "factors"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Triple = tuple[float, float, float]
@@ -227,10 +228,28 @@ class BatchConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """SGD with momentum (section 3.1)."""
+    """SGD with momentum (section 3.1), or LARS for batches of many thousand images."""
 
+    name: Literal["sgd", "lars"] = Field(
+        "sgd",
+        description="sgd, as in the paper; or lars, which gives each layer a learning rate of its "
+        "own, by the norms of its weights and of their gradient (You, Gitman & Ginsburg 2017, "
+        "arXiv:1708.03888), at stage 0.",
+    )
     learning_rate: float = Field(
         0.01, gt=0.0, description="Learning rate at the start, after warm-up."
+    )
+    base_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Global batch that learning_rate is meant for: it is multiplied by batch.global"
+        " / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). None: not scaled.",
+    )
+    trust_coefficient: float = Field(
+        0.001,
+        gt=0.0,
+        description="lars: a step's length as a share of the weights' norm, before the learning "
+        "rate multiplies it.",
     )
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum.")
     weight_decay: float = Field(
@@ -379,9 +398,36 @@ class Config(Section):
         description="DeepSpeed ZeRO stage: 0 keeps the whole optimizer on each rank, 1 and 2 share "
         "it out.",
     )
-    exchange: Literal["all_reduce"] = Field(
-        "all_reduce", description="How gradients travel between ranks (stage 0)."
+    exchange: Exchange = Field(
+        "auto",
+        description="How the gradients of fully connected layers travel between ranks at stage 0: "
+        "all_reduce sends the matrices; factors sends what they are the products of, inputs and "
+        "output gradients of the layer; auto takes, for each layer, what is fewer bytes. "
+        "Convolutions are always all-reduced, and stages 1 and 2 leave all to DeepSpeed.",
     )
+    exchange_precision: Literal["compute", "fp32"] = Field(
+        "compute",
+        description="In which all-reduced gradients travel at stage 0: compute, that of `precision`"
+        " (half of the bytes in 16 bits), or fp32.",
+    )
+
+    @model_validator(mode="after")
+    def _stage_allows_factors(self) -> Self:
+        if self.exchange == "factors" and self.zero_stage:
+            raise ValueError(
+                f"exchange is factors, but at zero_stage {self.zero_stage} DeepSpeed exchanges all "
+                "gradients itself; set zero_stage to 0, or exchange to auto."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stage_knows_layers(self) -> Self:
+        if self.optimizer.name == "lars" and self.zero_stage:
+            raise ValueError(
+                f"optimizer.name is lars, but at zero_stage {self.zero_stage} the optimizer sees "
+                "flat shares of the weights and no layers; set zero_stage to 0."
+            )
+        return self
 
     @model_validator(mode="after")
     def _trained_layers_exist(self) -> Self:
@@ -393,6 +439,11 @@ class Config(Section):
                 f"it has {', '.join(names)}."
             )
         return self
+
+    @property
+    def travel_precision(self) -> Precision:
+        """In which all-reduced gradients travel at stage 0."""
+        return self.precision if self.exchange_precision == "compute" else "fp32"
 
     @property
     def run_folder(self) -> str:
@@ -451,6 +502,13 @@ def split_batch(batch: BatchConfig, world_size: int) -> BatchSplit:
             f"batch.micro to {max(m for m in divisors if m <= micro or m == 1)}, for example."
         )
     return BatchSplit(batch.global_, micro, per_rank // micro, world_size)
+
+
+def scaled_learning_rate(config: Config) -> float:
+    """The learning rate after warm-up, for the global batch of this training."""
+    base = config.optimizer.base_batch
+    scale = 1.0 if base is None else config.batch.global_ / base
+    return config.optimizer.learning_rate * scale
 
 
 def steps_of_epochs(num_epochs: float, num_images: int, global_batch: int) -> int:

@@ -8,7 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
-from vggdist.config import BatchSplit, Config, split_batch, total_steps, trained_layers
+from vggdist.config import (
+    BatchSplit,
+    Config,
+    scaled_learning_rate,
+    split_batch,
+    total_steps,
+    trained_layers,
+)
 from vggdist.config_file import to_yaml
 from vggdist.data import staging
 from vggdist.data.dataset import open_dataset
@@ -312,7 +319,7 @@ def _build_training(
 
     schedule = Schedule(
         config.schedule,
-        config.optimizer.learning_rate,
+        scaled_learning_rate(config),
         num_images / split.global_batch,
         total_steps(config, num_images),
     )

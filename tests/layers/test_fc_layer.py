@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from vggdist.layers.fc_layer import FCLayer
@@ -32,3 +33,54 @@ def test_a_hook_on_the_linear_part_sees_its_output_gradient() -> None:
     layer.linear.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs))
     layer(torch.randn(3, 5, requires_grad=True)).sum().backward()
     assert seen[0][0].shape == (3, 4)
+
+
+def factors_of(layer: FCLayer, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What the layer hands on in a backward pass of a sum of squares."""
+    taken: list[tuple[torch.Tensor, torch.Tensor]] = []
+    layer.take_factors = lambda *factors: taken.append(factors)
+    layer(x).float().square().sum().backward()
+    layer.take_factors = None
+    return taken
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_factors_multiply_to_the_gradients_that_autograd_gives(last: bool) -> None:
+    torch.manual_seed(0)
+    layer = FCLayer(5, 4, number=8, last=last)
+    x = torch.randn(3, 5, requires_grad=True)
+    ((inputs, outputs),) = factors_of(layer, x)
+    assert layer.linear.weight.grad is None
+    assert layer.linear.bias.grad is None
+    factored, x.grad = x.grad, None
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, factored)
+    torch.testing.assert_close(outputs.T @ inputs, layer.linear.weight.grad)
+    torch.testing.assert_close(outputs.sum(0), layer.linear.bias.grad)
+
+
+def test_under_autocast_the_factors_are_in_its_type_and_the_units_the_same() -> None:
+    torch.manual_seed(0)
+    layer = FCLayer(64, 32, number=8, last=True)
+    x = torch.randn(8, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        ((inputs, outputs),) = factors_of(layer, x)
+        plain = layer(x)
+        layer.take_factors = lambda *factors: None
+        units = layer(x)
+    assert inputs.dtype == outputs.dtype == units.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(units, plain, rtol=0.01, atol=0.01)
+
+
+def test_a_layer_above_frozen_ones_hands_on_its_factors_too() -> None:
+    layer = FCLayer(5, 4, number=8, last=True)
+    ((inputs, outputs),) = factors_of(layer, torch.randn(3, 5))
+    assert inputs.shape == (3, 5)
+    assert outputs.shape == (3, 4)
+
+
+def test_without_gradients_nothing_is_handed_on() -> None:
+    layer = FCLayer(5, 4, number=8, last=True)
+    layer.take_factors = lambda *factors: pytest.fail("there is no backward pass")
+    with torch.no_grad():
+        assert not layer(torch.randn(3, 5)).requires_grad

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from tests.ranks import run_in_ranks
+from vggdist.distributed.collectives import Collectives
 from vggdist.distributed.process import Process
 from vggdist.training import gradients
 from vggdist.training.gradients import GradientExchange, in_memory_order
@@ -71,7 +72,9 @@ def exchange_steps(process: Process, bucket_elements: int) -> dict[str, Any]:
 
     distributed.all_reduce = counted
     network, last = small_network(), False
-    exchange = GradientExchange(list(network.parameters()), lambda: last)
+    exchange = GradientExchange(
+        list(network.parameters()), lambda: last, Collectives(process.device)
+    )
     travelled: list[list[int]] = []
     for _ in range(2):
         network.zero_grad()
@@ -135,7 +138,9 @@ def test_a_world_of_one_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
     monkeypatch.delattr(distributed, "all_reduce")
     network = small_network()
-    exchange = GradientExchange(list(network.parameters()), lambda: True)
+    exchange = GradientExchange(
+        list(network.parameters()), lambda: True, Collectives(torch.device("cpu"))
+    )
     for micro_batch in (0, 1):
         backward(network, 0, micro_batch)
         exchange.wait()

@@ -1,4 +1,4 @@
-"""The oracle is `torch.optim.SGD`, not fused."""
+"""The oracle is `torch.optim.SGD`, not fused; for LARS, the paper's formula."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from vggdist.config import OptimizerConfig
-from vggdist.training.optimizer import MaskedSGD, any_not_finite, norm
+from vggdist.training.optimizer import (
+    MaskedLARS,
+    MaskedSGD,
+    any_not_finite,
+    build_optimizer,
+    norm,
+)
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 
@@ -161,3 +167,90 @@ def test_a_bad_element_is_found_anywhere(bad: float) -> None:
 def test_infinities_of_both_signs_do_not_cancel_and_large_elements_are_good() -> None:
     assert any_not_finite([torch.tensor([float("inf"), float("-inf")])]).tolist() == [1.0]
     assert any_not_finite([torch.full((10,), 1e30)]).tolist() == [0.0]
+
+
+# LARS
+
+
+def lars(params: list[nn.Parameter]) -> MaskedSGD:
+    return build_optimizer(
+        params,
+        OptimizerConfig(
+            name="lars", learning_rate=2.0, momentum=0.9, weight_decay=0.01, trust_coefficient=0.02
+        ),
+    )
+
+
+def slow_lars(params: list[nn.Parameter], momentum: list[Tensor]) -> None:
+    """A step, parameter by parameter, in float64: the paper's Algorithm 1."""
+    for parameter, buffer in zip(params, momentum, strict=True):
+        weights, gradient = parameter.detach().double(), parameter.grad.double()
+        if parameter.dim() > 1:
+            local = 0.02 * weights.norm() / (gradient.norm() + 0.01 * weights.norm())
+            gradient = local * (gradient + 0.01 * weights)
+        buffer.mul_(0.9).add_(gradient)
+        parameter.data -= (2.0 * buffer).float()
+
+
+def test_lars_scales_each_layers_step_and_leaves_biases_to_sgd() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer = lars(ours)
+    assert isinstance(optimizer, MaskedLARS)
+    momentum = [torch.zeros(p.shape, dtype=torch.float64) for p in theirs]
+    for step in range(4):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        optimizer.step()
+        slow_lars(theirs, momentum)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_lars_steps_do_not_depend_on_the_size_of_the_gradient() -> None:
+    """Without weight decay; that is what it is for."""
+    moved = []
+    for factor in (1.0, 1000.0):
+        (weight,) = params = [nn.Parameter(torch.randn(5, 7, generator=generator_of(1)))]
+        config = OptimizerConfig(name="lars", learning_rate=1.0, weight_decay=0.0)
+        weight.grad = factor * torch.randn(5, 7, generator=generator_of(2))
+        before = weight.detach().clone()
+        build_optimizer(params, config).step()
+        moved.append(weight.detach() - before)
+    torch.testing.assert_close(moved[0], moved[1])
+    assert moved[0].norm().item() == pytest.approx(0.001 * before.norm().item(), rel=1e-4)
+
+
+def test_lars_takes_fp16s_loss_scale_out_first() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer, oracle = lars(ours), lars(theirs)
+    set_gradients(ours, 0)
+    set_gradients(theirs, 0)
+    for parameter in ours:
+        parameter.grad *= 256.0
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor([256.0]), torch.zeros(1)
+    optimizer.step()
+    oracle.step()
+    assert_same(copies(ours), copies(theirs))
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_lars_leaves_a_bad_gradient_out(bad: float) -> None:
+    params = parameters()
+    optimizer, before = lars(params), copies(params)
+    set_gradients(params, 0)
+    params[2].grad[0, 0] = bad
+    optimizer.step()
+    assert optimizer.masked.item() == 1
+    assert_same(copies(params), before)
+    assert not any(buffer.any() for buffer in momentum_of(optimizer))
+
+
+def test_lars_moves_weights_that_are_zero() -> None:
+    weight = nn.Parameter(torch.zeros(3, 3))
+    weight.grad = torch.ones(3, 3)
+    lars([weight]).step()
+    assert torch.equal(weight, torch.full((3, 3), -2.0))
+
+
+def generator_of(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

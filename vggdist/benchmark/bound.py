@@ -6,7 +6,7 @@ Judges measurements and makes none: `benchmark/step.py` does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from vggdist.config import BatchSplit, Config
 from vggdist.distributed.process import Process
@@ -156,11 +156,11 @@ def _input(timings: Timings, setting: Setting) -> str:
 def _exchange(timings: Timings, setting: Setting) -> str:
     assert timings.no_exchange is not None
     config, split = setting.config, setting.split
-    others = [
-        name
-        for name in get_args(type(config).model_fields["exchange"].annotation)
-        if name != config.exchange
-    ]
+    cheaper = []
+    if config.exchange != "auto":
+        cheaper.append(f"exchange=auto (now {config.exchange})")
+    if config.travel_precision != config.precision:
+        cheaper.append(f"exchange_precision=compute (now {config.exchange_precision})")
     text = (
         f"{_percent(timings.exchange / timings.step)} of a step is the exchange of gradients "
         f"between {_ranks(split)}; with it the ranks take {setting.rate(timings.step)} "
@@ -168,9 +168,7 @@ def _exchange(timings: Timings, setting: Setting) -> str:
         f"{split.global_batch}), so that there are more images to an exchange, or put the ranks "
         "on fewer nodes or a faster network"
     )
-    if others:
-        text += f", or try exchange={' or exchange='.join(others)} (now {config.exchange})"
-    return text + "."
+    return text + "".join(f", or set {one}" for one in cheaper) + "."
 
 
 def _compute(timings: Timings, setting: Setting) -> str:

@@ -78,19 +78,16 @@ class OurLoop:
 
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:
-        """Every rank keeps its gradients: the exchange takes no micro batch for the last one."""
+        """Every rank keeps its own gradients."""
         exchange = self._engine._exchange
         assert exchange is not None
-        is_last, exchange._is_last = exchange._is_last, lambda: False
-        try:
+        with exchange.paused():
             yield
-        finally:
-            exchange._is_last = is_last
 
 
-def synthetic_batch(config: Config, micro: int, device: torch.device) -> Batch:
-    """Noise of the loader's type, range and memory format."""
-    generator = torch.Generator().manual_seed(config.seed)
+def synthetic_batch(config: Config, micro: int, device: torch.device, number: int = 0) -> Batch:
+    """Noise of the loader's type, range and memory format, another one for each `number`."""
+    generator = torch.Generator().manual_seed(config.seed + number)
     crop = config.data.crop_size
     pixels = torch.randint(256, (micro, crop, crop, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(config.model.num_classes, (micro,), generator=generator)

@@ -1,10 +1,12 @@
 """Verbs that measure: bench and tune."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from vggdist.commands.arguments import add_config, add_json, positive, show
+from vggdist.commands.ranks import start_ranks
 from vggdist.config_file import load_config
 
 STEP_DESCRIPTION = """\
@@ -12,6 +14,22 @@ Times, in turn: a training step beside a bare PyTorch loop with the same network
 the step on synthetic images; both together; and, with several ranks, the step without the exchange
 of gradients. Then says what the training is bound by and which setting to change. Without
 data.root the loader is left out. Nothing is written and no weights are kept.
+"""
+
+EXCHANGE_DESCRIPTION = """\
+Makes two hosts on this machine, joined by a cable of limited speed (network namespaces; needs
+root), and trains the same network on the same images, one rank on each, with each way to exchange
+gradients in turn: ours; torch DDP in fp32 and with its bf16 hook; DeepSpeed stage 0 in bf16; ZeRO-1
+and ZeRO-2 as they come, and with weights, gradients and communication in bf16 and overlap. Shows
+the bytes that a rank sends and the time of a step, the loss after the last one, and memory. All of
+it takes some ten minutes at 1gbit; each rank wants 4 GB.
+"""
+
+MACHINE_DESCRIPTION = """\
+Measures what `vggdist plan --device FILE` has to know of this machine: arithmetic of the network in
+training, the spread of its steps, memory, links between the ranks of this node, images made ready
+by a core, and the writing of a checkpoint. All ranks are measured at once, as they share a node.
+The arithmetic is that of the configuration: plan with the same precision and crop size.
 """
 
 TUNE_DESCRIPTION = """\
@@ -32,6 +50,8 @@ def add_verbs(verbs: Any) -> None:
     _add_bench_data(bench)
     _add_bench_step(bench)
     _add_bench_evaluation(bench)
+    _add_bench_exchange(bench)
+    _add_bench_machine(bench)
     _add_tune(verbs)
 
 
@@ -90,6 +110,72 @@ def _add_bench_evaluation(bench: Any) -> None:
     add_config(evaluation)
     add_json(evaluation)
     evaluation.set_defaults(run=_bench_evaluation)
+
+
+def _add_bench_exchange(bench: Any) -> None:
+    exchange = bench.add_parser(
+        "exchange",
+        help="our exchange of gradients beside DDP's and DeepSpeed's, over a slow cable",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=EXCHANGE_DESCRIPTION,
+        epilog="examples: sudo vggdist bench exchange --rate 1gbit --json exchange.json\n"
+        "          sudo vggdist bench exchange --rate none --only ours,deepspeed_0",
+    )
+    exchange.add_argument(
+        "--rate",
+        default="1gbit",
+        metavar="RATE",
+        help="of the cable, such as 200mbit or 10gbit; none: no limit (default: 1gbit)",
+    )
+    exchange.add_argument(
+        "--steps", type=positive, default=5, help="timed, after two that are not (default: 5)"
+    )
+    exchange.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="ours, ddp_fp32, ddp_bf16, deepspeed_0, zero_1, zero_2, zero_1_bf16 or zero_2_bf16; "
+        "several with commas (default: all)",
+    )
+    exchange.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce",
+    )
+    add_json(exchange)
+    exchange.set_defaults(run=_bench_exchange)
+
+
+def _add_bench_machine(bench: Any) -> None:
+    machine = bench.add_parser(
+        "machine",
+        help="this machine's figures, for `vggdist plan --device FILE`",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=MACHINE_DESCRIPTION,
+        epilog="examples: vggdist bench machine --out machine.json --ranks 8\n"
+        "          vggdist plan --nodes 4 --gpus-per-node 8 --micro-batch 64 --device machine.json "
+        "--network 100gbit",
+    )
+    machine.add_argument(
+        "--out",
+        type=Path,
+        default=Path("machine.json"),
+        metavar="FILE",
+        help="JSON file to write (default: machine.json); a checkpoint is tried beside it",
+    )
+    machine.add_argument(
+        "--ranks",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks on this machine, as in training: its GPUs (default: 1)",
+    )
+    machine.add_argument(
+        "--rounds", type=positive, default=10, help="training steps to time (default: 10)"
+    )
+    add_config(machine)
+    machine.set_defaults(run=_bench_machine)
 
 
 def _add_tune(verbs: Any) -> None:
@@ -156,6 +242,34 @@ def _bench_evaluation(arguments: argparse.Namespace) -> None:
     result = measure_evaluation(config, process, arguments.data, scale, arguments.rounds)
     world.stop()
     show(render_evaluation(result), result, arguments.json)
+
+
+def _bench_exchange(arguments: argparse.Namespace) -> None:
+    from vggdist.benchmark.exchange import NAMES, measure_exchange, render_exchange
+
+    result = measure_exchange(
+        arguments.rate, arguments.steps, arguments.only or list(NAMES), arguments.overrides
+    )
+    show(render_exchange(result), result, arguments.json)
+
+
+def _bench_machine(arguments: argparse.Namespace) -> int | None:
+    from vggdist.benchmark.machine import measure_machine, render_machine, require_writable
+
+    if arguments.ranks > 1:
+        return start_ranks(arguments.ranks)
+    require_writable(arguments.out)
+    default = [] if arguments.config else [f"batch.global={16 * _world_size()}"]
+    config = load_config(arguments.config, [*default, *arguments.overrides])
+    values = measure_machine(config, arguments.rounds, arguments.out.absolute().parent)
+    if values is not None:  # the main rank writes and speaks
+        show(render_machine(values), values, arguments.out)
+    return None
+
+
+def _world_size() -> int:
+    """Ranks that a launcher has started, before they have met."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def _tune_data(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,15 @@
 """The fully connected layers fc6, fc7 and fc8."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggdist.layers.dropout import KeyedDropout
+
+TakeFactors = Callable[[Tensor, Tensor], None]
 
 
 class FCLayer(nn.Module):
@@ -10,6 +17,12 @@ class FCLayer(nn.Module):
 
     Dropout after the ReLU is the paper's place for it. torchvision once had it before fc6 and its
     errors fell by about a point with the move (pytorch/vision pull request 107).
+
+    Attributes:
+        take_factors: if set, weights and biases get no gradients. In their place it is called in
+            every backward pass with the factors of which they consist: the inputs X
+            (n, in_features) and the gradients dY (n, out_features) of the outputs, in the type of
+            the computation. The weights' gradient is dY^T X, the biases' the sum of dY over n.
     """
 
     def __init__(
@@ -33,11 +46,65 @@ class FCLayer(nn.Module):
         super().__init__()
         self.linear = nn.Linear(in_features, out_features)
         self.dropout = None if last else KeyedDropout(dropout, number)
+        self.take_factors: TakeFactors | None = None
+        self._rounded: Tensor | None = None
 
     def forward(self, x: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
         """(n, in_features) -> (n, out_features); `dropout_keys` (n,) as in `KeyedDropout`."""
-        units: Tensor = self.linear(x)
+        units: Tensor
+        if self.take_factors is None or not torch.is_grad_enabled():
+            units = self.linear(x)
+        else:
+            linear = self.linear
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            units = _FactoredLinear.apply(
+                x.to(dtype),
+                linear.weight,
+                self._weights_in(dtype),
+                linear.bias.to(dtype),
+                self.take_factors,
+            )
         if self.dropout is None:
             return units
         dropped: Tensor = self.dropout(units.relu(), dropout_keys)
         return dropped
+
+    @torch.no_grad()
+    def _weights_in(self, dtype: torch.dtype) -> Tensor:
+        """The weights, rounded to `dtype`."""
+        weight = self.linear.weight
+        if weight.is_cuda or weight.dtype == dtype:
+            return weight.detach().to(dtype)
+        # On a CPU always in the same memory: fresh memory costs three times what the rounding does.
+        if self._rounded is None or self._rounded.dtype != dtype:
+            self._rounded = torch.empty_like(weight, dtype=dtype)
+        return self._rounded.copy_(weight)
+
+
+class _FactoredLinear(torch.autograd.Function):
+    """`F.linear` that hands on the factors of its weights' gradient.
+
+    Takes the weights twice: those that are trained, and the same in the type of the computation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        trained: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        take_factors: TakeFactors,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.take_factors = take_factors
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        # First, so that they travel while the rest is computed.
+        ctx.take_factors(x, gradient)
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None, None

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from vggdist.config import BatchSplit, Config, Precision
+from vggdist.distributed.collectives import Collectives
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
+from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
-from vggdist.training.optimizer import MaskedSGD, norm, trained_parameters
+from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +92,8 @@ class Engine:
         self.measure_norm = False
         self._norm: Tensor | None = None
         self._scale_of_step: Tensor | None = None
-        self.optimizer = MaskedSGD(trained_parameters(network).values(), config.optimizer)
-        with _deepspeed(process) as deepspeed:
+        self.optimizer = build_optimizer(trained_parameters(network).values(), config.optimizer)
+        with quiet_deepspeed(process) as deepspeed:
             self._engine, *_ = deepspeed.initialize(
                 model=network,
                 optimizer=self.optimizer,
@@ -103,10 +105,7 @@ class Engine:
         self._exchange: GradientExchange | None = None
         if self._zero is None:
             self._engine.enable_backward_allreduce = False
-            self._exchange = GradientExchange(
-                list(trained_parameters(self.module).values()),
-                self._engine.is_gradient_accumulation_boundary,
-            )
+            self._exchange = self._build_exchange(split, process)
             # After initialize, which views every parameter as bytes and so needs it contiguous.
             self.module.to(memory_format=torch.channels_last)
             assert convolutions_are_channels_last(self.module)
@@ -122,6 +121,19 @@ class Engine:
             else self._engine.torch_autocast_z0_gradscaler
         )
         self.train()
+
+    def _build_exchange(self, split: BatchSplit, process: Process) -> GradientExchange:
+        several = split.world_size > 1
+        factored = choose_factored(
+            self.module, self.config, split, tell=several and process.is_main
+        )
+        return GradientExchange(
+            list(trained_parameters(self.module).values()),
+            self._engine.is_gradient_accumulation_boundary,
+            Collectives(process.device),
+            factored=factored if several else (),
+            dtype=DTYPES[self.config.travel_precision],
+        )
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
         """Images (n, 3, c, c) -> logits (n, num_classes), in the configured precision."""
@@ -312,7 +324,7 @@ def _to_store(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _deepspeed(process: Process) -> Iterator[Any]:
+def quiet_deepspeed(process: Process) -> Iterator[Any]:
     """DeepSpeed, told which accelerator to use, without its prints."""
     os.environ["DS_ACCELERATOR"] = process.device.type
     # DeepSpeed insists on it even where there is nothing to discover, and takes it for the number

@@ -2,50 +2,99 @@
 
 DeepSpeed's own reduction at ZeRO stage 0 waits for the end of the backward pass and copies every
 gradient even on a single rank, so the engine's is switched off (`training/engine.py`) and this one
-takes its place. fc6, three quarters of VGG-16's parameters, is ready almost first.
+takes its place. fc6, three quarters of VGG-16's parameters, is ready almost first; its gradient and
+those of fc7 and fc8 may travel as factors (`training/factors.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from vggdist.distributed.collectives import Collectives, Wait
+from vggdist.layers.fc_layer import FCLayer
+from vggdist.training.factors import FactoredGradient
 
 BUCKET_ELEMENTS = 1 << 20
-"""Gradients below this many elements travel together, larger ones alone and in place."""
+"""Gradients below this many elements travel together, larger ones alone."""
 
 
 class GradientExchange:
-    """All-reduces gradients to their mean over ranks, asynchronously, in the last micro batch.
+    """Makes every gradient the mean over ranks.
 
-    Gradients are taken as they become ready (a hook behind each parameter's accumulation), so the
-    order of the collectives is the order of the backward pass, the same on every rank. A world of
-    one does nothing at all.
+    Gradients are all-reduced as they become ready in the last micro batch (a hook behind each
+    parameter's accumulation), those of `factored` layers are multiplied from factors gathered in
+    every micro batch. So the order of the collectives is the order of the backward pass, the same
+    on every rank. A world of one does nothing at all.
     """
 
     def __init__(
-        self, parameters: Sequence[torch.nn.Parameter], is_last_micro_batch: Callable[[], bool]
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        is_last_micro_batch: Callable[[], bool],
+        collectives: Collectives,
+        *,
+        factored: Sequence[FCLayer] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.world_size = distributed.get_world_size()
+        """Places the hooks.
+
+        Args:
+            parameters: that are trained.
+            is_last_micro_batch: whether the backward pass under way is the last of its step.
+            collectives: of all ranks.
+            factored: layers whose gradients travel as factors.
+            dtype: in which the other gradients travel.
+        """
+        self.world_size = collectives.world_size
+        self._collectives, self._dtype = collectives, dtype
         self._is_last = is_last_micro_batch
-        self._in_flight: list[tuple[distributed.Work, Tensor, list[Tensor]]] = []
+        self._in_flight: list[tuple[Wait, Tensor, list[Tensor]]] = []
         self._bucket: list[Tensor] = []
         self._bucket_elements = 0
+        self._factored: list[FactoredGradient] = []
         if self.world_size > 1:
+            self._factored = [FactoredGradient(layer, collectives) for layer in factored]
+            apart = {id(p) for layer in factored for p in layer.parameters()}
             for parameter in parameters:
-                parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+                if id(parameter) not in apart:
+                    parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Returns when every gradient of this step holds the mean over ranks."""
+        """Returns when every gradient of this step holds the mean over ranks.
+
+        Does nothing before the last micro batch.
+        """
+        if not self._is_last():
+            return
         self._send_bucket()
-        for work, flat, gradients in self._in_flight:
-            work.wait()
-            if len(gradients) > 1:
-                start = 0
-                for gradient in gradients:
-                    view = in_memory_order(gradient)
-                    view.copy_(flat[start : start + view.numel()])
-                    start += view.numel()
+        # While the last bucket travels.
+        for factored in self._factored:
+            factored.multiply()
+        for wait, flat, gradients in self._in_flight:
+            wait()
+            start = 0
+            for gradient in gradients:
+                view = in_memory_order(gradient)
+                part = flat[start : start + view.numel()]
+                if part.data_ptr() != view.data_ptr():
+                    view.copy_(part)
+                start += view.numel()
         self._in_flight.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Every rank keeps its own gradients in the steps within."""
+        is_last, self._is_last = self._is_last, lambda: False
+        for factored in self._factored:
+            factored.detach()
+        try:
+            yield
+        finally:
+            self._is_last = is_last
+            for factored in self._factored:
+                factored.attach()
 
     def _ready(self, parameter: Tensor) -> None:
         if not self._is_last():
@@ -53,7 +102,7 @@ class GradientExchange:
         gradient = parameter.grad
         assert gradient is not None
         if gradient.numel() >= BUCKET_ELEMENTS:
-            self._send(in_memory_order(gradient), [gradient])
+            self._send([gradient])
             return
         self._bucket.append(gradient)
         self._bucket_elements += gradient.numel()
@@ -62,16 +111,21 @@ class GradientExchange:
 
     def _send_bucket(self) -> None:
         if self._bucket:
-            views = [in_memory_order(gradient) for gradient in self._bucket]
-            self._send(views[0] if len(views) == 1 else torch.cat(views), self._bucket)
+            self._send(self._bucket)
             self._bucket, self._bucket_elements = [], 0
 
-    def _send(self, flat: Tensor, gradients: list[Tensor]) -> None:
-        # Divided before the sum, so that fp16's scaled gradients cannot overflow in it.
-        flat.div_(self.world_size)
-        work = distributed.all_reduce(flat, async_op=True)
-        assert work is not None
-        self._in_flight.append((work, flat, gradients))
+    def _send(self, gradients: list[Tensor]) -> None:
+        views = [in_memory_order(gradient) for gradient in gradients]
+        if len(views) == 1 and views[0].dtype == self._dtype:
+            flat = views[0]
+        else:
+            flat = views[0].new_empty(sum(view.numel() for view in views), dtype=self._dtype)
+        start = 0
+        for view in views:
+            # Divided before the sum, so that fp16's scaled gradients cannot overflow in it.
+            torch.div(view, self.world_size, out=flat[start : start + view.numel()])
+            start += view.numel()
+        self._in_flight.append((self._collectives.all_reduce(flat), flat, gradients))
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""SGD with momentum (section 3.1) that keeps gradients that are not finite out of the weights."""
+"""SGD with momentum (section 3.1) and LARS, which keep gradients that are not finite out of the
+weights."""
 
 from collections.abc import Iterable
 
@@ -65,9 +66,57 @@ class MaskedSGD(torch.optim.SGD):
             bad = any_not_finite(p.grad for p in self.parameters() if p.grad is not None)
             self.masked = bad if self.masked is None else torch.maximum(self.masked, bad)
             self.found_inf = self.masked
+        self._adapt_gradients()
         super().step()
         if not scaled:
             del self.found_inf
+
+    def _adapt_gradients(self) -> None:
+        """What an optimizer does to its gradients before they are used."""
+
+
+class MaskedLARS(MaskedSGD):
+    """`MaskedSGD` with a learning rate for each layer (You, Gitman & Ginsburg, arXiv:1708.03888).
+
+    The gradient g of weights w, with weight decay b and trust coefficient c, is replaced by
+
+        c |w| / (|g| + b |w|) (g + b w)
+
+    and then used as SGD would. Biases and the parameters of batch normalization have no trust ratio
+    and no weight decay, as is usual with LARS.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
+        params = list(params)
+        weights = [parameter for parameter in params if parameter.dim() > 1]
+        others = [parameter for parameter in params if parameter.dim() <= 1]
+        groups = [{"params": group} for group in (weights, others) if group]
+        super().__init__(groups, config.model_copy(update={"weight_decay": 0.0}))
+        self._weights = weights
+        self._trust, self._decay = config.trust_coefficient, config.weight_decay
+
+    def _adapt_gradients(self) -> None:
+        weights: list[Tensor] = [w for w in self._weights if w.grad is not None]
+        if not weights:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:  # fp16's, which the fused kernel would take out only later
+            every = [p.grad for p in self.parameters() if p.grad is not None]
+            torch._foreach_mul_(every, scale.reciprocal().reshape(()))
+            self.grad_scale = None
+        of_weights = torch.stack(torch._foreach_norm(weights))
+        of_gradients = torch.stack(torch._foreach_norm(gradients))
+        trust = self._trust * of_weights / (of_gradients + self._decay * of_weights)
+        # Weights that are all zero, or have no gradient, would never move, or not be a number.
+        ratios = torch.where((of_weights > 0) & (of_gradients > 0), trust, 1.0)
+        torch._foreach_add_(gradients, weights, alpha=self._decay)
+        torch._foreach_mul_(gradients, list(ratios.unbind()))
+
+
+def build_optimizer(params: Iterable[nn.Parameter], config: OptimizerConfig) -> MaskedSGD:
+    """The configured optimizer of some parameters."""
+    return (MaskedLARS if config.name == "lars" else MaskedSGD)(list(params), config)
 
 
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

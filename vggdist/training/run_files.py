@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "device",
     "exchange",
+    "exchange_precision",
     "zero_stage",
     "evaluation.micro",
     "evaluation.spatial_average",

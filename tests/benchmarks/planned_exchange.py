@@ -1,0 +1,81 @@
+"""Seconds of a step as planned beside those measured on two hosts with a limited cable.
+
+    python tests/benchmarks/planned_exchange.py MACHINE.json EXCHANGE.json ...
+
+MACHINE is of `vggdist bench machine --ranks 2` at 64 px, EXCHANGE of `vggdist bench exchange`. The
+plan knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a machine
+that does nothing else.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vggdist.config import split_batch
+from vggdist.config_file import load_config
+from vggdist.planning.devices import Device, load_device
+from vggdist.planning.exchange import Way, Work
+from vggdist.planning.links import Cluster, parse_rate
+from vggdist.planning.network import plan_layers
+from vggdist.planning.step import StepTime, time_step
+
+WAYS: dict[str, tuple[str, Way]] = {
+    "ours": ("vggdist", "auto"),
+    "ddp_fp32": ("torch DDP, fp32", "record"),
+    "ddp_bf16": ("torch DDP, bf16 hook", "all_reduce"),
+}
+POOLED_SIDE = 7  # the benchmark pools conv5's maps to 7 x 7, as torchvision does
+
+
+def planned(device: Device, setting: dict[str, Any], way: Way) -> StepTime:
+    """A step of the benchmark's two hosts with a rank each."""
+    config = load_config(
+        None,
+        [
+            f"model.configuration={setting['configuration']}",
+            f"data.crop_size={setting['crop_size']}",
+            f"precision={setting['precision']}",
+            f"batch.global={2 * setting['images_per_rank']}",
+        ],
+    )
+    split = split_batch(config.batch, 2)
+    layers = plan_layers(config, POOLED_SIDE)
+    work = Work(layers, config.precision, config.travel_precision, split.micro, 1)
+    return time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
+
+
+def table(device: Device, results: list[dict[str, Any]]) -> str:
+    """Measured and planned, as Markdown."""
+    rows = [
+        "| cable | exchange | MB sent by a rank, measured | planned | seconds of a step, measured "
+        "| planned | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for name, (label, way) in WAYS.items():
+            if name not in result:
+                continue
+            step, measured = planned(device, result["setting"], way), result[name]
+            difference = 100 * (step.seconds / measured["seconds_per_step"] - 1)
+            fails = " (fails)" if abs(difference) > 15 else ""
+            rows.append(
+                f"| {result['setting']['rate']} | {label} | "
+                f"{measured['megabytes_per_step']:.1f} | {step.sent_bytes / 1e6:.1f} | "
+                f"{measured['seconds_per_step']:.2f} | {step.seconds:.2f} | "
+                f"{difference:+.0f} %{fails} |"
+            )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Prints the table of the files on the command line."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    machine, *files = sys.argv[1:]
+    results = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+    print(table(load_device(machine), results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Published rates of one device, simulated ranks, and arithmetic on the back of an envelope."""
+
+import numpy as np
+import pytest
+
+from vggdist.config import Config
+from vggdist.planning.devices import DEVICES
+from vggdist.planning.exchange import Work, choose_ways
+from vggdist.planning.links import Cluster
+from vggdist.planning.network import plan_layers
+from vggdist.planning.step import StepTime, compute_seconds, largest_of, time_step
+
+LAYERS = plan_layers(Config())
+FAST = DEVICES["p100"].model_copy(
+    update={
+        "step_spread": 0.0,
+        "bus_gigabytes_per_second": 1e9,
+        "bus_latency_microseconds": 0.0,
+        "network_latency_microseconds": 0.0,
+    }
+)
+"""A P100 whose links cost nothing, so that only arithmetic is left."""
+
+
+def work(images: int = 64, steps: int = 1, precision: str = "bf16") -> Work:
+    return Work(LAYERS, precision, precision, images, steps)  # type: ignore[arg-type]
+
+
+def test_one_p100_trains_as_fast_as_published() -> None:
+    """154 images/s at batch 64, tensorflow.org, Benchmarks; at batch 32 it is 144."""
+    one = Cluster(1, 1, DEVICES["p100"], 25e9)
+    assert 64 / compute_seconds(work(64), one) == pytest.approx(154, rel=0.01)
+    assert 32 / compute_seconds(work(32), one) == pytest.approx(144, rel=0.06)
+
+
+@pytest.mark.parametrize("world_size", [2, 8, 128, 1024])
+def test_the_slowest_of_n_ranks_is_that_of_n_random_ranks(world_size: int) -> None:
+    drawn = np.random.default_rng(0).standard_normal((4000, world_size)).max(axis=1).mean()
+    assert largest_of(world_size) == pytest.approx(drawn, abs=0.03)
+
+
+def test_one_rank_waits_for_no_one() -> None:
+    assert largest_of(1) == 0.0
+    step = time_step(work(), Cluster(1, 1, DEVICES["p100"], 25e9), "auto")
+    assert step.seconds == pytest.approx(step.compute_seconds)
+    assert step.exposed_seconds == step.hidden_seconds == step.sent_bytes == 0.0
+
+
+@pytest.mark.parametrize("way", ["record", "all_reduce", "factors", "auto"])
+def test_the_parts_of_a_step_add_up(way: str) -> None:
+    step = time_step(work(), Cluster(16, 4, DEVICES["p100"], 25e9), way)  # type: ignore[arg-type]
+    parts = step.compute_seconds + step.straggling_seconds + step.exposed_seconds
+    assert step.seconds == pytest.approx(parts)
+    assert min(step.straggling_seconds, step.exposed_seconds, step.hidden_seconds) >= 0.0
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 32])
+def test_factors_cost_a_quarter_percent_of_the_arithmetic_for_each_further_rank(ranks: int) -> None:
+    """(n - 1) x 123.6 M multiply-adds beside 3 x 15.47 G, for each image, whatever the batch."""
+    step = time_step(work(), Cluster(1, ranks, FAST, 1e15), "factors")
+    share = step.seconds / step.compute_seconds - 1
+    assert share == pytest.approx((ranks - 1) * 123.6 / (3 * 15470), abs=0.01)
+
+
+def test_a_slow_link_is_all_that_counts() -> None:
+    """Two nodes at 1 Gb/s: 553 MB each way, beginning when fc8 has gone backward."""
+    step = time_step(work(), Cluster(2, 1, FAST, 1e9), "record")
+    on_the_way = 553.4e6 / (0.93 * 1e9 / 8)
+    forward = step.compute_seconds / 3
+    assert step.seconds == pytest.approx(forward + on_the_way, rel=0.01)
+
+
+def test_gradients_in_16_bits_are_half_the_bytes() -> None:
+    cluster = Cluster(2, 1, FAST, 1e9)
+    record, ours = time_step(work(), cluster, "record"), time_step(work(), cluster, "all_reduce")
+    assert record.sent_bytes == pytest.approx(553.4e6, rel=1e-3)
+    assert ours.sent_bytes == pytest.approx(276.7e6, rel=1e-3)
+
+
+def test_accumulation_exchanges_once_and_sends_more_factors() -> None:
+    cluster = Cluster(2, 1, FAST, 1e9)
+
+    def of(way: str, steps: int) -> StepTime:
+        return time_step(work(16, steps), cluster, way)  # type: ignore[arg-type]
+
+    assert of("all_reduce", 4).sent_bytes == of("all_reduce", 1).sent_bytes
+    convolutions = 2 * 14_714_688
+    one, four = of("factors", 1).sent_bytes, of("factors", 4).sent_bytes
+    assert four - convolutions == pytest.approx(4 * (one - convolutions))
+
+
+def test_auto_is_what_the_training_would_choose() -> None:
+    assert choose_ways(work(), 8, "auto") == dict.fromkeys(("fc6", "fc7", "fc8"), "factors")
+    assert set(choose_ways(work(), 512, "auto").values()) == {"all_reduce"}
+    assert choose_ways(work(), 512, "record") == {}
+
+
+def test_frozen_layers_send_nothing() -> None:
+    config = Config()
+    optimizer = config.optimizer.model_copy(update={"trained_layers": ("fc8",)})
+    layers = plan_layers(config.model_copy(update={"optimizer": optimizer}))
+    step = time_step(Work(layers, "fp32", "fp32", 64, 1), Cluster(2, 1, FAST, 1e9), "record")
+    assert step.sent_bytes == 4 * 4_097_000
+
+
+def test_two_cores_take_as_long_as_they_were_measured() -> None:
+    """4.8 s for 16 images of 224 px in bf16 (README, `vggdist bench step`)."""
+    cores = Cluster(1, 1, DEVICES["cpu"], 1e9)
+    assert compute_seconds(work(16), cores) == pytest.approx(4.8, rel=0.05)

@@ -1,0 +1,106 @@
+"""The verb plan: a training in numbers before it is started."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vggdist.commands.arguments import add_config, add_json, positive, show
+from vggdist.config_file import load_config
+
+PLAN_DESCRIPTION = """\
+Simulates a training step layer by layer, with the gradients that travel beside the backward pass,
+and says what the whole training would take: time of a step, efficiency on 1 to 1024 ranks, memory,
+what disks and CPU cores have to supply, hours, and how far apart checkpoints should be. Nothing is
+started, and no data is opened.
+
+  fp32 all-reduce  one ring over all ranks, as in the published records
+  factors          fully connected layers exchange the factors of their gradients, always
+  ours             what exchange=auto would run
+
+The device is h100, a100, v100, p100 (from published figures), cpu (two cores), or a file of
+`vggdist bench machine --out FILE`. The network is a node's link to the others; give the rate that
+you have measured if you have. With --micro-batch every rank has so many images and the global batch
+follows; without, batch.global of the configuration is shared by the ranks.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds this verb to the command line."""
+    plan = verbs.add_parser(
+        "plan",
+        help="time, memory and cost of a training, before it is started",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=PLAN_DESCRIPTION,
+        epilog="examples: vggdist plan --config configs/vgg_d.yaml --nodes 4 --gpus-per-node 8 "
+        "--micro-batch 64 --device h100 --network 400gbit --out plan.png\n"
+        "          vggdist plan --config configs/vgg_d.yaml --nodes 1 --gpus-per-node 8 "
+        "--device a100 --network 100gbit batch.global=512 --json plan.json",
+    )
+    plan.add_argument("--nodes", type=positive, required=True, metavar="N", help="machines")
+    plan.add_argument(
+        "--gpus-per-node",
+        type=positive,
+        required=True,
+        metavar="G",
+        help="ranks on each, one for a GPU",
+    )
+    plan.add_argument(
+        "--micro-batch",
+        type=positive,
+        metavar="IMAGES",
+        help="of each rank and step (default: batch.global shared by the ranks)",
+    )
+    plan.add_argument(
+        "--device", required=True, metavar="DEVICE", help="h100, a100, v100, p100, cpu or a file"
+    )
+    plan.add_argument(
+        "--network", required=True, metavar="RATE", help="such as 25gbit, of each node"
+    )
+    plan.add_argument(
+        "--images",
+        type=positive,
+        default=1_281_167,
+        metavar="COUNT",
+        help="training images (default: 1281167, ImageNet's)",
+    )
+    plan.add_argument(
+        "--validation-images",
+        type=positive,
+        default=50_000,
+        metavar="COUNT",
+        help="of each evaluation (default: 50000)",
+    )
+    plan.add_argument(
+        "--cores-per-node", type=positive, metavar="CORES", help="CPU cores that decode images"
+    )
+    plan.add_argument("--out", type=Path, metavar="FILE", help="also draw it, as PNG")
+    add_config(plan)
+    add_json(plan)
+    plan.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from vggdist.planning.devices import load_device
+    from vggdist.planning.links import Cluster, parse_rate
+    from vggdist.planning.plan import make_plan
+    from vggdist.planning.run import Images
+    from vggdist.planning.table import render_plan
+
+    cluster = Cluster(
+        arguments.nodes,
+        arguments.gpus_per_node,
+        load_device(arguments.device),
+        parse_rate(arguments.network),
+    )
+    plan = make_plan(
+        load_config(arguments.config, arguments.overrides),
+        cluster,
+        micro_batch=arguments.micro_batch,
+        images=Images(arguments.images, arguments.validation_images),
+        num_cores=arguments.cores_per_node,
+    )
+    if arguments.out is not None:
+        from vggdist.planning.chart import draw_plan
+
+        draw_plan(plan, arguments.out)
+    show(render_plan(plan), plan.to_dict(), arguments.json)

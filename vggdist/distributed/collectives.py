@@ -1,0 +1,173 @@
+"""Sums and gatherings over all ranks that run beside the computation, nodes taken into account.
+
+Where nodes have several ranks each, as many of them everywhere, little goes between nodes: a sum is
+made inside of each node first, each of its ranks takes a part of it to the other nodes, and the
+parts are put together inside. Gathering goes the other way round: each rank's tensor once to every
+other node, then to the ranks inside. Elsewhere all ranks are one ring.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed
+
+from vggdist.distributed.process import WORK_TIMEOUT, gather
+
+Wait = Callable[[], object]
+"""Returns when the result can be used; on a GPU, what is queued after it will find it there."""
+
+PIECE_ELEMENTS = 1 << 22
+"""Elements of a sum that are between nodes at a time; bounds the memory beside the tensor."""
+
+
+class Collectives:
+    """All-reduce and all-gather of all ranks, started at once and waited for later.
+
+    Every rank must start the same ones in the same order.
+
+    Attributes:
+        world_size: ranks.
+        nodes: the ranks of each node, by node.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Collective: the ranks tell each other their host names."""
+        self.world_size = distributed.get_world_size()
+        self.nodes = nodes_of(gather(os.uname().nodename))
+        self._between: _BetweenNodes | None = None
+        if is_regular(self.nodes):
+            self._between = _BetweenNodes(self.nodes, device)
+
+    def all_reduce(self, flat: Tensor) -> Wait:
+        """Sums a contiguous tensor (n,) over all ranks, in place."""
+        if self._between is not None:
+            return self._between.all_reduce(flat)
+        work = distributed.all_reduce(flat, async_op=True)
+        assert work is not None
+        return work.wait
+
+    def all_gather(self, own: Tensor) -> tuple[Tensor, Wait]:
+        """The rows (n, d) of all ranks, n the same everywhere -> (world_size n, d).
+
+        Their order is the same on all ranks, though not always that of the ranks.
+        """
+        gathered = own.new_empty((self.world_size * own.shape[0], *own.shape[1:]))
+        own = own.contiguous()
+        if self._between is not None:
+            return gathered, self._between.all_gather(gathered, own)
+        work = distributed.all_gather_single(gathered, own, async_op=True)
+        assert work is not None
+        return gathered, work.wait
+
+
+def nodes_of(hosts: Sequence[str]) -> list[list[int]]:
+    """Host name of each rank -> the ranks of each node, in the order of their first ranks."""
+    return [
+        [rank for rank, name in enumerate(hosts) if name == host]
+        for host in dict(zip(hosts, hosts, strict=True))
+    ]
+
+
+def is_regular(nodes: Sequence[Sequence[int]]) -> bool:
+    """Whether there are several nodes, of several ranks each, and all have as many."""
+    sizes = {len(ranks) for ranks in nodes}
+    return len(nodes) > 1 and len(sizes) == 1 and sizes != {1}
+
+
+class _BetweenNodes:
+    """The collectives of a world of n nodes with r ranks each, in steps that follow each other."""
+
+    def __init__(self, nodes: Sequence[Sequence[int]], device: torch.device) -> None:
+        rank = distributed.get_rank()
+        (inside,) = (ranks for ranks in nodes if rank in ranks)
+        place = inside.index(rank)
+        self._inside = _group(inside)
+        self._across = _group([ranks[place] for ranks in nodes])
+        self._ranks_per_node, self._num_nodes = len(inside), len(nodes)
+        self._lane = _Stream(device) if device.type == "cuda" else _Thread()
+
+    def all_reduce(self, flat: Tensor) -> Wait:
+        def work() -> None:
+            for piece in torch.split(flat, PIECE_ELEMENTS):
+                self._sum(piece)
+
+        return self._lane.start(work)
+
+    def _sum(self, flat: Tensor) -> None:
+        rest = -flat.numel() % self._ranks_per_node
+        padded = F.pad(flat, (0, rest)) if rest else flat
+        parts = torch.empty_like(padded)
+        distributed.all_to_all_single(parts, padded, group=self._inside)
+        # Of the same part, from all ranks inside; 16-bit numbers are added in fp32.
+        parts = parts.view(self._ranks_per_node, -1)
+        own = parts.sum(0, dtype=torch.float32).to(flat.dtype)
+        distributed.all_reduce(own, group=self._across)
+        distributed.all_gather_single(padded, own, group=self._inside)
+        if rest:
+            flat.copy_(padded[: flat.numel()])
+
+    def all_gather(self, gathered: Tensor, own: Tensor) -> Wait:
+        def work() -> None:
+            of_place = own.new_empty((self._num_nodes * own.shape[0], *own.shape[1:]))
+            distributed.all_gather_single(of_place, own, group=self._across)
+            distributed.all_gather_single(gathered, of_place, group=self._inside)
+
+        return self._lane.start(work)
+
+
+def _group(ranks: Sequence[int]) -> distributed.ProcessGroup:
+    group = distributed.new_group(list(ranks), timeout=WORK_TIMEOUT, use_local_synchronization=True)
+    assert isinstance(group, distributed.ProcessGroup)
+    return group
+
+
+class _Thread:
+    """Does one work after the other beside the computation on a CPU."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = (
+            queue.SimpleQueue()
+        )
+        # A daemon: a rank that ends with an error must not wait for what others no longer send.
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def start(self, work: Callable[[], None]) -> Wait:
+        future: Future[None] = Future()
+        self._waiting.put((work, future))
+        return future.result
+
+    def _work(self) -> None:
+        while True:
+            work, future = self._waiting.get()
+            try:
+                work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+            del work, future  # they hold tensors
+
+
+class _Stream:
+    """The same on a GPU: a queue of its own, for which only the device waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, work: Callable[[], None]) -> Wait:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            work()
+        return partial(self._wait, self._stream.record_event(), work)
+
+    def _wait(self, event: torch.cuda.Event, work: Callable[[], None]) -> None:
+        """Until this has been called, `work` holds tensors that the device may still need."""
+        torch.cuda.current_stream().wait_event(event)

@@ -1,0 +1,120 @@
+"""What gradients cost on the network: bytes that a rank sends in a step, by arithmetic alone.
+
+The gradient of a fully connected layer is dY^T X: a product of the layer's inputs X (images,
+in_features) and the gradients dY (images, out_features) of its outputs. Each rank can send either
+its matrix or these two factors, from which all ranks make the same matrix (sufficient factor
+broadcasting; Xie et al., UAI 2016; Zhang et al., Poseidon, USENIX ATC 2017).
+
+Where a node has several ranks, both ways send less between nodes, and by the same factor (the
+number of ranks in a node); so which way is cheaper does not depend on the nodes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vggdist.config import Exchange, Precision
+
+ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def all_reduce_bytes(num_elements: int, world_size: int, element_bytes: int) -> float:
+    """Sent by each rank to sum a tensor over all ranks in a ring, 2 (n - 1) / n times its size."""
+    return 2 * (world_size - 1) / world_size * num_elements * element_bytes
+
+
+def all_reduce_bytes_between_nodes(
+    num_elements: int, num_nodes: int, ranks_per_node: int, element_bytes: int
+) -> float:
+    """Sent by each node to the others, where the sum is made inside of each node first.
+
+    All its ranks together; each takes its part of the tensor to the other nodes.
+    """
+    return ranks_per_node * all_reduce_bytes(
+        num_elements // ranks_per_node, num_nodes, element_bytes
+    )
+
+
+def factor_bytes(
+    in_features: int, out_features: int, images_per_rank: int, world_size: int, element_bytes: int
+) -> float:
+    """Sent by each rank to give all others its X and dY: (n - 1) images (in + out) elements.
+
+    Args:
+        images_per_rank: of a whole step, all micro batches.
+    """
+    elements = images_per_rank * (in_features + out_features)
+    return float((world_size - 1) * elements * element_bytes)
+
+
+def factor_bytes_between_nodes(
+    in_features: int,
+    out_features: int,
+    images_per_rank: int,
+    num_nodes: int,
+    ranks_per_node: int,
+    element_bytes: int,
+) -> float:
+    """Sent by each node to the others: the factors of its ranks, once to each other node."""
+    return ranks_per_node * factor_bytes(
+        in_features, out_features, images_per_rank, num_nodes, element_bytes
+    )
+
+
+def break_even_batch(in_features: int, out_features: int) -> float:
+    """The global batch at which both ways cost the same, at equal precision: 2MN / (M + N).
+
+    7,042 images for VGG's fc6 (25088 x 4096), 4,096 for fc7 and 1,608 for fc8.
+    """
+    return 2 * in_features * out_features / (in_features + out_features)
+
+
+@dataclass(frozen=True)
+class LayerTraffic:
+    """A fully connected layer's two ways, in bytes sent by each rank in a step."""
+
+    name: str
+    all_reduce: float
+    factors: float
+
+    @property
+    def fewer(self) -> Exchange:
+        """The way that costs fewer bytes."""
+        return "factors" if self.factors < self.all_reduce else "all_reduce"
+
+
+def layer_traffic(
+    name: str,
+    in_features: int,
+    out_features: int,
+    *,
+    images_per_rank: int,
+    world_size: int,
+    precision: Precision,
+    exchange_precision: Precision,
+) -> LayerTraffic:
+    """The two ways of a fully connected layer, weights and biases.
+
+    Args:
+        name: such as fc6.
+        in_features: units that come in.
+        out_features: units that go out.
+        images_per_rank: of a whole step, all micro batches.
+        world_size: ranks.
+        precision: of X and dY, which travel as the backward pass has them.
+        exchange_precision: in which all-reduced gradients travel.
+    """
+    return LayerTraffic(
+        name,
+        all_reduce=all_reduce_bytes(
+            (in_features + 1) * out_features, world_size, ELEMENT_BYTES[exchange_precision]
+        ),
+        # The gradient of the biases is a sum over dY, so it comes for nothing.
+        factors=factor_bytes(
+            in_features, out_features, images_per_rank, world_size, ELEMENT_BYTES[precision]
+        ),
+    )
+
+
+def choose(exchange: Exchange, layers: Iterable[LayerTraffic]) -> dict[str, Exchange]:
+    """How each layer's gradient travels: as wished, or for `auto` by bytes."""
+    return {layer.name: layer.fewer if exchange == "auto" else exchange for layer in layers}

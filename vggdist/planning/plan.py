@@ -1,0 +1,244 @@
+"""A training on a cluster in numbers, before anything is started; no data and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.errors import ConfigError
+from vggdist.planning.devices import Device
+from vggdist.planning.exchange import Way, Work
+from vggdist.planning.links import Cluster
+from vggdist.planning.memory import plan_memory
+from vggdist.planning.network import plan_layers
+from vggdist.planning.run import (
+    Checkpoints,
+    Images,
+    Run,
+    Supply,
+    plan_checkpoints,
+    plan_run,
+    plan_supply,
+)
+from vggdist.planning.step import StepTime, compute_seconds, time_step
+
+LARGEST_WORLD = 1024
+MICRO_BATCHES = (16, 32, 64, 128, 256, 512)
+WAYS: dict[str, Way] = {"all_reduce": "record", "factors": "factors", "ours": "auto"}
+"""Name in the table of efficiencies -> how gradients travel."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training would take.
+
+    Attributes:
+        step: as `Config.exchange` has it, without the wait for data.
+        ways: the step by the names of `WAYS`.
+        efficiency: by the number of ranks and the names of `WAYS`: images per second by so many
+            times those of one rank alone. Worlds that cannot share the batch are left out.
+        memory: bytes on each rank, by what they are for.
+        micro_batches: what other micro batches would give on as many ranks, the global batch
+            following: efficiency, images per second, bytes on each rank. Empty where the global
+            batch is the configuration's.
+        notes: what a reader should know of the figures.
+    """
+
+    config: Config
+    cluster: Cluster
+    work: Work
+    step: StepTime
+    ways: dict[str, StepTime]
+    efficiency: dict[int, dict[str, float]]
+    memory: dict[str, int]
+    micro_batches: dict[int, dict[str, float]]
+    supply: Supply
+    checkpoints: Checkpoints
+    run: Run
+    notes: tuple[str, ...]
+
+    @property
+    def step_seconds(self) -> float:
+        """With the wait for data."""
+        return self.step.seconds + self.supply.data_wait_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        step, cluster = self.step, self.cluster
+        return {
+            "configuration": self.config.model.configuration,
+            "crop_size": self.config.data.crop_size,
+            "precision": self.config.precision,
+            "device": {"name": cluster.device.name, "source": cluster.device.source},
+            "network_gigabits_per_second": cluster.bits_per_second / 1e9,
+            "nodes": cluster.nodes,
+            "gpus_per_node": cluster.ranks_per_node,
+            "world_size": cluster.world_size,
+            "micro_batch": self.work.micro,
+            "accumulation_steps": self.work.accumulation_steps,
+            "global_batch": self.config.batch.global_,
+            "step": {
+                "seconds": self.step_seconds,
+                "compute_seconds": step.compute_seconds,
+                "straggling_seconds": step.straggling_seconds,
+                "exchange_hidden_seconds": step.hidden_seconds,
+                "exchange_exposed_seconds": step.exposed_seconds,
+                "data_wait_seconds": self.supply.data_wait_seconds,
+                "megabytes_sent_per_rank": step.sent_bytes / 1e6,
+            },
+            "exchange": step.ways,
+            "efficiency": {str(world): one for world, one in self.efficiency.items()},
+            "memory_bytes": self.memory,
+            "micro_batches": {str(micro): one for micro, one in self.micro_batches.items()},
+            "data": asdict(self.supply),
+            "checkpoint": asdict(self.checkpoints),
+            "run": asdict(self.run),
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(
+    config: Config,
+    cluster: Cluster,
+    *,
+    micro_batch: int | None = None,
+    images: Images = Images(),  # noqa: B008 (frozen)
+    num_cores: int | None = None,
+) -> Plan:
+    """Plans a training.
+
+    Args:
+        config: the training; `data.root` is not looked at.
+        cluster: where it would run.
+        micro_batch: images on each rank and step, from which the global batch follows; none: the
+            configuration's batch, shared by the ranks.
+        images: how many there are.
+        num_cores: CPU cores of a node; none: as the device says, else enough.
+
+    Raises:
+        ConfigError: the batch cannot be shared, or DeepSpeed exchanges the gradients.
+    """
+    if config.zero_stage:
+        raise ConfigError(
+            f"zero_stage is {config.zero_stage}, at which DeepSpeed exchanges gradients; a plan "
+            "knows our own exchange only, so set zero_stage=0."
+        )
+    scaling = _Scaling(config, cluster, micro_batch)
+    config, split = scaling.at(cluster.world_size)
+    work = scaling.work(split)
+    step = time_step(work, cluster, config.exchange)
+    supply = plan_supply(work.images_per_rank, cluster, step.seconds, num_cores)
+    seconds = step.seconds + supply.data_wait_seconds
+    checkpoints = plan_checkpoints(work.layers, cluster.device, cluster.world_size, seconds)
+    return Plan(
+        config=config,
+        cluster=cluster,
+        work=work,
+        step=step,
+        ways={name: time_step(work, cluster, way) for name, way in WAYS.items()},
+        efficiency=dict(scaling.efficiencies()),
+        memory=plan_memory(config, work, cluster.world_size, step.ways),
+        micro_batches={} if micro_batch is None else _try_micro_batches(config, work, cluster),
+        supply=supply,
+        checkpoints=checkpoints,
+        run=plan_run(config, cluster.world_size, images, seconds, checkpoints.seconds),
+        notes=tuple(_notes(config, cluster, supply, num_cores)),
+    )
+
+
+def hours(
+    config: Config,
+    nodes: int,
+    gpus_per_node: int,
+    device: Device,
+    bits_per_second: float,
+    images: Images = Images(),  # noqa: B008 (frozen)
+) -> float:
+    """How long a training would take, its batch as configured; times the ranks: GPU hours.
+
+    Raises:
+        ConfigError: as `make_plan`.
+    """
+    cluster = Cluster(nodes, gpus_per_node, device, bits_per_second)
+    return make_plan(config, cluster, images=images).run.hours
+
+
+def _try_micro_batches(config: Config, work: Work, cluster: Cluster) -> dict[int, dict[str, float]]:
+    """Larger ones hide more of the exchange, and take more memory."""
+    tried = {}
+    for micro in sorted({*MICRO_BATCHES, work.micro}):
+        other = replace(work, micro=micro)
+        step = time_step(other, cluster, config.exchange)
+        tried[micro] = {
+            "efficiency": step.compute_seconds / step.seconds,
+            "images_per_second": micro * cluster.world_size / step.seconds,
+            "memory_bytes": plan_memory(config, other, cluster.world_size, step.ways)["total"],
+        }
+    return tried
+
+
+class _Scaling:
+    """The same training on more and fewer ranks."""
+
+    def __init__(self, config: Config, cluster: Cluster, micro_batch: int | None) -> None:
+        self._config, self._cluster, self._micro = config, cluster, micro_batch
+        self._layers = plan_layers(config)
+
+    def at(self, world_size: int) -> tuple[Config, BatchSplit]:
+        """The configuration with its global batch, and how the ranks share it."""
+        config = self._config
+        if self._micro is not None:
+            batch = {"global_": self._micro * world_size, "micro": self._micro}
+            update = {"batch": config.batch.model_copy(update=batch)}
+            config = config.model_copy(update=update)
+        return config, split_batch(config.batch, world_size)
+
+    def work(self, split: BatchSplit) -> Work:
+        config = self._config
+        return Work(
+            self._layers,
+            config.precision,
+            config.travel_precision,
+            split.micro,
+            split.accumulation_steps,
+        )
+
+    def efficiencies(self) -> Iterator[tuple[int, dict[str, float]]]:
+        worlds = {1 << power for power in range(LARGEST_WORLD.bit_length())}
+        _, split = self.at(1)
+        alone = self.work(split)
+        rate = split.global_batch / compute_seconds(alone, self._cluster)
+        for world_size in sorted(worlds | {self._cluster.world_size}):
+            try:
+                _, split = self.at(world_size)
+            except ConfigError:
+                continue
+            cluster = self._cluster.of_world(world_size)
+            yield (
+                world_size,
+                {
+                    name: split.global_batch
+                    / time_step(self.work(split), cluster, way).seconds
+                    / (world_size * rate)
+                    for name, way in WAYS.items()
+                },
+            )
+
+
+def _notes(
+    config: Config, cluster: Cluster, supply: Supply, num_cores: int | None
+) -> Iterator[str]:
+    device = cluster.device
+    _, measured = device.teraflops(config.precision)
+    if measured != config.precision:
+        yield (
+            f"{device.name} has no figure for {config.precision}; arithmetic counts as {measured}, "
+            f"gradients travel as in {config.precision}."
+        )
+    if num_cores is None and device.num_cores is None:
+        yield (
+            f"Data wait counts as none: that takes {supply.num_cores:.1f} CPU cores a node for "
+            "decoding; say how many there are with --cores-per-node."
+        )

@@ -1,0 +1,163 @@
+"""Gradients of fully connected layers from all ranks' factors, and which layers want that.
+
+A layer's gradient over the images of all ranks is dY^T X, with the images of all ranks as the rows
+of X and dY. Gathering the rows and multiplying them everywhere gives what an all-reduce of the
+matrices would give, rounded less often: products are added in fp32 and never rounded to 16 bits.
+
+Each rank multiplies for itself. Should unlike hardware round differently, weights differ by the sum
+of these roundings and no more, since what is added to them is otherwise the same on all ranks.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vggdist.config import BatchSplit, Config
+from vggdist.distributed.collectives import Collectives, Wait
+from vggdist.distributed.traffic import (
+    ELEMENT_BYTES,
+    LayerTraffic,
+    all_reduce_bytes,
+    choose,
+    layer_traffic,
+)
+from vggdist.layers.fc_layer import FCLayer
+
+logger = logging.getLogger(__name__)
+
+
+class FactoredGradient:
+    """The gradient of one layer: its factors are gathered, its matrix is multiplied at the end."""
+
+    def __init__(self, layer: FCLayer, collectives: Collectives) -> None:
+        self._layer, self._collectives = layer, collectives
+        self._travelling: list[tuple[Tensor, Wait]] = []
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self.attach()
+
+    def attach(self) -> None:
+        """From the next forward pass on, the layer has no gradient of its own."""
+        self._layer.take_factors = self._send
+
+    def detach(self) -> None:
+        """From the next forward pass on, the layer has its own gradient."""
+        self._layer.take_factors = None
+
+    def _send(self, x: Tensor, dy: Tensor) -> None:
+        self._travelling += [self._collectives.all_gather(x), self._collectives.all_gather(dy)]
+
+    @torch.no_grad()
+    def multiply(self) -> None:
+        """Sets the gradients of the step's weights and biases, means over ranks."""
+        for _, wait in self._travelling:
+            wait()
+        x, dy = (_rows([rows for rows, _ in self._travelling[first::2]]) for first in (0, 1))
+        self._travelling.clear()
+        weight, bias = self._gradients()
+        scale = 1.0 / self._collectives.world_size
+        multiply(dy, x, scale, out=weight)
+        bias.copy_(dy.sum(0, dtype=torch.float32)).mul_(scale)
+        self._layer.linear.weight.grad, self._layer.linear.bias.grad = weight, bias
+
+    def _gradients(self) -> tuple[Tensor, Tensor]:
+        """Memory for both: on a CPU always the same, since fresh memory costs more than its use."""
+        if self._kept is not None:
+            return self._kept
+        linear = self._layer.linear
+        fresh = torch.empty_like(linear.weight), torch.empty_like(linear.bias)
+        if linear.weight.device.type == "cpu":
+            self._kept = fresh
+        return fresh
+
+
+def _rows(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def multiply(dy: Tensor, x: Tensor, scale: float, out: Tensor) -> None:
+    """Sets `out` to scale dY^T X, of 16-bit or fp32 factors, computed in fp32.
+
+    Args:
+        dy: (n, out_features).
+        x: (n, in_features), of the same type.
+        scale: applied after the sum, so that fp16 factors lose nothing.
+        out: (out_features, in_features), fp32; its former values are not used.
+    """
+    if dy.is_cuda and dy.dtype != torch.float32:
+        torch.addmm(out, dy.T, x, out_dtype=torch.float32, beta=0, alpha=scale, out=out)
+    else:
+        # On a CPU in fp32, too: with few rows writing the result is what takes time, and a 16-bit
+        # product would be written first.
+        torch.addmm(out, dy.T.float(), x.float(), beta=0, alpha=scale, out=out)
+
+
+def choose_factored(
+    network: nn.Module, config: Config, split: BatchSplit, *, tell: bool
+) -> list[FCLayer]:
+    """The trained fully connected layers whose gradients are to travel as factors.
+
+    Args:
+        network: with `FCLayer`s.
+        config: says which way, or `auto`.
+        split: how a step's images are divided among the ranks.
+        tell: log the bytes that this is decided on.
+    """
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, FCLayer) and module.linear.weight.requires_grad
+    }
+    traffic = [
+        layer_traffic(
+            name,
+            layer.linear.in_features,
+            layer.linear.out_features,
+            images_per_rank=split.per_rank,
+            world_size=split.world_size,
+            precision=config.precision,
+            exchange_precision=config.travel_precision,
+        )
+        for name, layer in layers.items()
+    ]
+    ways = choose(config.exchange, traffic)
+    if tell:
+        apart = {id(p) for layer in layers.values() for p in layer.parameters()}
+        rest = sum(
+            p.numel() for p in network.parameters() if p.requires_grad and id(p) not in apart
+        )
+        logger.info("%s", render_traffic(traffic, rest, config, split))
+    return [layer for name, layer in layers.items() if ways[name] == "factors"]
+
+
+def render_traffic(
+    layers: Sequence[LayerTraffic], num_others: int, config: Config, split: BatchSplit
+) -> str:
+    """The table of what each rank sends in a step, by which `auto` decides.
+
+    Args:
+        layers: the fully connected ones.
+        num_others: trained parameters of all other layers.
+        config: the precisions, and the wish.
+        split: how a step's images are divided among the ranks.
+    """
+    ways = choose(config.exchange, layers)
+    others = all_reduce_bytes(num_others, split.world_size, ELEMENT_BYTES[config.travel_precision])
+    sent = others + sum(
+        layer.factors if ways[layer.name] == "factors" else layer.all_reduce for layer in layers
+    )
+    rows = [
+        f"Gradient exchange, MB sent by each of {split.world_size} ranks in a step of "
+        f"{split.per_rank} images of its own:",
+        f"  {'layer':<14}{'matrix (' + config.travel_precision + ')':>16}"
+        f"{'factors (' + config.precision + ')':>16}  exchange={config.exchange} takes",
+    ]
+    for layer in layers:
+        way = "the factors" if ways[layer.name] == "factors" else "the matrix"
+        rows.append(
+            f"  {layer.name:<14}{layer.all_reduce / 1e6:>16.2f}{layer.factors / 1e6:>16.2f}  {way}"
+        )
+    rows.append(f"  {'all others':<14}{others / 1e6:>16.2f}")
+    rows.append(f"  {'together':<14}{sent / 1e6:>16.2f}")
+    return "\n".join(rows)
