@@ -85,8 +85,8 @@ LEFT, RIGHT, EDGE = 1.75, 8.2, 11.3
 PLACES = {
     ("launch", 6): Place(LEFT, 3.9, 3, d.GRAY),
     ("vggdist", 6): Place(LEFT + 4.1, RIGHT - LEFT - 2.1, 2, d.GRAY),
-    ("vggdist", 5): Place(LEFT, 3.95, 3, d.GRAY),
-    ("vggdist.cluster", 5): Place(LEFT + 4.15, 2.1, 2, d.ORANGE),
+    ("vggdist", 5): Place(LEFT + 2.6, 3.65, 3, d.GRAY),
+    ("vggdist.cluster", 5): Place(LEFT, 2.4, 2, d.ORANGE),
     ("vggdist.benchmark", 5): Place(RIGHT, EDGE - RIGHT, 2, d.TEAL),
     ("vggdist.training", 4): Place(LEFT, 6.2, 5, d.RED),
     ("vggdist.data", 3): Place(LEFT, 3.95, 4, d.BLUE),
@@ -184,6 +184,7 @@ ROOM, ROOM_GAP, HEAD, FOOT, STOREY_GAP, ROOF = 0.34, 0.06, 0.29, 0.09, 0.36, 0.5
 ROUTES = {
     # start and end of an arrow between apartments that do not stand above each other: where it
     # leaves, where it arrives (inches), and how far down the gap below its start it turns
+    (("vggdist", 6), ("vggdist.cluster", 5)): (LEFT + 4.6, LEFT + 1.2, 0.5),
     (("vggdist.training", 4), ("vggdist.model", 2)): (LEFT + 6.0, RIGHT + 1.55, 0.5),
     (("vggdist.evaluation", 3), ("vggdist.data", 0)): (LEFT + 4.4, LEFT + 2.5, 0.5),
     (("vggdist.benchmark", 5), ("vggdist.training", 4)): (RIGHT + 0.35, LEFT + 5.6, 0.7),
