@@ -405,10 +405,10 @@ class Config(Section):
         "output gradients of the layer; auto takes, for each layer, what is fewer bytes. "
         "Convolutions are always all-reduced, and stages 1 and 2 leave all to DeepSpeed.",
     )
-    exchange_precision: Literal["compute", "fp32"] = Field(
+    exchange_precision: Literal["compute", "fp32", "bf16"] = Field(
         "compute",
-        description="In which all-reduced gradients travel at stage 0: compute, that of `precision`"
-        " (half of the bytes in 16 bits), or fp32.",
+        description="In which gradients travel at stage 0: compute, that of `precision`; fp32; or "
+        "bf16, half of the bytes where the arithmetic is fp32 (processors without fast bf16).",
     )
 
     @model_validator(mode="after")
@@ -443,7 +443,13 @@ class Config(Section):
     @property
     def travel_precision(self) -> Precision:
         """In which all-reduced gradients travel at stage 0."""
-        return self.precision if self.exchange_precision == "compute" else "fp32"
+        chosen = self.exchange_precision
+        return self.precision if chosen == "compute" else chosen
+
+    @property
+    def factor_precision(self) -> Precision:
+        """In which factors travel at stage 0: never in more bits than they are computed in."""
+        return self.travel_precision if self.precision == "fp32" else self.precision
 
     @property
     def run_folder(self) -> str:

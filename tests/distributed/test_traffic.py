@@ -59,7 +59,7 @@ def test_auto_decides_layer_by_layer_and_a_wish_is_followed() -> None:
             images_per_rank=512,
             world_size=4,
             precision="bf16",
-            exchange_precision="bf16",
+            factor_precision="bf16",
         )
         for name, shape in FULLY_CONNECTED.items()
     ]
@@ -80,7 +80,7 @@ def test_matrices_in_fp32_beside_factors_in_16_bits_double_the_break_even() -> N
             *shape,
             images_per_rank=1200,
             world_size=2,
-            precision="bf16",
-            exchange_precision=precision,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+            factor_precision="bf16",
         )
         assert layer.fewer == fewer

@@ -159,8 +159,8 @@ def _exchange(timings: Timings, setting: Setting) -> str:
     cheaper = []
     if config.exchange != "auto":
         cheaper.append(f"exchange=auto (now {config.exchange})")
-    if config.travel_precision != config.precision:
-        cheaper.append(f"exchange_precision=compute (now {config.exchange_precision})")
+    if config.travel_precision == "fp32":
+        cheaper.append(f"exchange_precision=bf16 (now {config.exchange_precision})")
     text = (
         f"{_percent(timings.exchange / timings.step)} of a step is the exchange of gradients "
         f"between {_ranks(split)}; with it the ranks take {setting.rate(timings.step)} "

@@ -142,7 +142,7 @@ def _deepspeed(
         engine.module.to(memory_format=torch.channels_last)
 
     def step(batch: Batch) -> Tensor:
-        loss = _loss(engine, batch, config, autocast=not whole_bf16)
+        loss = _loss(engine, batch, config, weights_are_bf16=whole_bf16)
         engine.backward(loss)
         engine.step()
         detached: Tensor = loss.detach()
@@ -151,10 +151,11 @@ def _deepspeed(
     return step
 
 
-def _loss(network: Any, batch: Batch, config: Config, *, autocast: bool = True) -> Tensor:
-    dtype = DTYPES[config.precision]
-    with torch.autocast("cpu", dtype=dtype, enabled=autocast and dtype != torch.float32):
-        logits = network(batch.images, batch.dropout_keys)
+def _loss(network: Any, batch: Batch, config: Config, *, weights_are_bf16: bool = False) -> Tensor:
+    dtype = torch.bfloat16 if weights_are_bf16 else DTYPES[config.precision]
+    autocast = dtype != torch.float32 and not weights_are_bf16
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        logits = network(batch.images.to(dtype), batch.dropout_keys)
     return F.cross_entropy(logits.float(), batch.labels)
 
 

@@ -90,7 +90,7 @@ def layer_traffic(
     images_per_rank: int,
     world_size: int,
     precision: Precision,
-    exchange_precision: Precision,
+    factor_precision: Precision,
 ) -> LayerTraffic:
     """The two ways of a fully connected layer, weights and biases.
 
@@ -100,17 +100,17 @@ def layer_traffic(
         out_features: units that go out.
         images_per_rank: of a whole step, all micro batches.
         world_size: ranks.
-        precision: of X and dY, which travel as the backward pass has them.
-        exchange_precision: in which all-reduced gradients travel.
+        precision: in which a matrix travels.
+        factor_precision: in which X and dY travel.
     """
     return LayerTraffic(
         name,
         all_reduce=all_reduce_bytes(
-            (in_features + 1) * out_features, world_size, ELEMENT_BYTES[exchange_precision]
+            (in_features + 1) * out_features, world_size, ELEMENT_BYTES[precision]
         ),
         # The gradient of the biases is a sum over dY, so it comes for nothing.
         factors=factor_bytes(
-            in_features, out_features, images_per_rank, world_size, ELEMENT_BYTES[precision]
+            in_features, out_features, images_per_rank, world_size, ELEMENT_BYTES[factor_precision]
         ),
     )
 

@@ -133,6 +133,7 @@ class Engine:
             Collectives(process.device),
             factored=factored if several else (),
             dtype=DTYPES[self.config.travel_precision],
+            factor_dtype=DTYPES[self.config.factor_precision],
         )
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:

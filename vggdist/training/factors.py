@@ -31,8 +31,17 @@ logger = logging.getLogger(__name__)
 class FactoredGradient:
     """The gradient of one layer: its factors are gathered, its matrix is multiplied at the end."""
 
-    def __init__(self, layer: FCLayer, collectives: Collectives) -> None:
-        self._layer, self._collectives = layer, collectives
+    def __init__(
+        self, layer: FCLayer, collectives: Collectives, dtype: torch.dtype | None = None
+    ) -> None:
+        """Takes over the layer's gradient.
+
+        Args:
+            layer: a trained one.
+            collectives: of all ranks.
+            dtype: in which the factors travel; none: in that of the computation.
+        """
+        self._layer, self._collectives, self._dtype = layer, collectives, dtype
         self._travelling: list[tuple[Tensor, Wait]] = []
         self._kept: tuple[Tensor, Tensor] | None = None
         self.attach()
@@ -46,7 +55,8 @@ class FactoredGradient:
         self._layer.take_factors = None
 
     def _send(self, x: Tensor, dy: Tensor) -> None:
-        self._travelling += [self._collectives.all_gather(x), self._collectives.all_gather(dy)]
+        for factor in (x, dy):
+            self._travelling.append(self._collectives.all_gather(factor.to(self._dtype)))
 
     @torch.no_grad()
     def multiply(self) -> None:
@@ -116,8 +126,8 @@ def choose_factored(
             layer.linear.out_features,
             images_per_rank=split.per_rank,
             world_size=split.world_size,
-            precision=config.precision,
-            exchange_precision=config.travel_precision,
+            precision=config.travel_precision,
+            factor_precision=config.factor_precision,
         )
         for name, layer in layers.items()
     ]
@@ -151,7 +161,7 @@ def render_traffic(
         f"Gradient exchange, MB sent by each of {split.world_size} ranks in a step of "
         f"{split.per_rank} images of its own:",
         f"  {'layer':<14}{'matrix (' + config.travel_precision + ')':>16}"
-        f"{'factors (' + config.precision + ')':>16}  exchange={config.exchange} takes",
+        f"{'factors (' + config.factor_precision + ')':>16}  exchange={config.exchange} takes",
     ]
     for layer in layers:
         way = "the factors" if ways[layer.name] == "factors" else "the matrix"

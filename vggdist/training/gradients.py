@@ -37,6 +37,7 @@ class GradientExchange:
         *,
         factored: Sequence[FCLayer] = (),
         dtype: torch.dtype = torch.float32,
+        factor_dtype: torch.dtype | None = None,
     ) -> None:
         """Places the hooks.
 
@@ -46,6 +47,7 @@ class GradientExchange:
             collectives: of all ranks.
             factored: layers whose gradients travel as factors.
             dtype: in which the other gradients travel.
+            factor_dtype: in which factors travel; none: in that of the computation.
         """
         self.world_size = collectives.world_size
         self._collectives, self._dtype = collectives, dtype
@@ -55,7 +57,9 @@ class GradientExchange:
         self._bucket_elements = 0
         self._factored: list[FactoredGradient] = []
         if self.world_size > 1:
-            self._factored = [FactoredGradient(layer, collectives) for layer in factored]
+            self._factored = [
+                FactoredGradient(layer, collectives, factor_dtype) for layer in factored
+            ]
             apart = {id(p) for layer in factored for p in layer.parameters()}
             for parameter in parameters:
                 if id(parameter) not in apart:
