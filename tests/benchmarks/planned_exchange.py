@@ -36,12 +36,20 @@ def planned(device: Device, setting: dict[str, Any], way: Way) -> StepTime:
             f"model.configuration={setting['configuration']}",
             f"data.crop_size={setting['crop_size']}",
             f"precision={setting['precision']}",
+            f"exchange_precision={setting['exchange_precision']}",
             f"batch.global={2 * setting['images_per_rank']}",
         ],
     )
     split = split_batch(config.batch, 2)
     layers = plan_layers(config, POOLED_SIDE)
-    work = Work(layers, config.precision, config.travel_precision, split.micro, 1)
+    work = Work(
+        layers,
+        config.precision,
+        config.travel_precision,
+        config.factor_precision,
+        split.micro,
+        1,
+    )
     return time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
 
 

@@ -61,7 +61,7 @@ def planned(record: Record, device: Device | None = None) -> float:
 def simulated(cluster: Cluster, world_size: int, images_per_rank: int, way: str) -> StepTime:
     """A step of configuration D; the records are of fp32."""
     precision = "fp32" if way == "record" else "bf16"
-    work = Work(plan_layers(Config()), precision, precision, images_per_rank, 1)
+    work = Work(plan_layers(Config()), precision, precision, precision, images_per_rank, 1)
     return time_step(work, cluster.of_world(world_size), way)  # type: ignore[arg-type]
 
 

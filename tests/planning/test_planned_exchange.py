@@ -8,6 +8,7 @@ SETTING = {
     "crop_size": 64,
     "images_per_rank": 16,
     "precision": "bf16",
+    "exchange_precision": "bf16",
     "rate": "1gbit",
 }
 

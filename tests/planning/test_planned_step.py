@@ -23,7 +23,7 @@ FAST = DEVICES["p100"].model_copy(
 
 
 def work(images: int = 64, steps: int = 1, precision: str = "bf16") -> Work:
-    return Work(LAYERS, precision, precision, images, steps)  # type: ignore[arg-type]
+    return Work(LAYERS, precision, precision, precision, images, steps)  # type: ignore[arg-type]
 
 
 def test_one_p100_trains_as_fast_as_published() -> None:
@@ -99,7 +99,9 @@ def test_frozen_layers_send_nothing() -> None:
     config = Config()
     optimizer = config.optimizer.model_copy(update={"trained_layers": ("fc8",)})
     layers = plan_layers(config.model_copy(update={"optimizer": optimizer}))
-    step = time_step(Work(layers, "fp32", "fp32", 64, 1), Cluster(2, 1, FAST, 1e9), "record")
+    step = time_step(
+        Work(layers, "fp32", "fp32", "fp32", 64, 1), Cluster(2, 1, FAST, 1e9), "record"
+    )
     assert step.sent_bytes == 4 * 4_097_000
 
 

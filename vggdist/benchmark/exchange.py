@@ -136,6 +136,7 @@ def _setting(rate: str, num_steps: int, config: Config) -> dict[str, Any]:
         "images_per_rank": config.batch.global_ // 2,
         "precision": config.precision,
         "exchange": config.exchange,
+        "exchange_precision": config.travel_precision,
         "rate": rate,
         "steps": num_steps,
     }

@@ -137,7 +137,7 @@ def sustained_teraflops(config: Config, split: BatchSplit, device: Device, secon
         seconds: of a step on one rank, without exchange.
     """
     layers = plan_layers(config)
-    work = Work(layers, config.precision, "fp32", split.micro, split.accumulation_steps)
+    work = Work(layers, config.precision, "fp32", "fp32", split.micro, split.accumulation_steps)
 
     def planned(rate: float) -> float:
         rates = {"sustained_teraflops": {config.precision: rate}}

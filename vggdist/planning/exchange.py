@@ -30,6 +30,7 @@ class Work:
     layers: tuple[PlannedLayer, ...]
     precision: Precision
     exchange_precision: Precision
+    factor_precision: Precision
     micro: int
     accumulation_steps: int
 
@@ -49,8 +50,8 @@ def choose_ways(work: Work, world_size: int, way: Way) -> dict[str, str]:
             *layer.matrix,
             images_per_rank=work.images_per_rank,
             world_size=world_size,
-            precision=work.precision,
-            exchange_precision=work.exchange_precision,
+            precision=work.exchange_precision,
+            factor_precision=work.factor_precision,
         )
         for layer in work.layers
         if layer.matrix is not None and layer.is_trained
@@ -127,7 +128,7 @@ class Exchange:
 
     def _factors(self, layer: PlannedLayer, after: int) -> Message:
         assert layer.matrix is not None
-        element_bytes = traffic.ELEMENT_BYTES[self.work.precision]
+        element_bytes = traffic.ELEMENT_BYTES[self.work.factor_precision]
         images = self.work.images_per_rank
         sent = traffic.factor_bytes(*layer.matrix, images, self.cluster.world_size, element_bytes)
         legs = self.cluster.gather_factors(layer.matrix, images, element_bytes)

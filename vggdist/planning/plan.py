@@ -201,6 +201,7 @@ class _Scaling:
             self._layers,
             config.precision,
             config.travel_precision,
+            config.factor_precision,
             split.micro,
             split.accumulation_steps,
         )
