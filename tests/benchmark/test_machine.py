@@ -62,7 +62,7 @@ def test_a_plan_takes_as_long_for_a_step_as_was_measured(accumulation: int) -> N
     split = split_batch(config.batch, 1)
     rate = sustained_teraflops(config, split, DEVICES["p100"], 0.9)
     device = DEVICES["p100"].model_copy(update={"sustained_teraflops": {"bf16": rate}})
-    work = Work(plan_layers(config), "bf16", "bf16", 16, accumulation)
+    work = Work(plan_layers(config), "bf16", "bf16", "bf16", 16, accumulation)
     assert compute_seconds(work, Cluster(1, 1, device, 1e9)) == pytest.approx(0.9)
 
 
