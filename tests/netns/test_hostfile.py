@@ -60,7 +60,7 @@ def test_a_training_on_two_hosts_by_ssh_continues_without_ssh_and_is_that_of_one
     tmp_path: Path,
 ) -> None:
     sent_before = [host.num_bytes_sent() for host in hosts]
-    command = training(tiny_overrides)
+    command = training([*tiny_overrides, "exchange=all_reduce"])
     done = hosts[0].run(*deepspeed, *command, "schedule.num_steps=4", **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "'node1': [0], 'node2': [1]" in done.stdout, "ranks by host"
