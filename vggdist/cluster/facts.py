@@ -16,7 +16,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vggdist.config import Section
 from vggdist.config_file import read_yaml, validate
-from vggdist.errors import ConfigError
 
 _WORD = re.compile(r"[\w.,:@+*%/&|!=()\[\]-]+")
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
@@ -151,18 +150,6 @@ def default_file() -> Path:
     """Where a user's facts about the cluster stand, unless --cluster names another file."""
     folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
     return Path(folder).expanduser() / "vggdist" / "cluster.yaml"
-
-
-def require_word(name: str, value: str) -> str:
-    """Returns `value`, which is to become part of a script.
-
-    Raises:
-        ConfigError: it has spaces, quotes or control characters.
-    """
-    try:
-        return _word(value)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
 
 
 def _minutes(text: str) -> int:
