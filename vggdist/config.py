@@ -452,6 +452,16 @@ class Config(Section):
         return self.travel_precision if self.precision == "fp32" else self.precision
 
     @property
+    def updates_by_blocks(self) -> bool:
+        """Whether weights are updated from the factors of their gradient, block by block.
+
+        It is then never in memory as a whole; clipping, LARS and fp16's loss scaler want it first.
+        """
+        optimizer = self.optimizer
+        is_plain = optimizer.name == "sgd" and optimizer.gradient_clipping == 0
+        return is_plain and self.precision != "fp16"
+
+    @property
     def run_folder(self) -> str:
         """The run folder: as configured, or named after the configuration."""
         if self.run.folder is not None:

@@ -5,10 +5,16 @@
 MACHINE is of `vggdist bench machine --ranks 2` at 64 px, EXCHANGE of `vggdist bench exchange`. The
 plan knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a machine
 that does nothing else.
+
+A plan is about our own exchange. What DDP does besides is added here, from how it works: each
+gradient is copied into a bucket, and the large ones, and the hook's 16-bit copies of them, lie in
+memory that the system has just given, which ours does not need.
 """
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +23,7 @@ from vggdist.config_file import load_config
 from vggdist.planning.devices import Device, load_device
 from vggdist.planning.exchange import Way, Work
 from vggdist.planning.links import Cluster, parse_rate
-from vggdist.planning.network import plan_layers
+from vggdist.planning.network import PlannedLayer, plan_layers
 from vggdist.planning.step import StepTime, time_step
 
 WAYS: dict[str, tuple[str, Way]] = {
@@ -25,11 +31,16 @@ WAYS: dict[str, tuple[str, Way]] = {
     "ddp_fp32": ("torch DDP, fp32", "record"),
     "ddp_bf16": ("torch DDP, bf16 hook", "all_reduce"),
 }
+RETURNED_BYTES = 32 << 20
+"""Freed blocks from this size on are given back to the system by glibc (mallopt, M_MMAP_THRESHOLD),
+smaller ones are kept; next time the large ones are fresh again."""
+
 POOLED_SIDE = 7  # the benchmark pools conv5's maps to 7 x 7, as torchvision does
 
 
-def planned(device: Device, setting: dict[str, Any], way: Way) -> StepTime:
-    """A step of the benchmark's two hosts with a rank each."""
+def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
+    """A step of the benchmark's two hosts with a rank each; `name` of `WAYS`."""
+    way = WAYS[name][1]
     config = load_config(
         None,
         [
@@ -49,8 +60,26 @@ def planned(device: Device, setting: dict[str, Any], way: Way) -> StepTime:
         config.factor_precision,
         split.micro,
         1,
+        by_blocks=config.updates_by_blocks,
     )
-    return time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
+    step = time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
+    if name == "ours":
+        return step
+    more = seconds_of_ddp(device, layers, in_16_bits=name == "ddp_bf16")
+    return replace(step, seconds=step.seconds + more)
+
+
+def seconds_of_ddp(device: Device, layers: Sequence[PlannedLayer], *, in_16_bits: bool) -> float:
+    """What DDP does to gradients on a CPU beside their exchange."""
+    copied = fresh = 0
+    for layer in layers:
+        gradient = 4 * layer.num_parameters
+        copied += 2 * gradient  # read, and written into the bucket
+        fresh += gradient * (gradient >= RETURNED_BYTES)
+        if in_16_bits:
+            copied += gradient  # divided in 16 bits: read and written once more
+            fresh += gradient // 2 * (gradient // 2 >= RETURNED_BYTES)
+    return copied / device.memory_rate + fresh / 1e9 * device.fresh_seconds_per_gigabyte
 
 
 def table(device: Device, results: list[dict[str, Any]]) -> str:
@@ -61,10 +90,10 @@ def table(device: Device, results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        for name, (label, way) in WAYS.items():
+        for name, (label, _) in WAYS.items():
             if name not in result:
                 continue
-            step, measured = planned(device, result["setting"], way), result[name]
+            step, measured = planned(device, result["setting"], name), result[name]
             difference = 100 * (step.seconds / measured["seconds_per_step"] - 1)
             fails = " (fails)" if abs(difference) > 15 else ""
             rows.append(

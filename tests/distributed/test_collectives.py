@@ -37,7 +37,7 @@ def test_only_several_nodes_of_as_many_ranks_each_are_taken_into_account() -> No
 def on_two_nodes(process: Process, hosts: list[str]) -> dict[str, Any]:
     """Sums and gatherings of sizes that do and do not divide, several under way at once."""
     collectives.gather = lambda value: hosts  # type: ignore[assignment]
-    collectives.PIECE_ELEMENTS = 10
+    collectives.PIECE_ELEMENTS["cpu"] = 10
     ours = Collectives(process.device)
     sizes = (1, 4, 10, 37)
     tensors = [torch.arange(float(size)) + process.rank for size in sizes]

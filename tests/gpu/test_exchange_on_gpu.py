@@ -11,7 +11,7 @@ from vggdist.distributed import collectives
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.layers.fc_layer import FCLayer
-from vggdist.training.factors import multiply
+from vggdist.training.product import multiply
 
 pytestmark = pytest.mark.gpu
 

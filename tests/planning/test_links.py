@@ -63,7 +63,7 @@ def test_a_ring_in_one_node_uses_its_bus() -> None:
 def test_inside_the_nodes_first_the_network_carries_each_quarter_once() -> None:
     """Four rings of a quarter each share the node's link, so it carries 2 (N - 1) / N in all."""
     legs = cluster(8, 4).node_all_reduce(250_000_000, 4)
-    assert len(legs) == 3 * math.ceil(250_000_000 / PIECE_ELEMENTS)
+    assert len(legs) == 3 * math.ceil(250_000_000 / PIECE_ELEMENTS["cuda"])
     launched = LAUNCH_SECONDS * len(legs) / 3
     bus = sum(leg.seconds for leg in legs if leg.link == "bus")
     network = sum(leg.seconds for leg in legs if leg.link == "network")

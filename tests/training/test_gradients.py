@@ -11,7 +11,8 @@ from tests.ranks import run_in_ranks
 from vggdist.distributed.collectives import Collectives
 from vggdist.distributed.process import Process
 from vggdist.training import gradients
-from vggdist.training.gradients import GradientExchange, in_memory_order
+from vggdist.training.gradients import GradientExchange
+from vggdist.training.optimizer import in_memory_order
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 3, 5), (4, 7, 1, 1), (4, 1, 3, 3), (1, 3, 3, 3)])

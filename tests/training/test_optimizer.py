@@ -149,6 +149,20 @@ def test_momentum_has_the_memory_format_of_its_weights() -> None:
     assert momentum_of(optimizer)[0].stride() == params[0].stride()
 
 
+def test_gradients_of_another_memory_format_are_those_of_the_same_weights() -> None:
+    ours, theirs = (
+        nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        for _ in range(2)
+    )
+    theirs.data.copy_(ours)
+    ours.grad = torch.randn(4, 3, 3, 3)
+    theirs.grad = ours.grad.clone()
+    masked_sgd([ours]).step()
+    torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01, fused=False).step()
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_norm_is_that_of_all_elements_together() -> None:
     tensors = [torch.tensor([3.0]), torch.tensor([[4.0, 12.0]])]
     assert norm(iter(tensors)).item() == 13.0

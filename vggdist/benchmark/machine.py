@@ -39,7 +39,7 @@ from vggdist.planning.links import Cluster
 from vggdist.planning.network import plan_layers
 from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds
 from vggdist.training import checkpoint
-from vggdist.training.engine import check_precision
+from vggdist.training.engine import DTYPES, check_precision
 from vggdist.training.optimizer import MaskedSGD
 
 NETWORK_LATENCY_MICROSECONDS = 14.0
@@ -47,6 +47,7 @@ NETWORK_LATENCY_MICROSECONDS = 14.0
 
 _LARGE, _SMALL = 1 << 24, 1 << 8  # elements of an all-reduce that measures rate, latency
 _REPEATS, _SMALL_REPEATS = 5, 50
+_FRESH_IMAGES, _FRESH_MATRIX = 16, (4096, 25088)  # of fc6
 _LEARNING_RATE = 1e-6  # weights must not run away
 _CHECKPOINT_ELEMENTS = 1 << 25
 _NUM_IMAGES, _HEIGHT, _WIDTH, _QUALITY = 64, 375, 500, 88  # ImageNet's usual shape, about 110 KB
@@ -93,6 +94,8 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         status = StatusLine(process)
         clock = _Clock(process)
         status.show("memory: updates of the network's weights")
+        # Before an engine is built, which keeps what it frees.
+        fresh = _fresh_seconds(clock) if process.device.type == "cpu" else 0.0
         memory = _memory_rate(config, clock)
         steps: list[list[float]] = []
         for seconds in itertools.islice(_steps(config, split, clock), rounds):
@@ -100,7 +103,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
             left = (rounds - len(steps)) * max(seconds)
             status.show(f"arithmetic: step {len(steps)} of {rounds}, {duration(left)} left")
         status.show("links between the ranks of this node")
-        links = _links(clock)
+        links = _links(clock, DTYPES[config.travel_precision])
         status.show("images")
         decoded = _decoded(config, split, clock)
         status.show("a checkpoint")
@@ -117,6 +120,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         sustained_teraflops={config.precision: 1.0},
         memory_gigabytes=_memory_bytes(process) / 1e9,
         memory_gigabytes_per_second=memory / 1e9,
+        fresh_seconds_per_gigabyte=fresh * 1e9,
         step_spread=min(spread, 0.99),
         decoded_images_per_second=decoded,
         checkpoint_gigabytes_per_second=written / 1e9,
@@ -156,6 +160,7 @@ def render_machine(values: dict[str, Any]) -> str:
         "spread of a step": f"{100 * values['step_spread']:.1f} %",
         "memory of a rank": f"{values['memory_gigabytes']:.1f} GB, "
         f"{values['memory_gigabytes_per_second']:.1f} GB/s",
+        "memory fresh from the system": f"{values['fresh_seconds_per_gigabyte']:.2f} s/GB more",
         "ring inside the node": f"{values['bus_gigabytes_per_second']:.2f} GB/s, "
         f"{values['bus_latency_microseconds']:.0f} us a step",
         "arithmetic held up by exchange": f"{values['exchange_seconds_per_gigabyte']:.2f} s/GB",
@@ -202,6 +207,22 @@ def _memory_rate(config: Config, clock: _Clock) -> float:
     return UPDATE_PASSES * num_bytes / seconds
 
 
+def _fresh_seconds(clock: _Clock) -> float:
+    """By how much a byte of a gradient costs more where the system gives it and takes it back."""
+    dy, x = (torch.ones(_FRESH_IMAGES, features) for features in _FRESH_MATRIX)
+    kept = torch.empty(_FRESH_MATRIX)
+
+    def fresh() -> None:
+        torch.mm(dy.T, x)
+
+    fresh()
+    differences = [
+        clock.seconds(fresh) - clock.seconds(lambda: torch.mm(dy.T, x, out=kept))
+        for _ in range(_REPEATS)
+    ]
+    return max(0.0, statistics.median(differences)) / (WEIGHT_BYTES * kept.numel())
+
+
 def _steps(config: Config, split: BatchSplit, clock: _Clock) -> Iterator[list[float]]:
     """Each rank's seconds of training steps in which it keeps its gradients, without an end."""
     settings = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
@@ -222,8 +243,11 @@ def _spread(seconds: Sequence[float]) -> float:
     return (upper - lower) / (2 * NormalDist().inv_cdf(0.75)) / median
 
 
-def _links(clock: _Clock) -> dict[str, float]:
-    """Rate and latency of a ring of this node's ranks, and the arithmetic that it holds up."""
+def _links(clock: _Clock, dtype: torch.dtype) -> dict[str, float]:
+    """Rate and latency of a ring of this node's ranks, and the arithmetic that it holds up.
+
+    Gradients travel as `dtype`; on a CPU, adding in 16 bits is slower.
+    """
     process, world_size = clock.process, clock.process.world_size
     on_gpu = process.device.type == "cuda"
     if world_size == 1:
@@ -233,14 +257,15 @@ def _links(clock: _Clock) -> dict[str, float]:
             "bus_latency_microseconds": 0.0,
             "network_latency_microseconds": NETWORK_LATENCY_MICROSECONDS,
         }
-    large = torch.ones(_LARGE, device=process.device)
-    small = torch.ones(_SMALL, device=process.device)
+    large, small = (
+        torch.ones(size, dtype=dtype, device=process.device) for size in (_LARGE, _SMALL)
+    )
     for tensor in (large, small):
         distributed.all_reduce(tensor)
     before = time.process_time()
     seconds = [clock.seconds(lambda: distributed.all_reduce(large)) for _ in range(_REPEATS)]
     used = (time.process_time() - before) / _REPEATS
-    sent = traffic.all_reduce_bytes(_LARGE, world_size, 4)
+    sent = traffic.all_reduce_bytes(_LARGE, world_size, dtype.itemsize)
 
     def many() -> None:
         for _ in range(_SMALL_REPEATS):

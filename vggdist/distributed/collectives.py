@@ -24,8 +24,11 @@ from vggdist.distributed.process import WORK_TIMEOUT, gather
 Wait = Callable[[], object]
 """Returns when the result can be used; on a GPU, what is queued after it will find it there."""
 
-PIECE_ELEMENTS = 1 << 22
-"""Elements of a sum that are between nodes at a time; bounds the memory beside the tensor."""
+PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Elements of a sum that are between nodes at a time; bounds the memory beside the tensor.
+
+Each piece waits for its own steps of the rings, so on fast links small pieces are slow ones.
+"""
 
 
 class Collectives:
@@ -96,7 +99,7 @@ class _BetweenNodes:
 
     def all_reduce(self, flat: Tensor) -> Wait:
         def work() -> None:
-            for piece in torch.split(flat, PIECE_ELEMENTS):
+            for piece in torch.split(flat, PIECE_ELEMENTS[flat.device.type]):
                 self._sum(piece)
 
         return self._lane.start(work)

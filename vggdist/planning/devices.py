@@ -43,6 +43,12 @@ class Device(Section):
         description="By how much the arithmetic is held up by each gigabyte that a rank sends; on "
         "a CPU the same cores do both.",
     )
+    fresh_seconds_per_gigabyte: float = Field(
+        0.0,
+        ge=0.0,
+        description="What memory that the system has just given costs, beyond its use. Our steps "
+        "keep what they have; other programs' on a CPU often do not.",
+    )
     step_spread: float = Field(
         0.02,
         ge=0.0,

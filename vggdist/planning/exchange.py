@@ -33,6 +33,8 @@ class Work:
     factor_precision: Precision
     micro: int
     accumulation_steps: int
+    by_blocks: bool = False
+    """As `Config.updates_by_blocks`."""
 
     @property
     def images_per_rank(self) -> int:

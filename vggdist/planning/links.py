@@ -29,7 +29,7 @@ TREE_HOPS, TREE_RATE = 2, 0.92
 """Of NCCL's trees: a level takes as long as two steps of a ring, the data 92 % of its rate (same
 source). NCCL has had them since 2.4, after the published records."""
 
-PIECE_ELEMENTS = 1 << 22
+PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Elements of a sum that are between nodes at a time, as in `distributed/collectives.py`."""
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
@@ -98,8 +98,9 @@ class Cluster:
             return self.ring_all_reduce(num_elements, element_bytes)
         if self.ranks_per_node == 1:
             return (self._between(num_elements, element_bytes),)
-        whole, rest = divmod(num_elements, PIECE_ELEMENTS)
-        pieces = [PIECE_ELEMENTS] * whole + [rest] * (rest > 0)
+        most = PIECE_ELEMENTS["cpu" if self.device.cores_compute else "cuda"]
+        whole, rest = divmod(num_elements, most)
+        pieces = [most] * whole + [rest] * (rest > 0)
         return tuple(leg for piece in pieces for leg in self._piece(piece, element_bytes))
 
     def _piece(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:

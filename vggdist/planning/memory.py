@@ -33,7 +33,7 @@ def plan_memory(
     passing = 2 * element * max(layer.kept_elements for layer in layers)
     memory = {
         "weights": FP32_BYTES * parameters,
-        "gradients": FP32_BYTES * trained,
+        "gradients": FP32_BYTES * (trained - _never_whole(work, ways)),
         "momentum": FP32_BYTES * trained,
         # Autocast keeps its copies of the weights until the end of the forward and backward pass.
         "weights_for_arithmetic": 0 if work.precision == "fp32" else element * parameters,
@@ -42,6 +42,12 @@ def plan_memory(
         "exchange": _exchange(work, world_size, ways),
     }
     return {**memory, "total": sum(memory.values())}
+
+
+def _never_whole(work: Work, ways: Mapping[str, str]) -> int:
+    """Parameters whose gradient is made block by block; a block is not counted."""
+    factored = [layer for layer in work.layers if ways.get(layer.name) == "factors"]
+    return sum(layer.num_parameters for layer in factored) * work.by_blocks
 
 
 def _exchange(work: Work, world_size: int, ways: Mapping[str, str]) -> int:

@@ -204,6 +204,7 @@ class _Scaling:
             config.factor_precision,
             split.micro,
             split.accumulation_steps,
+            by_blocks=config.updates_by_blocks,
         )
 
     def efficiencies(self) -> Iterator[tuple[int, dict[str, float]]]:

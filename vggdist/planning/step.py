@@ -15,8 +15,9 @@ from vggdist.planning.network import PlannedLayer
 from vggdist.planning.timeline import Message, Task, Timeline, ready_times, simulate
 
 WEIGHT_BYTES = 4
-UPDATE_PASSES = 5
-"""Over memory: the update reads weight, gradient and momentum and writes weight and momentum."""
+UPDATE_PASSES, UPDATE_PASSES_BY_BLOCKS = 5, 4
+"""Over memory: the update reads weight, gradient and momentum and writes weight and momentum; block
+by block, the gradient stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def time_step(work: Work, cluster: Cluster, way: Way) -> StepTime:
     forward, backward, update = _arithmetic(work, cluster, ways, slowest)
     global_batch = work.images_per_rank * cluster.world_size
     multiply = {
-        layer.name: slowest * _seconds(layer, work, cluster, 1, global_batch)
+        layer.name: slowest * _multiply_seconds(layer, work, cluster, global_batch)
         for layer in work.layers
         if ways.get(layer.name) == "factors"
     }
@@ -98,10 +99,26 @@ def _arithmetic(
         passes = layer.backward_passes - (ways.get(layer.name) == "factors")
         seconds = slowest * _seconds(layer, work, cluster, passes, work.micro)
         backward.append(Task(layer.name, seconds))
-    trained = sum(layer.num_parameters for layer in work.layers if layer.is_trained)
-    update = slowest * UPDATE_PASSES * WEIGHT_BYTES * trained / cluster.device.memory_rate
+    passed = sum(
+        layer.num_parameters
+        * (UPDATE_PASSES_BY_BLOCKS if _by_blocks(layer, work, ways) else UPDATE_PASSES)
+        for layer in work.layers
+        if layer.is_trained
+    )
+    update = slowest * WEIGHT_BYTES * passed / cluster.device.memory_rate
     before = (forward + backward) * (work.accumulation_steps - 1)
     return before + forward, backward, update
+
+
+def _by_blocks(layer: PlannedLayer, work: Work, ways: dict[str, str]) -> bool:
+    return work.by_blocks and ways.get(layer.name) == "factors"
+
+
+def _multiply_seconds(layer: PlannedLayer, work: Work, cluster: Cluster, images: int) -> float:
+    """Of all ranks' factors into a gradient, which then lies in memory or not."""
+    seconds = _seconds(layer, work, cluster, 1, images)
+    written = WEIGHT_BYTES * layer.num_parameters / cluster.device.memory_rate
+    return seconds - written * work.by_blocks
 
 
 def _seconds(layer: PlannedLayer, work: Work, cluster: Cluster, passes: int, images: int) -> float:

@@ -20,6 +20,7 @@ from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
+from vggdist.training.kept_memory import keep_freed_memory
 from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ class Engine:
         self.measure_norm = False
         self._norm: Tensor | None = None
         self._scale_of_step: Tensor | None = None
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.optimizer = build_optimizer(trained_parameters(network).values(), config.optimizer)
         with quiet_deepspeed(process) as deepspeed:
             self._engine, *_ = deepspeed.initialize(
@@ -134,6 +137,7 @@ class Engine:
             factored=factored if several else (),
             dtype=DTYPES[self.config.travel_precision],
             factor_dtype=DTYPES[self.config.factor_precision],
+            products=self.optimizer.products if self.config.updates_by_blocks else None,
         )
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
@@ -160,7 +164,8 @@ class Engine:
             self._scale_of_step = self._scaler._scale.clone()
         # Here, because what follows may unscale and clip the gradients.
         if self._zero is None and self.measure_norm:
-            self._norm = norm(p.grad for p in self.module.parameters() if p.grad is not None)
+            gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
+            self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
         if self._zero is not None and self._scaler is not None:
             # ZeRO clips gradients that still carry the loss scale, as if they did not.
             self._zero.clip_grad = self.config.optimizer.gradient_clipping * self.loss_scale()

@@ -24,12 +24,13 @@ from vggdist.distributed.traffic import (
     layer_traffic,
 )
 from vggdist.layers.fc_layer import FCLayer
+from vggdist.training.product import Product
 
 logger = logging.getLogger(__name__)
 
 
 class FactoredGradient:
-    """The gradient of one layer: its factors are gathered, its matrix is multiplied at the end."""
+    """The gradient of one layer: its factors are gathered, and its matrix follows from them."""
 
     def __init__(
         self, layer: FCLayer, collectives: Collectives, dtype: torch.dtype | None = None
@@ -43,7 +44,7 @@ class FactoredGradient:
         """
         self._layer, self._collectives, self._dtype = layer, collectives, dtype
         self._travelling: list[tuple[Tensor, Wait]] = []
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: Tensor | None = None
         self.attach()
 
     def attach(self) -> None:
@@ -59,48 +60,33 @@ class FactoredGradient:
             self._travelling.append(self._collectives.all_gather(factor.to(self._dtype)))
 
     @torch.no_grad()
-    def multiply(self) -> None:
-        """Sets the gradients of the step's weights and biases, means over ranks."""
+    def finish(self) -> Product:
+        """Sets the biases' gradient and returns the weights', means over ranks of the step."""
         for _, wait in self._travelling:
             wait()
         x, dy = (_rows([rows for rows, _ in self._travelling[first::2]]) for first in (0, 1))
         self._travelling.clear()
-        weight, bias = self._gradients()
+        if x.device.type == "cpu":
+            # Once, rather than for every block of their product.
+            x, dy = x.float(), dy.float()
         scale = 1.0 / self._collectives.world_size
-        multiply(dy, x, scale, out=weight)
-        bias.copy_(dy.sum(0, dtype=torch.float32)).mul_(scale)
-        self._layer.linear.weight.grad, self._layer.linear.bias.grad = weight, bias
-
-    def _gradients(self) -> tuple[Tensor, Tensor]:
-        """Memory for both: on a CPU always the same, since fresh memory costs more than its use."""
-        if self._kept is not None:
-            return self._kept
         linear = self._layer.linear
-        fresh = torch.empty_like(linear.weight), torch.empty_like(linear.bias)
-        if linear.weight.device.type == "cpu":
-            self._kept = fresh
-        return fresh
+        linear.bias.grad = dy.sum(0, dtype=torch.float32).mul_(scale)
+        return Product(linear.weight, dy, x, scale)
+
+    def multiply(self, product: Product) -> None:
+        """Sets the weights' gradient to the whole product."""
+        weight = self._layer.linear.weight
+        gradient = torch.empty_like(weight) if self._kept is None else self._kept
+        if weight.device.type == "cpu":
+            # Always the same memory, since fresh memory costs more than its use.
+            self._kept = gradient
+        product.write(slice(None), gradient)
+        weight.grad = gradient
 
 
 def _rows(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def multiply(dy: Tensor, x: Tensor, scale: float, out: Tensor) -> None:
-    """Sets `out` to scale dY^T X, of 16-bit or fp32 factors, computed in fp32.
-
-    Args:
-        dy: (n, out_features).
-        x: (n, in_features), of the same type.
-        scale: applied after the sum, so that fp16 factors lose nothing.
-        out: (out_features, in_features), fp32; its former values are not used.
-    """
-    if dy.is_cuda and dy.dtype != torch.float32:
-        torch.addmm(out, dy.T, x, out_dtype=torch.float32, beta=0, alpha=scale, out=out)
-    else:
-        # On a CPU in fp32, too: with few rows writing the result is what takes time, and a 16-bit
-        # product would be written first.
-        torch.addmm(out, dy.T.float(), x.float(), beta=0, alpha=scale, out=out)
 
 
 def choose_factored(

@@ -15,6 +15,8 @@ from torch import Tensor
 from vggdist.distributed.collectives import Collectives, Wait
 from vggdist.layers.fc_layer import FCLayer
 from vggdist.training.factors import FactoredGradient
+from vggdist.training.optimizer import in_memory_order
+from vggdist.training.product import Product
 
 BUCKET_ELEMENTS = 1 << 20
 """Gradients below this many elements travel together, larger ones alone."""
@@ -38,6 +40,7 @@ class GradientExchange:
         factored: Sequence[FCLayer] = (),
         dtype: torch.dtype = torch.float32,
         factor_dtype: torch.dtype | None = None,
+        products: list[Product] | None = None,
     ) -> None:
         """Places the hooks.
 
@@ -48,7 +51,10 @@ class GradientExchange:
             factored: layers whose gradients travel as factors.
             dtype: in which the other gradients travel.
             factor_dtype: in which factors travel; none: in that of the computation.
+            products: where those of the factored layers' weights are left in every step; none: they
+                are multiplied, and weights have gradients as always.
         """
+        self._products = products
         self.world_size = collectives.world_size
         self._collectives, self._dtype = collectives, dtype
         self._is_last = is_last_micro_batch
@@ -75,7 +81,11 @@ class GradientExchange:
         self._send_bucket()
         # While the last bucket travels.
         for factored in self._factored:
-            factored.multiply()
+            product = factored.finish()
+            if self._products is None:
+                factored.multiply(product)
+            else:
+                self._products.append(product)
         for wait, flat, gradients in self._in_flight:
             wait()
             start = 0
@@ -126,16 +136,10 @@ class GradientExchange:
             flat = views[0].new_empty(sum(view.numel() for view in views), dtype=self._dtype)
         start = 0
         for view in views:
-            # Divided before the sum, so that fp16's scaled gradients cannot overflow in it.
-            torch.div(view, self.world_size, out=flat[start : start + view.numel()])
+            # Divided before the sum, so that fp16's scaled gradients cannot overflow in it; and
+            # before it is rounded, since a division that rounds is several times slower on a CPU.
+            view.div_(self.world_size)
+            if flat.data_ptr() != view.data_ptr():
+                flat[start : start + view.numel()].copy_(view)
             start += view.numel()
         self._in_flight.append((self._collectives.all_reduce(flat), flat, gradients))
-
-
-def in_memory_order(tensor: Tensor) -> Tensor:
-    """A flat view of a dense tensor in the order of its memory, whatever its memory format.
-
-    Collectives want contiguous tensors, which channels_last gradients are not; their memory is, and
-    it is laid out alike on every rank.
-    """
-    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())

@@ -1,13 +1,16 @@
 """SGD with momentum (section 3.1) and LARS, which keep gradients that are not finite out of the
 weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+from torch.optim.sgd import sgd
 
 from vggdist.config import OptimizerConfig
+from vggdist.training.product import Product
 
 
 class MaskedSGD(torch.optim.SGD):
@@ -21,6 +24,8 @@ class MaskedSGD(torch.optim.SGD):
 
     Attributes:
         masked: float (1,), 1 where the latest update was left out.
+        products: gradients of weights that have none in memory, for the next step; not with fp16's
+            loss scale.
     """
 
     def __init__(self, params: ParamsT, config: OptimizerConfig) -> None:
@@ -32,6 +37,7 @@ class MaskedSGD(torch.optim.SGD):
             fused=True,
         )
         self.masked: Tensor | None = None
+        self.products: list[Product] = []
         self.found_inf: Tensor
 
     def parameters(self) -> list[Tensor]:
@@ -61,15 +67,56 @@ class MaskedSGD(torch.optim.SGD):
         self.start_momentum()
         scaled = hasattr(self, "found_inf")
         if scaled:
+            assert not self.products
             self.masked = self.found_inf
         else:
-            bad = any_not_finite(p.grad for p in self.parameters() if p.grad is not None)
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            bad = any_not_finite([*gradients, *(product.bound() for product in self.products)])
             self.masked = bad if self.masked is None else torch.maximum(self.masked, bad)
             self.found_inf = self.masked
         self._adapt_gradients()
-        super().step()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            self._descend(group, weights, [p.grad for p in weights], self._momentum_of(weights))
+        for product in self.products:
+            (group,) = self.param_groups
+            (momentum,) = self._momentum_of([product.weight])
+            for rows, gradient in product.blocks():
+                part = momentum[rows] if momentum is not None else None
+                self._descend(group, [product.weight[rows]], [gradient], [part])
+        self.products.clear()
         if not scaled:
             del self.found_inf
+
+    def _momentum_of(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        return [self.state[parameter].get("momentum_buffer") for parameter in parameters]
+
+    def _descend(
+        self,
+        group: dict[str, Any],
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        momentum: Sequence[Tensor | None],
+    ) -> None:
+        """torch's fused update, masked by `found_inf`."""
+        # Flat, since on a CPU it would copy tensors that are channels_last.
+        sgd(
+            [in_memory_order(weight) for weight in weights],
+            [
+                in_memory_order(laid_out_like(weight, gradient))
+                for weight, gradient in zip(weights, gradients, strict=True)
+            ],
+            [in_memory_order(buffer) if buffer is not None else None for buffer in momentum],
+            fused=True,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=self.found_inf,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
 
     def _adapt_gradients(self) -> None:
         """What an optimizer does to its gradients before they are used."""
@@ -123,6 +170,22 @@ def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that are trained, by name; the frozen rest has no gradient and no momentum."""
     named = network.named_parameters()
     return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """A flat view of a dense tensor in the order of its memory, whatever its memory format.
+
+    Collectives and torch's fused update want contiguous tensors, which channels_last ones are not;
+    their memory is, and it is laid out alike on every rank.
+    """
+    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def laid_out_like(other: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor in the memory format of another one of its shape; itself, if that is its own."""
+    if tensor.stride() == other.stride():
+        return tensor
+    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -1,0 +1,86 @@
+"""The gradient of a weight matrix that is known as a product and never lies in memory as a whole.
+
+Writing the gradient of fc6, reading it to look for what is not finite, and reading it again to
+update the weights costs more memory traffic than the update itself. From its factors it is made
+block by block, each used while it is in the cache, and what must be known of all of it follows from
+the factors alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
+"""Of a gradient that are in memory at a time: what a cache holds, or what keeps a GPU busy."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """scale dY^T X.
+
+    Attributes:
+        weight: (out_features, in_features), whose gradient this is.
+        dy: (n, out_features).
+        x: (n, in_features), of the same type.
+        scale: one over the number of ranks.
+    """
+
+    weight: Tensor
+    dy: Tensor
+    x: Tensor
+    scale: float
+
+    def write(self, rows: slice, out: Tensor) -> None:
+        """Writes some rows of the gradient, computed in fp32; `out` (rows, in_features), fp32."""
+        multiply(self.dy[:, rows], self.x, self.scale, out)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their part of the gradient, which the next part overwrites."""
+        height, width = self.weight.shape
+        step = max(1, BLOCK_ELEMENTS[self.weight.device.type] // width)
+        part = torch.empty(
+            (min(step, height), width), dtype=torch.float32, device=self.weight.device
+        )
+        for start in range(0, height, step):
+            rows = slice(start, min(start + step, height))
+            block = part[: rows.stop - start]
+            self.write(rows, block)
+            yield rows, block
+
+    def norm(self) -> Tensor:
+        """The Euclidean norm, as a scalar on the device.
+
+        |dY^T X|^2 is the sum of the elements of (dY dY^T) (X X^T), multiplied one by one.
+        """
+        grams = [rows.float() @ rows.float().T for rows in (self.dy, self.x)]
+        # Rounding may leave a gradient of nearly nothing below zero.
+        square: Tensor = (grams[0] * grams[1]).sum().clamp(min=0)
+        return square.sqrt() * self.scale
+
+    def bound(self) -> Tensor:
+        """A scalar that no element exceeds; it is finite exactly when the factors are.
+
+        |dY| |X|, by Cauchy and Schwarz; short of a bound beyond 3e38.
+        """
+        of_dy, of_x = (torch.linalg.vector_norm(f, dtype=torch.float32) for f in (self.dy, self.x))
+        bound: Tensor = of_dy * of_x
+        return bound
+
+
+def multiply(dy: Tensor, x: Tensor, scale: float, out: Tensor) -> None:
+    """Sets `out` to scale dY^T X, of 16-bit or fp32 factors, computed in fp32.
+
+    Args:
+        dy: (n, out_features).
+        x: (n, in_features), of the same type.
+        scale: applied after the sum, so that fp16 factors lose nothing.
+        out: (out_features, in_features), fp32; its former values are not used.
+    """
+    if dy.is_cuda and dy.dtype != torch.float32:
+        torch.addmm(out, dy.T, x, out_dtype=torch.float32, beta=0, alpha=scale, out=out)
+    else:
+        # On a CPU in fp32, too: with few rows writing the result is what takes time, and a 16-bit
+        # product would be written first.
+        torch.addmm(out, dy.T.float(), x.float(), beta=0, alpha=scale, out=out)
