@@ -21,8 +21,8 @@ Makes two hosts on this machine, joined by a cable of limited speed (network nam
 root), and trains the same network on the same images, one rank on each, with each way to exchange
 gradients in turn: ours; torch DDP in fp32 and with its bf16 hook; DeepSpeed stage 0 in bf16; ZeRO-1
 and ZeRO-2 as they come, and with weights, gradients and communication in bf16 and overlap. Other
-weights are fp32, and the arithmetic is bf16 where the processor has AMX, else fp32, which is faster
-there; precision= changes it for all. Shows the bytes that a rank sends and the time of a step, the
+weights are fp32, and the arithmetic is bf16 or fp32, in whichever a convolution is faster here;
+precision= changes it for all. Shows the bytes that a rank sends and the time of a step, the
 loss after the last one, and memory. All of it takes some ten minutes at 1gbit and 4 GB a rank.
 """
 

@@ -2,7 +2,7 @@
 
 A step on a CPU frees and takes the same hundreds of megabytes as the one before. The C library
 gives large blocks back to the system at once, and a page of fresh memory costs more than the
-arithmetic on it: measured, a third of a step's time.
+arithmetic on it: measured, a fifth of a step's time at 224 pixels (732,000 page faults).
 """
 
 import ctypes
@@ -14,7 +14,8 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 def keep_freed_memory() -> None:
     """From now on, what this process frees is kept for its own use; with other C libraries nothing.
 
-    The process stays as large as it has ever been.
+    The process stays as large as it has ever been, and is a little larger than it would be: blocks
+    of one size that come and go are used again after the first few of them.
     """
     if not sys.platform.startswith("linux"):
         return
