@@ -21,7 +21,7 @@ from typing import Any
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
 from vggdist.planning.devices import Device, load_device
-from vggdist.planning.exchange import Way, Work
+from vggdist.planning.exchange import Way, plan_work
 from vggdist.planning.links import Cluster, parse_rate
 from vggdist.planning.network import PlannedLayer, plan_layers
 from vggdist.planning.step import StepTime, time_step
@@ -51,17 +51,8 @@ def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
             f"batch.global={2 * setting['images_per_rank']}",
         ],
     )
-    split = split_batch(config.batch, 2)
     layers = plan_layers(config, POOLED_SIDE)
-    work = Work(
-        layers,
-        config.precision,
-        config.travel_precision,
-        config.factor_precision,
-        split.micro,
-        1,
-        by_blocks=config.updates_by_blocks,
-    )
+    work = plan_work(layers, config, split_batch(config.batch, 2))
     step = time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
     if name == "ours":
         return step

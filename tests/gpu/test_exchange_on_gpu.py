@@ -52,7 +52,13 @@ def test_a_layer_hands_on_the_factors_of_the_gradient_that_autograd_gives(
 
 def gradients_over_nccl(process: Process, hosts: list[str] | None) -> dict[str, Any]:
     """Both ways in the third of three steps, in which any wait for the device is an error."""
-    from tests.training.small_engine import batch_of_step, loss_of, share, small_engine
+    from tests.training.small_engine import (
+        batch_of_step,
+        given_gradients,
+        loss_of,
+        share,
+        small_engine,
+    )
 
     world.stop()
     process = world.start("cuda")
@@ -63,9 +69,7 @@ def gradients_over_nccl(process: Process, hosts: list[str] | None) -> dict[str, 
         engine = small_engine(process, micro=2, precision="bf16", exchange=exchange)
         noted: dict[str, torch.Tensor] = {}
         engine.optimizer.register_step_pre_hook(
-            lambda *_, e=engine, n=noted: n.update(
-                {name: p.grad.clone() for name, p in e.module.named_parameters()}
-            )
+            lambda *_, e=engine, n=noted: n.update(given_gradients(e))
         )
         shares = [
             [part.to(process.device) for part in share(tensor, process, 1)]

@@ -83,6 +83,18 @@ def engine_step(engine: Engine, process: Process, step: int, num_micro: int = 1)
         engine.step()
 
 
+def given_gradients(engine: Engine) -> State:
+    """Copies of what the optimizer is given, by parameter; for a hook before its step."""
+    parameters = dict(engine.module.named_parameters())
+    gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for product in engine.optimizer.products:
+        whole = torch.empty_like(product.weight)
+        product.write(slice(None), whole)
+        gradients[names[id(product.weight)]] = whole
+    return gradients
+
+
 def plain_training(
     network: nn.Module,
     num_steps: int,

@@ -13,6 +13,7 @@ from tests.training.small_engine import (
     CROP_SIZE,
     NUM_CLASSES,
     equal,
+    given_gradients,
     loss_of,
     relative_difference,
     small_config,
@@ -61,16 +62,7 @@ class Trained:
         self.engine.optimizer.register_step_pre_hook(lambda *_: self._note())
 
     def _note(self) -> None:
-        self.gradients = {
-            name: parameter.grad.clone()
-            for name, parameter in self.engine.module.named_parameters()
-            if parameter.grad is not None
-        }
-        names = {id(p): name for name, p in self.engine.module.named_parameters()}
-        for product in self.engine.optimizer.products:
-            whole = torch.empty_like(product.weight)
-            product.write(slice(None), whole)
-            self.gradients[names[id(product.weight)]] = whole
+        self.gradients = given_gradients(self.engine)
 
     def step(self, number: int) -> None:
         rank, world_size = self._process.rank, self._process.world_size

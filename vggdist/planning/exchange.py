@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vggdist.config import Precision
+from vggdist.config import BatchSplit, Config, Precision
 from vggdist.distributed import traffic
 from vggdist.planning.links import Cluster
 from vggdist.planning.network import PlannedLayer
@@ -40,6 +40,25 @@ class Work:
     def images_per_rank(self) -> int:
         """Images of one step on one rank."""
         return self.micro * self.accumulation_steps
+
+    def never_whole(self, ways: Mapping[str, str]) -> tuple[PlannedLayer, ...]:
+        """Layers whose gradient is made block by block and is never in memory as a whole."""
+        return tuple(
+            layer for layer in self.layers if self.by_blocks and ways.get(layer.name) == "factors"
+        )
+
+
+def plan_work(layers: tuple[PlannedLayer, ...], config: Config, split: BatchSplit) -> Work:
+    """The work of a rank in a step of a training."""
+    return Work(
+        layers,
+        config.precision,
+        config.travel_precision,
+        config.factor_precision,
+        split.micro,
+        split.accumulation_steps,
+        by_blocks=config.updates_by_blocks,
+    )
 
 
 def choose_ways(work: Work, world_size: int, way: Way) -> dict[str, str]:

@@ -25,6 +25,7 @@ def plan_memory(
     """
     layers = work.layers
     parameters = sum(layer.num_parameters for layer in layers)
+    never_whole = sum(layer.num_parameters for layer in work.never_whole(ways))
     trained = sum(layer.num_parameters for layer in layers if layer.is_trained)
     element = traffic.ELEMENT_BYTES[work.precision]
     pixels = 3 * config.data.crop_size**2
@@ -33,7 +34,7 @@ def plan_memory(
     passing = 2 * element * max(layer.kept_elements for layer in layers)
     memory = {
         "weights": FP32_BYTES * parameters,
-        "gradients": FP32_BYTES * (trained - _never_whole(work, ways)),
+        "gradients": FP32_BYTES * (trained - never_whole),
         "momentum": FP32_BYTES * trained,
         # Autocast keeps its copies of the weights until the end of the forward and backward pass.
         "weights_for_arithmetic": 0 if work.precision == "fp32" else element * parameters,
@@ -42,12 +43,6 @@ def plan_memory(
         "exchange": _exchange(work, world_size, ways),
     }
     return {**memory, "total": sum(memory.values())}
-
-
-def _never_whole(work: Work, ways: Mapping[str, str]) -> int:
-    """Parameters whose gradient is made block by block; a block is not counted."""
-    factored = [layer for layer in work.layers if ways.get(layer.name) == "factors"]
-    return sum(layer.num_parameters for layer in factored) * work.by_blocks
 
 
 def _exchange(work: Work, world_size: int, ways: Mapping[str, str]) -> int:

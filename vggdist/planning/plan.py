@@ -9,7 +9,7 @@ from typing import Any
 from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.errors import ConfigError
 from vggdist.planning.devices import Device
-from vggdist.planning.exchange import Way, Work
+from vggdist.planning.exchange import Way, Work, plan_work
 from vggdist.planning.links import Cluster
 from vggdist.planning.memory import plan_memory
 from vggdist.planning.network import plan_layers
@@ -196,16 +196,7 @@ class _Scaling:
         return config, split_batch(config.batch, world_size)
 
     def work(self, split: BatchSplit) -> Work:
-        config = self._config
-        return Work(
-            self._layers,
-            config.precision,
-            config.travel_precision,
-            config.factor_precision,
-            split.micro,
-            split.accumulation_steps,
-            by_blocks=config.updates_by_blocks,
-        )
+        return plan_work(self._layers, self._config, split)
 
     def efficiencies(self) -> Iterator[tuple[int, dict[str, float]]]:
         worlds = {1 << power for power in range(LARGEST_WORLD.bit_length())}

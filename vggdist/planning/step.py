@@ -99,30 +99,34 @@ def _arithmetic(
         passes = layer.backward_passes - (ways.get(layer.name) == "factors")
         seconds = slowest * _seconds(layer, work, cluster, passes, work.micro)
         backward.append(Task(layer.name, seconds))
-    passed = sum(
-        layer.num_parameters
-        * (UPDATE_PASSES_BY_BLOCKS if _by_blocks(layer, work, ways) else UPDATE_PASSES)
+    never_whole = work.never_whole(ways)
+    update = slowest * sum(
+        (UPDATE_PASSES_BY_BLOCKS if layer in never_whole else UPDATE_PASSES)
+        * _pass_seconds(layer, cluster)
         for layer in work.layers
         if layer.is_trained
     )
-    update = slowest * WEIGHT_BYTES * passed / cluster.device.memory_rate
     before = (forward + backward) * (work.accumulation_steps - 1)
     return before + forward, backward, update
 
 
-def _by_blocks(layer: PlannedLayer, work: Work, ways: dict[str, str]) -> bool:
-    return work.by_blocks and ways.get(layer.name) == "factors"
-
-
 def _multiply_seconds(layer: PlannedLayer, work: Work, cluster: Cluster, images: int) -> float:
     """Of all ranks' factors into a gradient, which then lies in memory or not."""
-    seconds = _seconds(layer, work, cluster, 1, images)
-    written = WEIGHT_BYTES * layer.num_parameters / cluster.device.memory_rate
-    return seconds - written * work.by_blocks
+    written = 0 if work.by_blocks else _pass_seconds(layer, cluster)
+    return _arithmetic_seconds(layer, work, cluster, images) + written
 
 
 def _seconds(layer: PlannedLayer, work: Work, cluster: Cluster, passes: int, images: int) -> float:
     """Passes through a layer: its arithmetic, and its weights or their gradient in memory."""
+    arithmetic = _arithmetic_seconds(layer, work, cluster, images)
+    return passes * (arithmetic + _pass_seconds(layer, cluster))
+
+
+def _arithmetic_seconds(layer: PlannedLayer, work: Work, cluster: Cluster, images: int) -> float:
     rate = cluster.device.teraflops(work.precision)[0] * 1e12
-    weights = WEIGHT_BYTES * layer.num_parameters / cluster.device.memory_rate
-    return passes * (2 * layer.multiply_adds * images / rate + weights)
+    return 2 * layer.multiply_adds * images / rate
+
+
+def _pass_seconds(layer: PlannedLayer, cluster: Cluster) -> float:
+    """Of the memory, to read or write all weights."""
+    return WEIGHT_BYTES * layer.num_parameters / cluster.device.memory_rate

@@ -6,7 +6,6 @@ arithmetic on it: measured, a fifth of a step's time at 224 pixels (732,000 page
 """
 
 import ctypes
-import sys
 
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 
@@ -17,8 +16,6 @@ def keep_freed_memory() -> None:
     The process stays as large as it has ever been, and is a little larger than it would be: blocks
     of one size that come and go are used again after the first few of them.
     """
-    if not sys.platform.startswith("linux"):
-        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
