@@ -6,6 +6,7 @@ other (`benchmark/contenders.py`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -48,7 +49,11 @@ _LINES_OF_ERROR = 12
 
 
 def measure_exchange(
-    rate: str, num_steps: int, names: Sequence[str], overrides: Sequence[str]
+    rate: str,
+    num_steps: int,
+    names: Sequence[str],
+    overrides: Sequence[str],
+    num_rounds: int = 1,
 ) -> dict[str, Any]:
     """Runs contenders on two hosts of one rank each.
 
@@ -57,11 +62,14 @@ def measure_exchange(
         num_steps: timed ones, after two that are not.
         names: keys of `NAMES`.
         overrides: of `DEFAULTS`, `section.key=value`.
+        num_rounds: how often each starts anew, one after the other, since a machine that others
+            use is now faster and now slower.
 
     Returns:
         For each name `megabytes_per_step` (10^6 bytes that a rank sends, frames and all; mean of
-        both), `seconds_per_step` (median), `loss` (of the last step, mean over ranks) and
-        `peak_memory_megabytes` (of a rank); also `setting`, what was measured.
+        both), `seconds_per_step` (median of the rounds), `seconds_of_rounds` (median of the steps
+        of each), `loss` (of the last step, mean over ranks) and `peak_memory_megabytes` (of a
+        rank); also `setting`, what was measured.
 
     Raises:
         VggdistError: no root, an unknown name, or a rank that failed.
@@ -72,21 +80,27 @@ def measure_exchange(
     overrides = [*DEFAULTS, f"precision={_fastest_precision()}", *overrides]
     config = load_config(None, overrides)
     _check(config)
-    progress = _Progress(len(names), NUM_WARM + num_steps)
-    result: dict[str, Any] = {"setting": _setting(rate, num_steps, config)}
+    progress = _Progress(len(names) * num_rounds, NUM_WARM + num_steps)
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    port = itertools.count(_FIRST_PORT)
     with Hosts(rate) as hosts:
-        for number, name in enumerate(names):
+        for name in [*names] * num_rounds:
             command = [
                 *[sys.executable, "-m", "vggdist.benchmark.contenders", name],
                 *[str(num_steps), str(NUM_WARM), *overrides],
             ]
-            answers = _run(hosts, _FIRST_PORT + number, command, NAMES[name], progress)
-            result[name] = {
-                "megabytes_per_step": sum(a["bytes"] for a in answers) / 2 / num_steps / 1e6,
-                "seconds_per_step": statistics.median(answers[0]["seconds"]),
-                "loss": answers[0]["loss"],
-                "peak_memory_megabytes": max(a["peak_memory"] for a in answers) / 1e6,
-            }
+            answers[name] += _run(hosts, next(port), command, NAMES[name], progress)
+    result: dict[str, Any] = {"setting": _setting(rate, num_steps, num_rounds, config)}
+    for name, of_ranks in answers.items():
+        # Both ranks wait for each other in every step.
+        seconds = [statistics.median(answer["seconds"]) for answer in of_ranks[::2]]
+        result[name] = {
+            "megabytes_per_step": statistics.mean(a["bytes"] for a in of_ranks) / num_steps / 1e6,
+            "seconds_per_step": statistics.median(seconds),
+            "seconds_of_rounds": seconds,
+            "loss": of_ranks[-1]["loss"],
+            "peak_memory_megabytes": max(a["peak_memory"] for a in of_ranks) / 1e6,
+        }
     progress.clear()
     return result
 
@@ -98,18 +112,27 @@ def render_exchange(result: Mapping[str, Any]) -> str:
     rows = [
         f"configuration {setting['configuration']}, {setting['images_per_rank']} images of "
         f"{setting['crop_size']} px per rank, {setting['precision']}, 2 ranks, "
-        f"cable {setting['rate']}, median of {setting['steps']} steps",
+        f"cable {setting['rate']}, median of {setting['steps']} steps"
+        + (f" in each of {setting['rounds']} rounds" if setting["rounds"] > 1 else ""),
         f"{'exchange':<26}{'MB/step':>10}{'s/step':>10}{'x ours':>8}{'loss':>9}{'peak MB':>10}",
     ]
     for name, label in NAMES.items():
         if name in result:
             one = result[name]
-            ratio = f"{one['seconds_per_step'] / ours['seconds_per_step']:.2f}" if ours else ""
+            ratios = _ratios(one, ours) if ours else []
+            ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
+            spread = f"  {min(ratios):.2f} to {max(ratios):.2f} x ours" if len(ratios) > 1 else ""
             rows.append(
                 f"{label:<26}{one['megabytes_per_step']:>10.2f}{one['seconds_per_step']:>10.3f}"
-                f"{ratio:>8}{one['loss']:>9.4f}{one['peak_memory_megabytes']:>10.0f}"
+                f"{ratio:>8}{one['loss']:>9.4f}{one['peak_memory_megabytes']:>10.0f}{spread}"
             )
     return "\n".join(rows)
+
+
+def _ratios(one: Mapping[str, Any], ours: Mapping[str, Any]) -> list[float]:
+    """How many times as long as ours it took, round by round."""
+    pairs = zip(one["seconds_of_rounds"], ours["seconds_of_rounds"], strict=True)
+    return [seconds / own for seconds, own in pairs]
 
 
 def _fastest_precision() -> str:
@@ -141,7 +164,7 @@ def _check(config: Config) -> None:
         )
 
 
-def _setting(rate: str, num_steps: int, config: Config) -> dict[str, Any]:
+def _setting(rate: str, num_steps: int, num_rounds: int, config: Config) -> dict[str, Any]:
     return {
         "configuration": config.model.configuration,
         "crop_size": config.data.crop_size,
@@ -151,6 +174,7 @@ def _setting(rate: str, num_steps: int, config: Config) -> dict[str, Any]:
         "exchange_precision": config.travel_precision,
         "rate": rate,
         "steps": num_steps,
+        "rounds": num_rounds,
     }
 
 

@@ -120,7 +120,7 @@ def _add_bench_exchange(bench: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=EXCHANGE_DESCRIPTION,
         epilog="examples: sudo vggdist bench exchange --rate 1gbit --json exchange.json\n"
-        "          sudo vggdist bench exchange --rate none --only ours,deepspeed_0",
+        "          sudo vggdist bench exchange --rate none --only ours,deepspeed_0 --rounds 3",
     )
     exchange.add_argument(
         "--rate",
@@ -130,6 +130,13 @@ def _add_bench_exchange(bench: Any) -> None:
     )
     exchange.add_argument(
         "--steps", type=positive, default=5, help="timed, after two that are not (default: 5)"
+    )
+    exchange.add_argument(
+        "--rounds",
+        type=positive,
+        default=1,
+        help="how often each is started anew, in turn; ratios are then shown with their range "
+        "(default: 1)",
     )
     exchange.add_argument(
         "--only",
@@ -249,7 +256,11 @@ def _bench_exchange(arguments: argparse.Namespace) -> None:
     from vggdist.benchmark.exchange import NAMES, measure_exchange, render_exchange
 
     result = measure_exchange(
-        arguments.rate, arguments.steps, arguments.only or list(NAMES), arguments.overrides
+        arguments.rate,
+        arguments.steps,
+        arguments.only or list(NAMES),
+        arguments.overrides,
+        arguments.rounds,
     )
     show(render_exchange(result), result, arguments.json)
 
