@@ -44,7 +44,7 @@ class FCLayer(nn.Module):
             last: neither ReLU nor dropout, for logits.
         """
         super().__init__()
-        self.linear = nn.Linear(in_features, out_features)
+        self.linear = _Linear(in_features, out_features)
         self.dropout = None if last else KeyedDropout(dropout, number)
         self.take_factors: TakeFactors | None = None
         self._rounded: Tensor | None = None
@@ -82,6 +82,23 @@ class FCLayer(nn.Module):
         return self._rounded.copy_(weight)
 
 
+class _Linear(nn.Linear):
+    """As `nn.Linear`, and sooner on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _linear(x, self.weight, self.bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear` of x (n, in_features) -> (n, out_features)."""
+    exact = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if weight.is_cuda or not exact or torch.compiler.is_exporting():
+        return F.linear(x, weight, bias)
+    # The weights times columns of units: with 8 to 32 images, where the product is little more than
+    # reading the weights, fp32 on a CPU takes a fifth to a half less time so.
+    return torch.addmm(bias[:, None], weight, x.T).T.contiguous()
+
+
 class _FactoredLinear(torch.autograd.Function):
     """`F.linear` that hands on the factors of its weights' gradient.
 
@@ -99,7 +116,7 @@ class _FactoredLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.take_factors = take_factors
-        return F.linear(x, weight, bias)
+        return _linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
