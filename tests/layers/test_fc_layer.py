@@ -26,6 +26,16 @@ def test_the_last_layer_is_linear_alone() -> None:
     torch.testing.assert_close(layer(x), x @ layer.linear.weight.T + layer.linear.bias)
 
 
+@pytest.mark.parametrize("num_images", [1, 8, 33])
+def test_units_lie_image_by_image_in_memory_in_either_order_of_the_product(num_images: int) -> None:
+    layer = FCLayer(300, 70, number=8, last=True)
+    x = torch.randn(num_images, 300)
+    units = layer(x)
+    assert units.is_contiguous()
+    exact = x.double() @ layer.linear.weight.double().T + layer.linear.bias.double()
+    assert ((units - exact).norm() / exact.norm()).item() < 1e-6
+
+
 def test_a_hook_on_the_linear_part_sees_its_output_gradient() -> None:
     """An in-place ReLU after it would make torch refuse the hook (the exchange needs one)."""
     layer = FCLayer(5, 4, number=6)
