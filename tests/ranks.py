@@ -1,12 +1,17 @@
 """Runs a function of a test in several ranks, each a process of its own, over gloo."""
 
+import faulthandler
 import os
 import pickle
+import queue
 import socket
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
@@ -29,7 +34,7 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     for process in processes:
         process.start()
     try:
-        answers = dict(pickle.loads(results.get(timeout=240)) for _ in processes)
+        answers = _answers(processes, results)
         for process in processes:
             process.join(timeout=60)
             assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
@@ -39,6 +44,28 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     for rank, (good, answer) in sorted(answers.items()):
         assert good, f"rank {rank}:\n{answer}"
     return [answers[rank][1] for rank in range(world_size)]
+
+
+def _answers(processes: Sequence[BaseProcess], results: Any) -> dict[int, Any]:
+    """What every rank has put into the queue; soon fails where one has died before that."""
+    answers: dict[int, Any] = {}
+    latest = time.monotonic()
+    while len(answers) < len(processes):
+        try:
+            rank, answer = pickle.loads(results.get(timeout=5))
+            answers[rank], latest = answer, time.monotonic()
+        except queue.Empty:
+            silent = {
+                rank: process.exitcode
+                for rank, process in enumerate(processes)
+                if rank not in answers
+            }
+            if any(code is not None for code in silent.values()) or time.monotonic() > latest + 240:
+                pytest.fail(
+                    f"ranks without an answer, and the code that each ended with (None: it still "
+                    f"runs): {silent}; the answers of the others: {answers}"
+                )
+    return answers
 
 
 def _rank(
@@ -56,6 +83,7 @@ def _rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    faulthandler.enable()  # says where, should a library crash
     try:
         torch.set_num_threads(1)
         answer = (True, function(world.start("cpu"), *arguments))
