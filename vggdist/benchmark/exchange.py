@@ -80,11 +80,11 @@ def measure_exchange(
     overrides = [*DEFAULTS, f"precision={_fastest_precision()}", *overrides]
     config = load_config(None, overrides)
     _check(config)
-    progress = _Progress(len(names) * num_rounds, NUM_WARM + num_steps)
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    progress = _Progress(len(answers) * num_rounds, NUM_WARM + num_steps)
     port = itertools.count(_FIRST_PORT)
     with Hosts(rate) as hosts:
-        for name in [*names] * num_rounds:
+        for name in [*answers] * num_rounds:
             command = [
                 *[sys.executable, "-m", "vggdist.benchmark.contenders", name],
                 *[str(num_steps), str(NUM_WARM), *overrides],
@@ -92,7 +92,7 @@ def measure_exchange(
             answers[name] += _run(hosts, next(port), command, NAMES[name], progress)
     result: dict[str, Any] = {"setting": _setting(rate, num_steps, num_rounds, config)}
     for name, of_ranks in answers.items():
-        # Both ranks wait for each other in every step.
+        # Of the first rank in each round; both wait for each other in every step.
         seconds = [statistics.median(answer["seconds"]) for answer in of_ranks[::2]]
         result[name] = {
             "megabytes_per_step": statistics.mean(a["bytes"] for a in of_ranks) / num_steps / 1e6,
