@@ -10,6 +10,7 @@ machine is changed, and a SLURM that may run there is not touched.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -47,12 +48,16 @@ SETTINGS = {
     "SlurmdParameters": "config_overrides",
     "GresTypes": "gpu",
     "ReturnToService": "2",
-    # Seconds from SIGTERM to SIGKILL.
+    # Seconds from SIGTERM to SIGKILL; srun waits two longer.
     "KillWait": "5",
-    # A requeued job waits `cred_expire` (below), then for the scheduler, else a minute.
+    # A requeued job waits `CRED_EXPIRE`, then for the scheduler, else a minute.
     "SchedulerParameters": "sched_interval=1,bf_interval=1",
 }
 PARTITIONS = ("PartitionName=main Nodes=ALL Default=YES",)
+
+CRED_EXPIRE = 10
+"""Seconds. Where a node goes down this must be more than srun waits, as it is by default (120, 32):
+else the end of the first attempt's script is taken for that of the second."""
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -183,6 +188,15 @@ class Cluster:
                     found.append(int(file.parent.name))
         return found
 
+    def log(self, job: str) -> str:
+        """What the daemons have printed about a job."""
+        return "\n".join(
+            f"{file.name}: {line}"
+            for file in sorted(self.folder.glob("*.out"))
+            for line in file.read_text(errors="replace").splitlines()
+            if re.search(rf"\b{job}\b", line)
+        )
+
     def _jobs(self) -> str:
         return self.run("squeue", "--noheader", timeout=STOP_SECONDS).stdout
 
@@ -234,7 +248,7 @@ class Cluster:
         own = {
             "SlurmctldHost": f"{host}(127.0.0.1)",
             "SlurmctldPort": str(controller),
-            "AuthInfo": f"socket={self.folder}/munge.socket,cred_expire=5",
+            "AuthInfo": f"socket={self.folder}/munge.socket,cred_expire={CRED_EXPIRE}",
             "StateSaveLocation": f"{self.folder}/state",
             "SlurmdSpoolDir": f"{self.folder}/spool-%n",
             "SlurmctldPidFile": f"{self.folder}/slurmctld.pid",
