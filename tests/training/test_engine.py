@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.ranks import run_in_ranks
 from tests.training.small_engine import (
@@ -29,14 +29,9 @@ from tests.training.small_engine import (
 from vggdist.config import split_batch
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
-from vggdist.training import checkpoint
+from vggdist.training import checkpoint, memory_format
 from vggdist.training.agreement import Agreement
-from vggdist.training.engine import (
-    Engine,
-    check_precision,
-    convolutions_are_channels_last,
-    deepspeed_config,
-)
+from vggdist.training.engine import Engine, check_precision, deepspeed_config
 
 STAGES = (0, 1, 2)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -60,6 +55,7 @@ def one_rank(process: Process) -> dict[str, Any]:
     }
     results: dict[str, Any] = {}
     for precision in PRECISIONS:
+        results[f"wide block: {precision}"] = wide_block(process, precision, plain[precision, 1])
         for stage in STAGES:
             case = f"{precision}, stage {stage}"
             messages = _Messages()
@@ -75,7 +71,7 @@ def one_rank(process: Process) -> dict[str, Any]:
                 differences.append(relative_difference(engine.momentum(), momentum))
             results[f"steps: {case}"] = differences
             results[f"flags: {case}"] = (engine.masked.tolist(), engine.failed.tolist())
-            results[f"channels_last: {case}"] = convolutions_are_channels_last(engine.module)
+            results[f"channels_last: {case}"] = are_channels_last(engine.module)
             results[f"clipping: {case}"] = clipping(process, precision, stage)
             if precision == "fp16":
                 results[f"overflow: {case}"] = overflow(process, stage, plain[precision, 1])
@@ -85,6 +81,38 @@ def one_rank(process: Process) -> dict[str, Any]:
         results[f"no momentum: stage {stage}"] = no_momentum(process, stage)
     results["other networks"] = other_networks(process)
     return results
+
+
+def are_channels_last(part: nn.Module) -> bool:
+    """Whether the weights of all convolutions lie so; those of 1x1 lie both ways."""
+    return all(
+        parameter.is_contiguous(memory_format=torch.channels_last)
+        for parameter in part.parameters()
+        if parameter.dim() == 4
+    )
+
+
+def wide_block(process: Process, precision: str, plain: tuple[Any, Any]) -> dict[str, Any]:
+    """A step as if the second block, of 8 channels, were a wide one."""
+    wide, memory_format.WIDE = memory_format.WIDE, 8
+    engine = small_engine(process, micro=4, precision=precision)
+    memory_format.WIDE = wide
+    if precision == "fp16":
+        set_loss_scale(engine, 256.0)
+    taken: list[bool] = []
+    narrow, wide_one = (engine.module.get_submodule(f"features.block{n}.conv1") for n in (1, 2))
+    wide_one.register_forward_pre_hook(lambda _, maps: taken.append(maps[0].is_contiguous()))
+    origin = engine.weights()
+    engine_step(engine, process, step=0, num_micro=2)
+    differences = [
+        relative_difference(engine.weights(), plain[0], origin),
+        relative_difference(engine.momentum(), plain[1]),
+    ]
+    return {
+        "channels_last": [are_channels_last(narrow), are_channels_last(wide_one)],
+        "contiguous maps": set(taken),
+        "differences": differences,
+    }
 
 
 def set_loss_scale(engine: Engine, scale: float) -> None:
@@ -293,6 +321,16 @@ def test_without_momentum_there_is_none_to_save(alone: dict[str, Any], stage: in
     assert result["momentum"] == {}
     assert result["loaded"]
     assert result["difference"] < TOLERANCE["bf16"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_wide_blocks_are_contiguous_in_fp32_on_a_cpu_and_train_alike(
+    alone: dict[str, Any], precision: str
+) -> None:
+    result = alone[f"wide block: {precision}"]
+    assert result["channels_last"] == [True, precision != "fp32"]
+    assert result["contiguous maps"] == {precision == "fp32"}
+    assert max(result["differences"]) < TOLERANCE[precision]
 
 
 def test_the_checkpoint_of_another_network_is_refused(alone: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
 from vggdist.training.kept_memory import keep_freed_memory
+from vggdist.training.memory_format import arrange_convolutions
 from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
@@ -110,8 +111,10 @@ class Engine:
             self._engine.enable_backward_allreduce = False
             self._exchange = self._build_exchange(split, process)
             # After initialize, which views every parameter as bytes and so needs it contiguous.
-            self.module.to(memory_format=torch.channels_last)
-            assert convolutions_are_channels_last(self.module)
+            arrange_convolutions(
+                self.module,
+                wide_contiguous=self.device.type == "cpu" and config.precision == "fp32",
+            )
         else:
             logger.warning(
                 "zero_stage %d keeps weights in one flat buffer, so convolution weights are not "
@@ -300,15 +303,6 @@ def normalizations(module: nn.Module, trained: bool) -> list[nn.modules.batchnor
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
         and part.weight.requires_grad == trained
     ]
-
-
-def convolutions_are_channels_last(module: nn.Module) -> bool:
-    """Whether every 4-D parameter lies in memory as channels_last."""
-    return all(
-        parameter.is_contiguous(memory_format=torch.channels_last)
-        for parameter in module.parameters()
-        if parameter.dim() == 4
-    )
 
 
 def _check_alike(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
+BLOCK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
 """Of a gradient that are in memory at a time: what a cache holds, or what keeps a GPU busy."""
 
 
