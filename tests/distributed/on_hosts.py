@@ -33,9 +33,8 @@ def main() -> None:
             tensor = torch.full((ELEMENTS,), float(process.rank + 1), dtype=dtype)
             rows = torch.full((ROWS, COLUMNS), float(process.rank + 1), dtype=dtype)
             key = f"{name}, {str(dtype).removeprefix('torch.')}"
-            results[f"all_reduce, {key}"] = least_sent(summed, collectives, tensor)
-            results[f"all_gather, {key}"] = least_sent(gathered, collectives, rows)
-            all_sums, all_rows = summed(collectives, tensor), gathered(collectives, rows)
+            all_sums, results[f"all_reduce, {key}"] = with_bytes(summed, collectives, tensor)
+            all_rows, results[f"all_gather, {key}"] = with_bytes(gathered, collectives, rows)
             results[f"good, {key}"] = bool(
                 (all_sums == 10).all()
                 and all_rows.shape == (4 * ROWS, COLUMNS)
@@ -57,10 +56,10 @@ def gathered(collectives: Collectives, rows: Tensor) -> Tensor:
     return result
 
 
-def least_sent(
+def with_bytes(
     collective: Callable[[Collectives, Tensor], Tensor], collectives: Collectives, own: Tensor
-) -> int:
-    """The bytes that leave this host for a collective, the least of several times.
+) -> tuple[Tensor, int]:
+    """What a collective makes, and the bytes that leave this host for it, the least of `TIMES`.
 
     Where a host's frames overtake each other, as they do when several cores send them, TCP takes
     some for lost and sends them again: of a few megabytes up to a twelfth, on a busy machine.
@@ -70,12 +69,12 @@ def least_sent(
         distributed.barrier()
         before = bytes_sent(Hosts.interface)
         distributed.barrier()
-        collective(collectives, own)
+        result = collective(collectives, own)
         distributed.barrier()
         time.sleep(0.2)
         counts.append(bytes_sent(Hosts.interface) - before)
         distributed.barrier()
-    return min(counts)
+    return result, min(counts)
 
 
 if __name__ == "__main__":

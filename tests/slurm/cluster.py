@@ -188,7 +188,7 @@ class Cluster:
                     found.append(int(file.parent.name))
         return found
 
-    def log(self, job: str) -> str:
+    def printed_about(self, job: str) -> str:
         """What the daemons have printed about a job."""
         return "\n".join(
             f"{file.name}: {line}"

@@ -117,7 +117,8 @@ class SubmittedJob:
 def assert_same_training(job: SubmittedJob, undisturbed: Path) -> None:
     """The job has ended well, and what came out is equal in every bit."""
     ended = job.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-    assert ended["JobState"] == "COMPLETED", f"{ended}\n{job.cluster.log(job.job)}\n{job.log()}"
+    said = (str(ended), job.cluster.printed_about(job.job), job.log())
+    assert ended["JobState"] == "COMPLETED", "\n".join(said)
     assert ended["ExitCode"] == "0:0"
     assert numbers(job.run_folder) == numbers(undisturbed)
     assert_equal_tensors(last_checkpoint(job.run_folder), last_checkpoint(undisturbed))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.ranks import run_in_ranks
 from tests.training.small_engine import (
@@ -32,6 +32,7 @@ from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training import checkpoint, memory_format
 from vggdist.training.agreement import Agreement
 from vggdist.training.engine import Engine, check_precision, deepspeed_config
+from vggdist.training.memory_format import convolutions_are_channels_last
 
 STAGES = (0, 1, 2)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -71,7 +72,7 @@ def one_rank(process: Process) -> dict[str, Any]:
                 differences.append(relative_difference(engine.momentum(), momentum))
             results[f"steps: {case}"] = differences
             results[f"flags: {case}"] = (engine.masked.tolist(), engine.failed.tolist())
-            results[f"channels_last: {case}"] = are_channels_last(engine.module)
+            results[f"channels_last: {case}"] = convolutions_are_channels_last(engine.module)
             results[f"clipping: {case}"] = clipping(process, precision, stage)
             if precision == "fp16":
                 results[f"overflow: {case}"] = overflow(process, stage, plain[precision, 1])
@@ -81,15 +82,6 @@ def one_rank(process: Process) -> dict[str, Any]:
         results[f"no momentum: stage {stage}"] = no_momentum(process, stage)
     results["other networks"] = other_networks(process)
     return results
-
-
-def are_channels_last(part: nn.Module) -> bool:
-    """Whether the weights of all convolutions lie so; those of 1x1 lie both ways."""
-    return all(
-        parameter.is_contiguous(memory_format=torch.channels_last)
-        for parameter in part.parameters()
-        if parameter.dim() == 4
-    )
 
 
 def wide_block(process: Process, precision: str, plain: tuple[Any, Any]) -> dict[str, Any]:
@@ -109,7 +101,10 @@ def wide_block(process: Process, precision: str, plain: tuple[Any, Any]) -> dict
         relative_difference(engine.momentum(), plain[1]),
     ]
     return {
-        "channels_last": [are_channels_last(narrow), are_channels_last(wide_one)],
+        "channels_last": [
+            convolutions_are_channels_last(narrow),
+            convolutions_are_channels_last(wide_one),
+        ],
         "contiguous maps": set(taken),
         "differences": differences,
     }

@@ -111,10 +111,7 @@ class Engine:
             self._engine.enable_backward_allreduce = False
             self._exchange = self._build_exchange(split, process)
             # After initialize, which views every parameter as bytes and so needs it contiguous.
-            arrange_convolutions(
-                self.module,
-                wide_contiguous=self.device.type == "cpu" and config.precision == "fp32",
-            )
+            arrange_convolutions(self.module, self.device, config.precision)
         else:
             logger.warning(
                 "zero_stage %d keeps weights in one flat buffer, so convolution weights are not "
