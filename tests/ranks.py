@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 import pytest
@@ -17,6 +18,29 @@ import torch.multiprocessing as multiprocessing
 
 from vggdist.distributed import process as world
 
+# A server imports the large libraries once, and ranks are its forks: a rank of its own making would
+# take four seconds of CPU time before its first line.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "vggdist.pretrain", "tests.preloaded"])
+
+
+class _Output:
+    """This process's stdout or stderr of now, which arrives in a rank as a file descriptor.
+
+    What the server has is that of the first test.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
+        return _take, (DupFd(self._number),)
+
+
+def _take(sent: Any) -> int:
+    descriptor: int = sent.detach()
+    return descriptor
+
 
 def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """Calls `function(process, *arguments)` in every rank; returns the results in rank order.
@@ -24,11 +48,14 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     `function` must be importable (defined at a test module's top level), its results picklable.
     A failure in any rank fails the test with that rank's traceback.
     """
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results = _CONTEXT.Queue()
     port = free_port()
     processes = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, results, arguments))
+        _CONTEXT.Process(
+            target=_rank,
+            args=(function, rank, world_size, port, results, arguments),
+            kwargs={"environment": dict(os.environ), "outputs": (_Output(1), _Output(2))},
+        )
         for rank in range(world_size)
     ]
     for process in processes:
@@ -75,8 +102,13 @@ def _rank(
     port: int,
     results: Any,
     arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    outputs: Sequence[int],
 ) -> None:
-    os.environ |= {
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(output, number)
+    os.environ.clear()
+    os.environ |= environment | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),

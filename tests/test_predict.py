@@ -218,8 +218,9 @@ def test_well_images_end_with_0(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, weights_path, images, "--device", "cpu") == 0
-    assert capsys.readouterr().err == ""
+    assert run(monkeypatch, weights_path, images, "--device", "cpu", "--precision", "fp32") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" precision fp32, as set.")
 
 
 def test_names_whose_bytes_are_no_text_are_shown(

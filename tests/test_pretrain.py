@@ -59,13 +59,6 @@ def test_another_number_of_classes_than_the_folders_is_refused_with_the_right_on
     assert "set model.num_classes=3" in message
 
 
-def test_fp16_on_a_processor_that_lacks_it_is_refused(tiny_overrides, monkeypatch):
-    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_fp16_supported", lambda: False)
-    message = refusal([*tiny_overrides, "precision=fp16", "device=cpu"], ConfigError)
-    assert message.startswith("precision is fp16, which this processor lacks")
-    assert "use bf16" in message
-
-
 def test_an_impossible_batch_split_is_refused(tiny_overrides):
     message = refusal([*tiny_overrides, "batch.micro=5"], ConfigError)
     assert "batch.micro 5 does not divide the 8 images of each rank" in message
@@ -128,6 +121,7 @@ def test_training_begins_from_a_trained_network_and_logs_what_was_copied(tiny_ov
         f"model.initialize_from={shallow}",
         f"run.folder={deep}",
         "schedule.num_steps=1",
+        "precision=auto",
     ]
     # One after the other: DeepSpeed allows a process one training.
     assert run_in_ranks(train, 1, [*tiny_overrides, f"run.folder={shallow}"]) == [0]
@@ -135,6 +129,9 @@ def test_training_begins_from_a_trained_network_and_logs_what_was_copied(tiny_ov
     log = (deep / "log.txt").read_text()
     assert "conv1_1 <- conv1_1, conv2_1 <- conv2_1, fc6 <- fc6" in log
     assert "random: conv2_2" in log
+    chosen = load_config(deep / "config.yaml").precision
+    assert chosen in ("fp32", "bf16")
+    assert f"precision {chosen}: " in log
 
 
 @pytest.mark.multi_process

@@ -17,6 +17,7 @@ from vggdist.data.plan import evaluation_share
 from vggdist.data.progress import Progress
 from vggdist.data.whole_images import WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.evaluation.posteriors import Posteriors, Source
 from vggdist.evaluation.scores import (
@@ -26,7 +27,6 @@ from vggdist.evaluation.scores import (
     multi_crop_posteriors,
 )
 from vggdist.model.dense import DenseNetwork
-from vggdist.training.engine import DTYPES
 
 GROUP_SIZE = 32
 """Images that are decoded together; their windows share each pass over fc6."""
@@ -54,7 +54,7 @@ class PosteriorsOfRank:
             "rank": process.rank,
             "world_size": process.world_size,
             "device": process.device,
-            "dtype": DTYPES[config.precision],
+            "dtype": DTYPES[config.resolved_precision],
             "num_threads": config.data.num_threads or process.num_cores,
         }
 

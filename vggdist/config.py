@@ -18,6 +18,7 @@ from vggdist.model.configurations import Configuration, Convolution, parse_confi
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 Exchange = Literal["auto", "all_reduce", "factors"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -386,8 +387,11 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
-    precision: Precision = Field(
-        "bf16", description="Arithmetic of the network; the weights are kept in fp32."
+    precision: PrecisionSetting = Field(
+        "auto",
+        description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 where the "
+        "device computes it natively (a CPU is also measured), fp16 on older GPUs, else fp32; a "
+        "resumed run keeps the precision that it began in.",
     )
     device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
     seed: int = Field(
@@ -441,15 +445,22 @@ class Config(Section):
         return self
 
     @property
+    def resolved_precision(self) -> Precision:
+        """The precision, once the device is known; before that, `auto` cannot be computed in."""
+        assert self.precision != "auto", "resolve_precision (distributed/precision.py) comes first"
+        return self.precision
+
+    @property
     def travel_precision(self) -> Precision:
         """In which all-reduced gradients travel at stage 0."""
         chosen = self.exchange_precision
-        return self.precision if chosen == "compute" else chosen
+        return self.resolved_precision if chosen == "compute" else chosen
 
     @property
     def factor_precision(self) -> Precision:
         """In which factors travel at stage 0: never in more bits than they are computed in."""
-        return self.travel_precision if self.precision == "fp32" else self.precision
+        precision = self.resolved_precision
+        return self.travel_precision if precision == "fp32" else precision
 
     @property
     def updates_by_blocks(self) -> bool:
@@ -459,7 +470,7 @@ class Config(Section):
         """
         optimizer = self.optimizer
         is_plain = optimizer.name == "sgd" and optimizer.gradient_clipping == 0
-        return is_plain and self.precision != "fp16"
+        return is_plain and self.resolved_precision != "fp16"
 
     @property
     def run_folder(self) -> str:

@@ -22,6 +22,7 @@ from vggdist.config import Config
 from vggdist.data.dataset import open_split, require_unchanged
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.errors import DataError, WeightsError
 from vggdist.evaluation.posteriors import (
@@ -93,6 +94,7 @@ def evaluate(request: Request) -> Evaluated | None:
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
+        config, why = resolve_precision(config, process)
         images = _open_images(request, weights.description)
         on_main(process, partial(require_unchanged, images, request.root))
         network = build_dense(weights, config, process)
@@ -107,6 +109,7 @@ def evaluate(request: Request) -> Evaluated | None:
         on_main(process, partial(_require_writable, folder, num_bytes))
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
+            logger.info(why)
         run = PosteriorsOfRank(config, process, network, images, request.storage)
         started_at = time.monotonic()
         for posteriors in run.compute(missing):
@@ -159,7 +162,7 @@ def _sources(
             scale=scale,
             flip=protocol != "center-crop" if request.flip is None else request.flip,
             spatial_average=config.evaluation.spatial_average if protocol == "dense" else "",
-            precision=config.precision,
+            precision=config.resolved_precision,
             images=images.digest,
         )
 

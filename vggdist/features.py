@@ -3,6 +3,7 @@ images, averaged over places, mirror images and scales."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from vggdist.data.manifest_file import SPLITS
 from vggdist.data.progress import Progress
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.evaluation.features_file import Aggregate, FeatureLayer, Features, Recipe
 from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
@@ -32,7 +34,8 @@ from vggdist.trained import (
     require_scales,
     require_usable,
 )
-from vggdist.training.engine import DTYPES
+
+logger = logging.getLogger("vggdist")
 
 GROUP_SIZE = 32
 """Images that are decoded together; their windows share each pass over fc6's weights."""
@@ -85,6 +88,8 @@ def compute_features(request: Request) -> Features:
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
+        config, why = resolve_precision(config, process)
+        logger.info(why)
         dense = build_dense(weights, config, process)
         extraction = _Extraction(dense, request, scales, config, process)
         progress = Progress(sum(part.images.num_images for part in parts))
@@ -107,7 +112,7 @@ def compute_features(request: Request) -> Features:
             scales=scales,
             aggregate=request.aggregate,
             flip=request.flip,
-            precision=config.precision,
+            precision=config.resolved_precision,
             dataset=existing_folder(request.root).name,
         ),
     )
@@ -137,7 +142,7 @@ class _Extraction:
             scales=self._scales,
             group_size=GROUP_SIZE,
             device=self._process.device,
-            dtype=DTYPES[self._config.precision],
+            dtype=DTYPES[self._config.resolved_precision],
             num_threads=self._config.data.num_threads or self._process.num_cores,
         ) as groups:
             for group in groups:

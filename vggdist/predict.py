@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -15,18 +16,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vggdist.config import DataConfig, Device, Precision
+from vggdist.config import DataConfig, Device, PrecisionSetting
 from vggdist.data.folders import IMAGE_SUFFIXES, list_images
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest, Names, Place
 from vggdist.data.progress import Progress
 from vggdist.data.verification.examine import examine_image
+from vggdist.distributed.precision import DTYPES, choose_precision
 from vggdist.distributed.process import choose_device
 from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
 from vggdist.model.class_names import class_names
 from vggdist.model.weights import Description, Weights, build_network
-from vggdist.training.engine import DTYPES, check_precision
+
+logger = logging.getLogger("vggdist")
 
 BATCH_SIZE = 16
 
@@ -91,7 +94,7 @@ def predict(
     *,
     top: int = 5,
     scale: int | None = None,
-    precision: Precision = "fp32",
+    precision: PrecisionSetting = "auto",
     device: Device = "auto",
 ) -> list[Prediction]:
     """The most probable classes of the centre crop of each image.
@@ -111,7 +114,8 @@ def predict(
     """
     description = weights.description
     where = choose_device(device, 0)
-    check_precision(precision, where)
+    chosen, why = choose_precision(precision, where)
+    logger.info(why)
     scale = scale or default_scale(description)
     if scale < description.crop_size:
         raise ConfigError(
@@ -136,7 +140,7 @@ def predict(
         device=where,
         num_threads=len(os.sched_getaffinity(0)),
     )
-    casting = torch.autocast(where.type, DTYPES[precision], enabled=precision != "fp32")
+    casting = torch.autocast(where.type, DTYPES[chosen], enabled=chosen != "fp32")
     with loader, _progress(len(files)) as advance:
         for batch in loader:
             with casting:

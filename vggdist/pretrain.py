@@ -11,6 +11,7 @@ from pathlib import Path
 from vggdist.config import (
     BatchSplit,
     Config,
+    Precision,
     scaled_learning_rate,
     split_batch,
     total_steps,
@@ -25,6 +26,7 @@ from vggdist.data.manifest_file import QUARANTINE_NAME
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed import slurm
+from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.errors import (
     EXIT_STOPPED,
@@ -40,7 +42,7 @@ from vggdist.model.weights import Description, Weights, load_weights
 from vggdist.rank import on_main, run_rank
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training import checkpoint, run_folder
-from vggdist.training.engine import DTYPES, Engine, check_precision
+from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import MetricLog
@@ -75,10 +77,10 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
-        check_precision(config.precision, process.device)
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
         start = on_main(process, lambda: _open_folder(config, folder, stack))
+        config, why = resolve_precision(config, process, _precision_of_run(start, folder, process))
         dataset = _open_data(config, folder, process)
         saved = _load_checkpoint(config, start, process)
         if saved is not None:
@@ -89,6 +91,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         if process.is_main:
             _log_to_file(folder, stack)
             _announce(config, process, split, dataset)
+            logger.info(why)
         engine = Engine(_build_network(config, fresh=saved is None), config, split, process)
         log = (
             stack.enter_context(MetricLog(folder, saved.step if saved else 0))
@@ -135,7 +138,7 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
         split.micro,
         steps,
         steps * split.global_batch / dataset.train.num_images,
-        config.precision,
+        config.resolved_precision,
         process.device,
     )
     if dataset.train.quarantine:
@@ -150,6 +153,12 @@ def _open_folder(config: Config, folder: Path, stack: ExitStack) -> Path | None:
     restarted = slurm.num_restarts(os.environ) > 0
     stack.enter_context(run_folder.lock(folder, RESTART_PATIENCE_SECONDS if restarted else 0.0))
     return run_folder.choose_checkpoint(config, folder)
+
+
+def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Precision | None:
+    """In which precision the training that is continued was begun, if one is."""
+    precision = run_folder.precision_of_training(start, folder) if process.is_main else None
+    return world.gather(precision)[0]
 
 
 def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
@@ -307,7 +316,7 @@ def _build_training(
             rank=process.rank,
             first_step=first_step,
             device=process.device,
-            dtype=DTYPES[config.precision],
+            dtype=DTYPES[config.resolved_precision],
             known_bad=lambda: known_bad.images,
             max_bad=known_bad.limit,
             num_threads=config.data.num_threads or process.num_cores,
@@ -371,7 +380,7 @@ def _evaluation_loader(
         rank=0 if only else process.rank,
         world_size=1 if only else process.world_size,
         device=process.device,
-        dtype=DTYPES[config.precision],
+        dtype=DTYPES[config.resolved_precision],
         num_threads=config.data.num_threads or process.num_cores,
     )
 

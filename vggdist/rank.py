@@ -19,7 +19,7 @@ def run_rank(work: Callable[[], int]) -> int:
     Every rank may meet the same problem; those that all ranks meet are printed by the main one.
     """
     rank = world.announced_rank()  # a number, if the launcher is right
-    _log_to_terminal(rank == "0")
+    log_to_terminal(rank == "0")
     try:
         return work()
     except VggdistError as error:
@@ -51,7 +51,8 @@ def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
     return result
 
 
-def _log_to_terminal(is_main: bool) -> None:
+def log_to_terminal(is_main: bool = True) -> None:
+    """Sends what is logged to stderr; of ranks that are not the main one, errors only."""
     logger = logging.getLogger("vggdist")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -8,12 +8,12 @@ from vggdist.config import Config
 from vggdist.config_file import load_config
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import QUARANTINE_NAME
+from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.weights import Description, Weights, build_network, load_weights
 from vggdist.training import checkpoint
-from vggdist.training.engine import DTYPES, check_precision
 from vggdist.training.run_folder import weights_file
 
 
@@ -58,12 +58,10 @@ def build_dense(weights: Weights, config: Config, process: Process) -> DenseNetw
     """The network in the configured precision, on the rank's device.
 
     Raises:
-        ConfigError: the device lacks the precision.
         WeightsError: the weights are of another network than the configured one.
     """
-    check_precision(config.precision, process.device)
     network = build_network(weights, config.model)
-    return DenseNetwork(network, DTYPES[config.precision], process.device)
+    return DenseNetwork(network, DTYPES[config.resolved_precision], process.device)
 
 
 def require_scales(scales: Sequence[int], crop_size: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vggdist.benchmark import bound
 from vggdist.benchmark.bound import (
     LARGEST_WAIT,
     Setting,
@@ -25,14 +26,14 @@ EXCHANGE = Timings(step=0.4, loader=0.1, together=0.4, data_wait=0.0, no_exchang
 def setting(
     world_size: int = 1, device: str = "cpu", num_cores: int = 2, **sections: object
 ) -> Setting:
-    values: dict[str, object] = {"batch": {"global": 180}} | sections
+    values: dict[str, object] = {"batch": {"global": 180}, "precision": "bf16"} | sections
     config = Config.model_validate(values)
     process = Process(0, 0, world_size, torch.device(device), num_cores)
     return Setting(config, split_batch(config.batch, world_size), process)
 
 
 @pytest.mark.parametrize(
-    ("timings", "bound"),
+    ("timings", "expected"),
     [
         (INPUT, "input"),
         (COMPUTE, "compute"),
@@ -42,8 +43,8 @@ def setting(
         (Timings(step=0.1, no_exchange=0.06), "compute"),
     ],
 )
-def test_the_longest_of_the_three_is_the_bound(timings, bound):
-    assert find_bound(timings) == bound
+def test_the_longest_of_the_three_is_the_bound(timings, expected):
+    assert find_bound(timings) == expected
 
 
 def test_a_loader_as_fast_as_the_step_is_fast_enough():
@@ -96,19 +97,25 @@ def test_the_advice_names_the_hardware_decoder_only_where_there_may_be_one():
     assert "hardware_decoder_share" not in advise(INPUT, setting())
 
 
-def test_the_advice_for_a_slow_network_says_that_the_input_has_nothing_to_gain():
+def test_the_advice_for_a_slow_network_says_that_the_input_has_nothing_to_gain(monkeypatch):
+    monkeypatch.setattr(bound, "is_native", lambda precision, device: True)
     text = advise(COMPUTE, setting(precision="fp32", batch={"global": 180, "micro": 10}))
     assert text == (
         "This training is compute-bound: the step takes 900 images/s, and the loader makes 1,800 "
         "(2 times as many); there is nothing to gain in the input. What would help: more ranks, "
-        "or GPUs (now 1 rank); precision=bf16, where the hardware has it; a larger batch.micro, "
+        "or GPUs (now 1 rank); precision=auto (now fp32); a larger batch.micro, "
         "if memory allows (now 10, in 18 accumulation steps)."
     )
 
 
+def test_the_advice_proposes_bf16_only_where_the_device_has_it(monkeypatch):
+    monkeypatch.setattr(bound, "is_native", lambda precision, device: False)
+    assert "precision" not in advise(COMPUTE, setting(precision="fp32"))
+
+
 def test_the_advice_proposes_only_what_is_not_set_already():
     text = advise(COMPUTE, setting(precision="bf16", batch={"global": 180, "micro": 180}))
-    assert "bf16" not in text
+    assert "precision" not in text
     assert "batch.micro" not in text
 
 

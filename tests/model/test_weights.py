@@ -59,6 +59,17 @@ def test_what_is_saved_comes_back(file: Path, network: VGG) -> None:
         assert torch.equal(rebuilt(images), network(images))
 
 
+@pytest.mark.parametrize("length", range(8))
+def test_tensors_begin_where_results_do_not_depend_on_the_file(
+    network: VGG, tmp_path: Path, length: int
+) -> None:
+    # In the file they begin behind a header of any length.
+    description = Description(MODEL, 32, (0.0,) * 3, origin="x" * length)
+    save_weights(tmp_path / "weights.safetensors", network.state_dict(), description)
+    tensors = load_weights(tmp_path / "weights.safetensors").tensors.values()
+    assert {tensor.data_ptr() % 64 for tensor in tensors} == {0}
+
+
 def test_the_digest_is_the_files(file: Path, network: VGG, tmp_path: Path) -> None:
     first = load_weights(file).sha256
     os.link(file, tmp_path / "link.safetensors")

@@ -180,9 +180,19 @@ def test_memory_that_does_not_suffice_is_said(capsys: pytest.CaptureFixture[str]
 def test_arithmetic_without_a_figure_is_said() -> None:
     assert (
         "P100 has no figure for bf16; arithmetic counts as fp32, gradients travel as in bf16."
-        in plan(micro_batch=64).notes
+        in plan({"precision": "bf16"}).notes
     )
     assert not any("no figure" in note for note in plan({"precision": "fp32"}).notes)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("h100", "bf16"), ("a100", "bf16"), ("v100", "fp16"), ("p100", "fp32")],
+)
+def test_a_precision_that_is_not_set_is_the_devices_fastest(device: str, precision: str) -> None:
+    cluster = Cluster(1, 8, DEVICES[device], 1e11)
+    planned = make_plan(Config(), cluster, micro_batch=16)
+    assert planned.to_dict()["precision"] == planned.work.precision == precision
 
 
 def test_stages_whose_exchange_is_deepspeeds_are_refused() -> None:

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggdist.config import Config, OptimizerConfig, Precision, split_batch
+from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.model.initialization import initialize
 from vggdist.model.vgg import VGG, build_vgg
-from vggdist.training.engine import DTYPES, Engine
+from vggdist.training.engine import Engine
 
 NUM_CLASSES, CROP_SIZE, GLOBAL_BATCH = 5, 32, 8
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 0.01

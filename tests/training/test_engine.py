@@ -28,10 +28,10 @@ from tests.training.small_engine import (
 )
 from vggdist.config import split_batch
 from vggdist.distributed.process import Process
-from vggdist.errors import CheckpointError, ConfigError
+from vggdist.errors import CheckpointError
 from vggdist.training import checkpoint, memory_format
 from vggdist.training.agreement import Agreement
-from vggdist.training.engine import Engine, check_precision, deepspeed_config
+from vggdist.training.engine import Engine, deepspeed_config
 from vggdist.training.memory_format import convolutions_are_channels_last
 
 STAGES = (0, 1, 2)
@@ -567,18 +567,3 @@ def test_deepspeeds_surprising_defaults_are_written_out() -> None:
         },
     }
     assert "torch_autocast" not in deepspeed_config(small_config(), split_batch(config.batch, 2))
-
-
-def test_fp16_is_refused_where_the_processor_would_emulate_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for lacks in (True, False):
-        monkeypatch.setattr(
-            torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda lacks=lacks: not lacks
-        )
-        if lacks:
-            with pytest.raises(ConfigError, match=r"precision is fp16, which this processor lacks"):
-                check_precision("fp16", torch.device("cpu"))
-        else:
-            check_precision("fp16", torch.device("cpu"))
-    check_precision("bf16", torch.device("cpu"))

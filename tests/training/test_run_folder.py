@@ -15,7 +15,13 @@ from vggdist.config_file import load_config
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training import checkpoint
 from vggdist.training.checkpoint import Checkpoint
-from vggdist.training.run_folder import choose_checkpoint, lock, prepare, weights_file
+from vggdist.training.run_folder import (
+    choose_checkpoint,
+    lock,
+    precision_of_training,
+    prepare,
+    weights_file,
+)
 
 
 def config_with(**changes: object) -> Config:
@@ -166,6 +172,24 @@ def test_micro_batches_may_change_but_not_where_batch_normalization_sees_them(
                 choose_checkpoint(other, folder)
         else:
             assert choose_checkpoint(other, folder) == step_of(folder, 10)
+
+
+def test_auto_is_the_precision_of_the_training_that_is_continued(tmp_path: Path) -> None:
+    prepare(config_with(precision="bf16"), tmp_path)
+    save(tmp_path, 10)
+    newest = choose_checkpoint(config_with(precision="auto"), tmp_path)
+    assert newest == step_of(tmp_path, 10)
+    assert precision_of_training(newest, tmp_path) == "bf16"
+    assert precision_of_training(newest, tmp_path / "another") == "bf16"  # resume=PATH
+    assert precision_of_training(None, tmp_path) == "bf16"  # its checkpoints not found again
+    with pytest.raises(CheckpointError, match=r"precision: 'bf16' -> 'fp32'"):
+        choose_checkpoint(config_with(precision="fp32"), tmp_path)
+
+
+def test_a_new_training_has_no_precision_to_keep(tmp_path: Path) -> None:
+    assert precision_of_training(None, tmp_path / "none") is None
+    prepare(config_with(precision="bf16"), tmp_path)  # a start that failed
+    assert precision_of_training(None, tmp_path) is None
 
 
 def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vggdist.config import BatchSplit, Config
+from vggdist.distributed.precision import is_native
 from vggdist.distributed.process import Process
 
 Bound = Literal["input", "compute", "exchange"]
@@ -183,8 +184,8 @@ def _compute(timings: Timings, setting: Setting) -> str:
         text += f" {_percent(timings.exchange / timings.step)} of a step is exchange."
     gpu = setting.process.device.type == "cuda"
     remedies = [f"more {'or faster GPUs' if gpu else 'ranks, or GPUs'} (now {_ranks(split)})"]
-    if config.precision == "fp32":
-        remedies.append("precision=bf16, where the hardware has it")
+    if config.resolved_precision == "fp32" and is_native("bf16", setting.process.device):
+        remedies.append("precision=auto (now fp32)")
     if split.accumulation_steps > 1:
         remedies.append(
             f"a larger batch.micro, if memory allows (now {split.micro}, in "

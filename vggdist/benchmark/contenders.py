@@ -26,10 +26,11 @@ from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.config_file import load_config
 from vggdist.data.batch import Batch
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.model.initialization import build_initialized
 from vggdist.training.agreement import Agreement
-from vggdist.training.engine import DTYPES, Engine, quiet_deepspeed
+from vggdist.training.engine import Engine, quiet_deepspeed
 from vggdist.training.step import Meter, train_step
 
 Step = Callable[[Batch], Tensor]
@@ -153,7 +154,7 @@ def _deepspeed(
 
 
 def _loss(network: Any, batch: Batch, config: Config, *, weights_are_bf16: bool = False) -> Tensor:
-    dtype = torch.bfloat16 if weights_are_bf16 else DTYPES[config.precision]
+    dtype = torch.bfloat16 if weights_are_bf16 else DTYPES[config.resolved_precision]
     autocast = dtype != torch.float32 and not weights_are_bf16
     with torch.autocast("cpu", dtype=dtype, enabled=autocast):
         logits = network(batch.images.to(dtype), batch.dropout_keys)

@@ -26,13 +26,13 @@ from vggdist.config import Config
 from vggdist.data.dataset import open_images
 from vggdist.data.geometry import crop_grid, rescaled_sizes
 from vggdist.data.whole_images import WholeImageLoader
+from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.evaluation.scores import dense_posteriors, most_pixels, multi_crop_posteriors
 from vggdist.model.dense import WINDOW_BYTES, DenseNetwork
 from vggdist.model.initialization import build_initialized
 from vggdist.model.summary import summarize
 from vggdist.model.vgg import VGG
-from vggdist.training.engine import DTYPES, check_precision
 
 NUM_IMAGES = 36
 # Height and width of ImageNet's commonest images, in tenths of the set; each other is alone.
@@ -67,9 +67,10 @@ def measure_evaluation(
         `multi_crop`, `multi_crop_plain`; `ratios`, the medians of the rounds' ratios; what was
         measured on; memory.
     """
-    check_precision(config.precision, process.device)
+    config, why = resolve_precision(config, process)
+    StatusLine(process).note(why)
     network = build_initialized(config.model, config.data.crop_size, config.seed).eval()
-    dense = DenseNetwork(network, DTYPES[config.precision], process.device)
+    dense = DenseNetwork(network, DTYPES[config.resolved_precision], process.device)
     group = _from_files(config, root, scale, process) if root else _random_images(config, scale)
     group = [Whole(one.images.to(process.device, dense.dtype)) for one in group]
     fixed = [_fixed_shape(group)]
@@ -108,7 +109,7 @@ def measure_evaluation(
         "num_shapes": len(sizes),
         "num_alone": sizes.count(1),
         "scale": scale,
-        "precision": config.precision,
+        "precision": config.resolved_precision,
         "configuration": config.model.configuration,
         "peak_growth_megabytes": memory,
         "expected_megabytes": expected / 1e6,
@@ -269,7 +270,7 @@ def _expected_memory(
     The largest two maps in memory together; the windows of fc6; the most images of one shape with
     their mirror images; and on a CPU a copy of fc6's weights, which the library lays out anew.
     """
-    crop, size = config.data.crop_size, DTYPES[config.precision].itemsize
+    crop, size = config.data.crop_size, DTYPES[config.resolved_precision].itemsize
     per_pixel = [
         math.prod(layer.output_shape) / crop**2
         for layer in summarize(config.model, crop).layers

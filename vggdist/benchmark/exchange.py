@@ -77,8 +77,8 @@ def measure_exchange(
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise VggdistError(f"--only names {', '.join(unknown)}; there are {', '.join(NAMES)}.")
-    overrides = [*DEFAULTS, f"precision={_fastest_precision()}", *overrides]
-    config = load_config(None, overrides)
+    settings = _settings(overrides)
+    config = load_config(None, settings)
     _check(config)
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     progress = _Progress(len(answers) * num_rounds, NUM_WARM + num_steps)
@@ -87,7 +87,7 @@ def measure_exchange(
         for name in [*answers] * num_rounds:
             command = [
                 *[sys.executable, "-m", "vggdist.benchmark.contenders", name],
-                *[str(num_steps), str(NUM_WARM), *overrides],
+                *[str(num_steps), str(NUM_WARM), *settings],
             ]
             answers[name] += _run(hosts, next(port), command, NAMES[name], progress)
     result: dict[str, Any] = {"setting": _setting(rate, num_steps, num_rounds, config)}
@@ -135,23 +135,18 @@ def _ratios(one: Mapping[str, Any], ours: Mapping[str, Any]) -> list[float]:
     return [seconds / own for seconds, own in pairs]
 
 
-def _fastest_precision() -> str:
-    """Of convolutions here: processors with bf16 arithmetic but no AMX may be slower in it."""
+def _settings(overrides: Sequence[str]) -> list[str]:
+    """All settings of the ranks, in one precision for all ways."""
+    settings = [*DEFAULTS, *overrides]
+    if load_config(None, settings).precision != "auto":
+        return settings
     import torch  # here, since the command's help must not wait for it
 
-    def seconds(dtype: torch.dtype) -> float:
-        maps, weights = (
-            torch.ones(shape, dtype=dtype).to(memory_format=torch.channels_last)
-            for shape in ((8, 256, 16, 16), (256, 256, 3, 3))
-        )
-        times = []
-        for _ in range(5):
-            began_at = time.perf_counter()
-            torch.conv2d(maps, weights, padding=1)
-            times.append(time.perf_counter() - began_at)
-        return min(times)
+    from vggdist.distributed.precision import choose_precision
 
-    return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) else "fp32"
+    precision, why = choose_precision("auto", torch.device("cpu"))
+    StatusLine().note(why)
+    return [*settings, f"precision={precision}"]
 
 
 def _check(config: Config) -> None:
@@ -169,7 +164,7 @@ def _setting(rate: str, num_steps: int, num_rounds: int, config: Config) -> dict
         "configuration": config.model.configuration,
         "crop_size": config.data.crop_size,
         "images_per_rank": config.batch.global_ // 2,
-        "precision": config.precision,
+        "precision": config.resolved_precision,
         "exchange": config.exchange,
         "exchange_precision": config.travel_precision,
         "rate": rate,

@@ -15,9 +15,9 @@ from vggdist.data.dataset import open_images
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan
+from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
-from vggdist.training.engine import DTYPES
 
 # Of DALI, of the thread between it and the finished batches, and of the one that is waited for.
 _OTHER_QUEUES = 4
@@ -67,7 +67,7 @@ class TimedImages:
             split,
             rank=process.rank,
             device=process.device,
-            dtype=DTYPES[config.precision],
+            dtype=DTYPES[config.resolved_precision],
             first_step=first_step,
             known_bad=lambda: manifest.quarantine,
             num_threads=config.data.num_threads or process.num_cores,

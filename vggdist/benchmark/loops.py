@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from vggdist.config import BatchSplit, Config
 from vggdist.data.batch import Batch
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import DTYPES
 from vggdist.model.initialization import build_initialized
 from vggdist.training.agreement import Agreement, Verdict
-from vggdist.training.engine import DTYPES, Engine
+from vggdist.training.engine import Engine
 from vggdist.training.step import Meter, train_step
 
 
@@ -34,8 +35,10 @@ class BareLoop:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._dtype = DTYPES[config.precision]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._dtype = DTYPES[config.resolved_precision]
+        self._scaler = torch.amp.GradScaler(
+            device.type, enabled=config.resolved_precision == "fp16"
+        )
 
     def step(self, micro_batches: Sequence[Batch]) -> None:
         """One update."""
@@ -98,5 +101,5 @@ def synthetic_batch(config: Config, micro: int, device: torch.device, number: in
         labels.to(device),
         keys.to(device),
         labels.numpy(),
-        DTYPES[config.precision],
+        DTYPES[config.resolved_precision],
     )

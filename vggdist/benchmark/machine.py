@@ -31,6 +31,7 @@ from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.data.progress import duration
 from vggdist.distributed import process as world
 from vggdist.distributed import traffic
+from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.vgg import build_vgg
 from vggdist.planning.devices import Device, load_device
@@ -39,7 +40,6 @@ from vggdist.planning.links import Cluster
 from vggdist.planning.network import plan_layers
 from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds
 from vggdist.training import checkpoint
-from vggdist.training.engine import DTYPES, check_precision
 from vggdist.training.optimizer import MaskedSGD
 
 NETWORK_LATENCY_MICROSECONDS = 14.0
@@ -89,9 +89,10 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
-        check_precision(config.precision, process.device)
-        split = split_batch(config.batch, process.world_size)
+        config, why = resolve_precision(config, process)
         status = StatusLine(process)
+        status.note(why)
+        split = split_batch(config.batch, process.world_size)
         clock = _Clock(process)
         status.show("memory: updates of the network's weights")
         # Before an engine is built, which keeps what it frees.
@@ -117,7 +118,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         source=f"vggdist bench machine, {date.today().isoformat()}, {process.world_size} ranks of "
         f"{platform.node()}, {process.num_cores} cores each",
         peak_teraflops={},
-        sustained_teraflops={config.precision: 1.0},
+        sustained_teraflops={config.resolved_precision: 1.0},
         memory_gigabytes=_memory_bytes(process) / 1e9,
         memory_gigabytes_per_second=memory / 1e9,
         fresh_seconds_per_gigabyte=fresh * 1e9,
@@ -129,7 +130,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         **links,
     )
     rate = sustained_teraflops(config, split, device, statistics.median(map(max, steps)))
-    update = {"sustained_teraflops": {config.precision: rate}}
+    update = {"sustained_teraflops": {config.resolved_precision: rate}}
     return device.model_copy(update=update).model_dump()
 
 
@@ -141,10 +142,12 @@ def sustained_teraflops(config: Config, split: BatchSplit, device: Device, secon
         seconds: of a step on one rank, without exchange.
     """
     layers = plan_layers(config)
-    work = Work(layers, config.precision, "fp32", "fp32", split.micro, split.accumulation_steps)
+    work = Work(
+        layers, config.resolved_precision, "fp32", "fp32", split.micro, split.accumulation_steps
+    )
 
     def planned(rate: float) -> float:
-        rates = {"sustained_teraflops": {config.precision: rate}}
+        rates = {"sustained_teraflops": {config.resolved_precision: rate}}
         return compute_seconds(work, Cluster(1, 1, device.model_copy(update=rates), 1e9))
 
     # Arithmetic falls with the rate, what the memory takes does not.

@@ -27,6 +27,11 @@ class StatusLine:
         else:
             self._write(text + "\n")
 
+    def note(self, text: str) -> None:
+        """Shows `text` in a line that stays."""
+        self.clear()
+        self._write(text + "\n")
+
     def clear(self) -> None:
         """Before other lines are written."""
         if self._live:

@@ -26,9 +26,9 @@ from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
-from vggdist.training.engine import check_precision
 
 # Weights must not run away: from the first infinite gradient on, updates would be left out.
 _LEARNING_RATE = 1e-6
@@ -66,7 +66,9 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
     with ExitStack() as stack:
         process = world.start(config.device)
         stack.callback(world.stop)
-        check_precision(config.precision, process.device)
+        config, why = resolve_precision(config, process)
+        status = StatusLine(process)
+        status.note(why)
         split = split_batch(config.batch, process.world_size)
         manifest = _open_images(config)
         images = None
@@ -74,7 +76,6 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
             images = stack.enter_context(TimedImages(manifest, config, split, process))
         loops = _Loops(config, split, process, images)
         times: Times = defaultdict(list)
-        status = StatusLine(process)
         status.show("warming up")
         loops.warm_up()
         for number in range(rounds):
@@ -114,7 +115,7 @@ def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
     return {
         "configuration": config.model.configuration,
         "crop_size": config.data.crop_size,
-        "precision": config.precision,
+        "precision": config.resolved_precision,
         "micro_batch": split.micro,
         "accumulation_steps": split.accumulation_steps,
         "device": str(setting.process.device),

@@ -43,9 +43,9 @@ def add_verbs(verbs: Any) -> None:
     )
     predict.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        default="fp32",
-        help="of the arithmetic (default: fp32)",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the arithmetic (default: auto, what this device computes natively)",
     )
     predict.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
@@ -57,8 +57,10 @@ def add_verbs(verbs: Any) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from vggdist import predict
     from vggdist.errors import DataError
+    from vggdist.rank import log_to_terminal
     from vggdist.trained import open_weights
 
+    log_to_terminal()
     weights = open_weights(arguments.network)
     files, problems = predict.split_usable(predict.expand(arguments.images))
     predict.report_problems(problems)

@@ -109,7 +109,9 @@ def _features(arguments: argparse.Namespace) -> None:
 
     from vggdist.evaluation.features_file import require_writable, save_features
     from vggdist.features import Request, compute_features
+    from vggdist.rank import log_to_terminal
 
+    log_to_terminal()
     require_writable(arguments.out)
     features = compute_features(
         Request(

@@ -115,7 +115,9 @@ def load_weights(path: Path) -> Weights:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            # Copies: where a mapped file's tensors begin depends on the length of its header, and
+            # without AVX-512 the last bit of a product on where its matrices begin.
+            tensors = {n: opened.get_tensor(n).clone() for n in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"{path} cannot be read as a weights file: {error}. Give a run folder, or a "

@@ -71,6 +71,12 @@ class Device(Section):
         """Bytes per second."""
         return self.memory_gigabytes_per_second * 1e9
 
+    @property
+    def fastest_precision(self) -> Precision:
+        """With the highest sustained rate; of equal ones bf16, which needs no loss scale."""
+        rates = self.sustained_teraflops
+        return max(rates, key=lambda precision: (rates[precision], precision == "bf16"))
+
     def teraflops(self, precision: Precision) -> tuple[float, Precision]:
         """The sustained rate, and the arithmetic that it was measured in, the nearest there is."""
         order: tuple[Precision, ...] = ("bf16", "fp16", "fp32")

@@ -52,7 +52,7 @@ def plan_work(layers: tuple[PlannedLayer, ...], config: Config, split: BatchSpli
     """The work of a rank in a step of a training."""
     return Work(
         layers,
-        config.precision,
+        config.resolved_precision,
         config.travel_precision,
         config.factor_precision,
         split.micro,

@@ -70,7 +70,7 @@ class Plan:
         return {
             "configuration": self.config.model.configuration,
             "crop_size": self.config.data.crop_size,
-            "precision": self.config.precision,
+            "precision": self.config.resolved_precision,
             "device": {"name": cluster.device.name, "source": cluster.device.source},
             "network_gigabits_per_second": cluster.bits_per_second / 1e9,
             "nodes": cluster.nodes,
@@ -110,7 +110,8 @@ def make_plan(
     """Plans a training.
 
     Args:
-        config: the training; `data.root` is not looked at.
+        config: the training; `data.root` is not looked at, and `precision: auto` is the fastest
+            that the device has a figure for.
         cluster: where it would run.
         micro_batch: images on each rank and step, from which the global batch follows; none: the
             configuration's batch, shared by the ranks.
@@ -125,6 +126,8 @@ def make_plan(
             f"zero_stage is {config.zero_stage}, at which DeepSpeed exchanges gradients; a plan "
             "knows our own exchange only, so set zero_stage=0."
         )
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": cluster.device.fastest_precision})
     scaling = _Scaling(config, cluster, micro_batch)
     config, split = scaling.at(cluster.world_size)
     work = scaling.work(split)
@@ -224,11 +227,12 @@ def _notes(
     config: Config, cluster: Cluster, supply: Supply, num_cores: int | None
 ) -> Iterator[str]:
     device = cluster.device
-    _, measured = device.teraflops(config.precision)
-    if measured != config.precision:
+    precision = config.resolved_precision
+    _, measured = device.teraflops(precision)
+    if measured != precision:
         yield (
-            f"{device.name} has no figure for {config.precision}; arithmetic counts as {measured}, "
-            f"gradients travel as in {config.precision}."
+            f"{device.name} has no figure for {precision}; arithmetic counts as {measured}, "
+            f"gradients travel as in {precision}."
         )
     if num_cores is None and device.num_cores is None:
         yield (

@@ -30,7 +30,7 @@ def _head(plan: Plan) -> list[str]:
     name = config.model.configuration
     return [
         f"configuration {name if isinstance(name, str) else 'custom'}, {config.data.crop_size} px, "
-        f"{config.precision}; {cluster.nodes} nodes x {cluster.ranks_per_node} "
+        f"{config.resolved_precision}; {cluster.nodes} nodes x {cluster.ranks_per_node} "
         f"{cluster.device.name}, {cluster.bits_per_second / 1e9:g} Gb/s between nodes",
         f"batch: {config.batch.global_} = {work.micro} x {work.accumulation_steps} accumulation "
         f"steps x {cluster.world_size} ranks",

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vggdist.config import BatchSplit, Config, Precision
+from vggdist.config import BatchSplit, Config
 from vggdist.distributed.collectives import Collectives
+from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
-from vggdist.errors import CheckpointError, ConfigError
+from vggdist.errors import CheckpointError
 from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
 from vggdist.training.kept_memory import keep_freed_memory
@@ -25,12 +26,6 @@ from vggdist.training.memory_format import arrange_convolutions
 from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 SMALLEST_LOSS_SCALE = 1.0
 """An fp16 overflow at this loss scale is an error: the gradients themselves do not fit."""
@@ -49,32 +44,14 @@ def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
-    if config.precision != "fp32":
+    if config.resolved_precision != "fp32":
         settings["torch_autocast"] = {
             "enabled": True,
-            "dtype": str(DTYPES[config.precision]).removeprefix("torch."),
+            "dtype": str(DTYPES[config.resolved_precision]).removeprefix("torch."),
             # Without this, ZeRO reduces the gradients of these modules in 16 bits.
             "lower_precision_safe_modules": [],
         }
     return settings
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Refuses arithmetic that the device lacks.
-
-    Raises:
-        ConfigError: the precision, the device and what to use in its place.
-    """
-    if device.type == "cuda":
-        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ConfigError(
-                f"precision is bf16, which {torch.cuda.get_device_name(device)} lacks; use fp16."
-            )
-    elif precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        raise ConfigError(
-            "precision is fp16, which this processor lacks (it would be emulated, some 20 times "
-            "slower); use bf16, or fp32."
-        )
 
 
 class Engine:
@@ -111,7 +88,7 @@ class Engine:
             self._engine.enable_backward_allreduce = False
             self._exchange = self._build_exchange(split, process)
             # After initialize, which views every parameter as bytes and so needs it contiguous.
-            arrange_convolutions(self.module, self.device, config.precision)
+            arrange_convolutions(self.module, self.device, config.resolved_precision)
         else:
             logger.warning(
                 "zero_stage %d keeps weights in one flat buffer, so convolution weights are not "

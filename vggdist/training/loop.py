@@ -213,7 +213,7 @@ class Training:
         }
         if self.known_bad.found:
             values |= {"unusable_images": len(self.known_bad.found)}
-        if self.config.precision == "fp16":
+        if self.config.resolved_precision == "fp16":
             values |= {"loss_scale": self.engine.loss_scale(), "masked_steps": self.num_masked}
         self.log.write("train", self.step, self.epoch, values)
         self.progress.log(self.step, self.epoch, values, self._seconds_left())

@@ -127,8 +127,11 @@ def _is_harmless(key: str, config: Config) -> bool:
     """Changes that are harmless in some trainings only.
 
     A training may be made longer or shorter, unless its learning rate depends on the length; and
-    cut into other micro batches, unless batch normalization makes them matter.
+    cut into other micro batches, unless batch normalization makes them matter. The precision `auto`
+    is that of the training.
     """
+    if key == "precision":
+        return config.precision == "auto"
     if key == "batch.micro":
         return not config.model.batch_norm
     return config.schedule.name != "cosine" and key in (

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from vggdist.config import Config
+from vggdist.config import Config, Precision
 from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.training import checkpoint
@@ -20,6 +20,7 @@ from vggdist.training.run_files import (
     CONFIG_FILE,
     changed_settings,
     has_begun,
+    read_config,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,21 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
 def has_training(folder: Path) -> bool:
     """Whether a training has begun here: after a start that failed on a mistake, none has."""
     return bool(checkpoint.committed(folder / CHECKPOINTS)) or has_begun(folder)
+
+
+def precision_of_training(checkpoint_path: Path | None, folder: Path) -> Precision | None:
+    """The precision of the training that is continued; None: none is, or it cannot be read.
+
+    Args:
+        checkpoint_path: what is continued from, perhaps of another run folder; none: a training in
+            `folder` that has no checkpoint yet.
+    """
+    if checkpoint_path is not None:
+        folder = checkpoint_path.absolute().parent.parent
+    elif not has_training(folder):
+        return None
+    before = read_config(folder)
+    return None if before is None or before.precision == "auto" else before.precision
 
 
 def prepare(config: Config, folder: Path) -> None:

@@ -1,0 +1,154 @@
+"""In which precision a device computes: what `precision: auto` means there, and for all ranks.
+
+Looks at what the device has, and measures: a processor may have instructions for bf16 and be slower
+with them, and the environment may forbid them (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from vggdist.config import Config, Precision, PrecisionSetting
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+_MEASURED_SECONDS = 0.5
+_WORTH_A_WARNING = 1.1
+"""From this ratio to fp32 on it is more than noise."""
+_FROM_SAFEST: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+"""What several ranks agree on is the first of these that one of them wants."""
+
+
+def resolve_precision(
+    config: Config, process: Process, of_run: Precision | None = None
+) -> tuple[Config, str]:
+    """The configuration with a precision in place of `auto`, and a sentence on why; collective.
+
+    Args:
+        config: `precision` may also be set, and is then obeyed.
+        process: all ranks come to the same precision, one that each of their devices has.
+        of_run: the precision that the run to be continued was begun in, which `auto` keeps.
+
+    Raises:
+        ConfigError: the device cannot compute in the precision that is set.
+    """
+    if config.precision == "auto" and of_run is not None:
+        precision, reason = of_run, f"precision {of_run}, in which this run was begun"
+        if slowdown := _slowdown_worth_a_warning(of_run, process.device):
+            reason += f"; {slowdown}"
+        return config.model_copy(update={"precision": precision}), f"{reason}."
+    precision, reason = choose_precision(config.precision, process.device)
+    wanted = world.gather(precision)
+    agreed = min(wanted, key=_FROM_SAFEST.index)
+    if agreed != precision:
+        rank = wanted.index(agreed)
+        reason = f"precision {agreed}: the best that the device of rank {rank} has."
+    return config.model_copy(update={"precision": agreed}), reason
+
+
+def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
+    """The precision for one device, and a sentence on why.
+
+    `auto` is bf16 where the device computes it natively, fp16 on older GPUs, else fp32. A setting
+    that the device would emulate is obeyed; the sentence then says what that costs.
+
+    Raises:
+        ConfigError: the device cannot compute in the precision that is set.
+    """
+    if setting != "auto":
+        slowdown = _slowdown_worth_a_warning(setting, device)
+        return setting, f"precision {setting}, as set" + (f"; {slowdown}." if slowdown else ".")
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if is_native("bf16", device):
+            return "bf16", f"precision bf16: {name} computes it natively."
+        return "fp16", f"precision fp16: {name} has no bf16."
+    if not is_native("bf16", device):
+        return (
+            "fp32",
+            "precision fp32: this processor has neither AVX512_BF16 nor AMX, and would emulate "
+            "bf16.",
+        )
+    ratio = relative_seconds("bf16", device)
+    times = f"a convolution in bf16 takes {ratio:.2f} times as long as in fp32 here."
+    return (
+        ("bf16", f"precision bf16: {times}") if ratio < 1 else ("fp32", f"precision fp32: {times}")
+    )
+
+
+def is_native(precision: Precision, device: torch.device) -> bool:
+    """Whether the device has instructions for the precision, by its data sheet."""
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return bool(has.get(f"avx512_{precision}") or has.get(f"amx_{precision}"))
+
+
+def relative_seconds(precision: Precision, device: torch.device) -> float:
+    """How long a convolution takes, forward and backward, if it takes 1 in fp32; in half a second.
+
+    Raises:
+        ConfigError: the device cannot compute in this precision at all.
+    """
+    seconds = {DTYPES["fp32"]: math.inf, DTYPES[precision]: math.inf}
+    try:
+        steps = {dtype: _Step(dtype, device) for dtype in seconds}
+        for step in steps.values():
+            step.seconds()  # the first one builds kernels
+        ends_at = time.monotonic() + _MEASURED_SECONDS
+        while time.monotonic() < ends_at or math.inf in seconds.values():
+            for dtype, step in steps.items():
+                seconds[dtype] = min(seconds[dtype], step.seconds())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"precision is {precision}, in which {device} cannot compute a convolution ({error}); "
+            "set precision to auto."
+        ) from error
+    return seconds[DTYPES[precision]] / seconds[DTYPES["fp32"]]
+
+
+class _Step:
+    """One convolution of some 3 GFLOP, forward and backward."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._device = device
+        with torch.inference_mode(False):
+            layer = torch.nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype)
+            self._layer = layer.to(memory_format=torch.channels_last)
+            self._maps = torch.ones(4, 128, 28, 28, device=device, dtype=dtype).to(
+                memory_format=torch.channels_last
+            )
+
+    def seconds(self) -> float:
+        with torch.inference_mode(False), torch.enable_grad():
+            began_at = time.perf_counter()
+            maps = self._layer(self._maps)
+            maps.backward(maps.detach())
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return time.perf_counter() - began_at
+
+
+def _slowdown_worth_a_warning(precision: Precision, device: torch.device) -> str:
+    """What it costs, in words, to compute in a precision that is slower than fp32; else empty."""
+    if precision == "fp32" or (device.type == "cuda" and is_native(precision, device)):
+        return ""
+    ratio = relative_seconds(precision, device)
+    if ratio < _WORTH_A_WARNING:
+        return ""
+    how = "is slow in" if is_native(precision, device) else "emulates"
+    return (
+        f"WARNING: this device {how} it: a convolution takes {ratio:.1f} times as long as in fp32"
+    )
