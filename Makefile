@@ -4,12 +4,14 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test test-root test-gpu lint types format figures clean
+.PHONY: help setup quickstart test test-long test-all test-root test-gpu lint types format figures clean
 
 help:
 	@echo "make setup       make the environment $(VENV), with the vggdist command in it"
 	@echo "make quickstart  train on the built-in data set with two ranks, some minutes on two cores"
-	@echo "make test        every test that needs neither root nor a GPU"
+	@echo "make test        the tests that take seconds, some minutes on two cores"
+	@echo "make test-long   those that start several ranks, or take longer"
+	@echo "make test-all    both: every test that needs neither root nor a GPU"
 	@echo "make test-root   tests that need root, and the Debian packages that .ci/run installs"
 	@echo "make test-gpu    tests that need an NVIDIA GPU"
 	@echo "make figures     draw the pictures of images/ anew"
@@ -29,11 +31,22 @@ quickstart: setup
 	vggdist prepare digits --out datasets/digits
 	deepspeed --num_gpus 2 launch/train.py --config configs/quickstart.yaml
 
-test: setup
-	pytest -m "not slurm and not netns and not gpu"
+# A test's process computes in one thread: two that share a core would wait for each other.
+PARALLEL := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+SPECIAL := slurm or netns or gpu
+LONG := slow or multi_process
 
+test: setup
+	$(PARALLEL) -m "not ($(LONG)) and not ($(SPECIAL))"
+
+test-long: setup
+	$(PARALLEL) -m "($(LONG)) and not ($(SPECIAL))"
+
+test-all: test test-long
+
+# Two clusters at most: more would wait for the same cores.
 test-root: setup
-	pytest -m "slurm or netns"
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist worksteal -m "slurm or netns"
 
 test-gpu: setup
 	pytest -m gpu

@@ -1,10 +1,21 @@
 """What tests of the whole training share: a tiny data set and a tiny configuration."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """A command that logs to the terminal does so until its process ends."""
+    logger = logging.getLogger("vggdist")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="session")

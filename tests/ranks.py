@@ -4,12 +4,16 @@ import faulthandler
 import os
 import pickle
 import queue
+import runpy
 import socket
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +99,17 @@ def _answers(processes: Sequence[BaseProcess], results: Any) -> dict[int, Any]:
     return answers
 
 
+def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a launcher tells a rank of this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 def _rank(
     function: Callable[..., Any],
     rank: int,
@@ -105,16 +120,7 @@ def _rank(
     environment: dict[str, str],
     outputs: Sequence[int],
 ) -> None:
-    for number, output in enumerate(outputs, start=1):
-        os.dup2(output, number)
-    os.environ.clear()
-    os.environ |= environment | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    _become(environment | rank_variables(rank, world_size, port), outputs)
     faulthandler.enable()  # says where, should a library crash
     try:
         torch.set_num_threads(1)
@@ -124,6 +130,58 @@ def _rank(
     # Pickled here: the queue would share the memory of tensors, which ends with this process.
     results.put(pickle.dumps((rank, answer)))
     world.stop()
+
+
+class Script:
+    """A launch script in a process of its own, forked from the server of `run_in_ranks`."""
+
+    def __init__(self, script: Path, arguments: Sequence[str], **variables: str) -> None:
+        with tempfile.NamedTemporaryFile("w", delete=False) as output:
+            self._output = Path(output.name)
+            number = output.fileno()
+            self._process = _CONTEXT.Process(
+                target=_run_script,
+                args=(str(script), list(arguments)),
+                kwargs={
+                    "environment": {**os.environ, **variables},
+                    "outputs": (_Output(number), _Output(number)),
+                },
+            )
+            self._process.start()
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def finish(self, timeout: float = 200) -> tuple[int, str]:
+        """The exit code and everything printed."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+        printed = self._output.read_text()
+        self._output.unlink()
+        assert code is not None, f"still running after {timeout} seconds:\n{printed}"
+        return code, printed
+
+
+def _run_script(
+    script: str, arguments: list[str], environment: dict[str, str], outputs: Sequence[int]
+) -> None:
+    _become(environment, outputs)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _become(environment: dict[str, str], outputs: Sequence[int]) -> None:
+    """Takes over what a process that the test starts itself would have from it."""
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(output, number)
+    os.environ.clear()
+    os.environ |= environment
 
 
 def free_port() -> int:

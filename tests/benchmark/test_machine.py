@@ -58,7 +58,7 @@ def test_two_ranks_are_measured_at_once_and_a_plan_takes_the_file(tmp_path: Path
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_plan_takes_as_long_for_a_step_as_was_measured(accumulation: int) -> None:
-    config = make_config({"batch": {"global": 16 * accumulation, "micro": 16}})
+    config = make_config({"batch": {"global": 16 * accumulation, "micro": 16}, "precision": "bf16"})
     split = split_batch(config.batch, 1)
     rate = sustained_teraflops(config, split, DEVICES["p100"], 0.9)
     device = DEVICES["p100"].model_copy(update={"sustained_teraflops": {"bf16": rate}})

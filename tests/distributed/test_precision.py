@@ -34,8 +34,8 @@ def gpu_with(monkeypatch, bf16):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
 
 
-def process_on(device):
-    return Process(0, 0, 1, device)
+def process_on(device, world_size=1):
+    return Process(0, 0, world_size, device)
 
 
 def test_a_processor_without_bf16_gets_fp32_and_is_not_measured(monkeypatch):
@@ -116,7 +116,7 @@ def test_a_convolution_is_timed_where_gradients_are_off_as_well():
 def test_all_ranks_compute_in_what_each_of_them_has(monkeypatch):
     processor_with(monkeypatch, "amx_bf16", ratio=0.5)
     monkeypatch.setattr(world, "gather", lambda value: [value, value, "fp32"])
-    config, why = resolve_precision(Config(), process_on(CPU))
+    config, why = resolve_precision(Config(), process_on(CPU, world_size=3))
     assert config.precision == "fp32"
     assert why == "precision fp32: the best that the device of rank 2 has."
 

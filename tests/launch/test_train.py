@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.ranks import free_port
+from tests.ranks import Script, free_port, rank_variables
 from tests.run_folders import (
     assert_equal_tensors,
     last_checkpoint,
@@ -21,7 +21,7 @@ from tests.run_folders import (
 )
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "launch" / "train.py")
+SCRIPT = ROOT / "launch" / "train.py"
 BIN = Path(sys.executable).parent
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
@@ -43,52 +43,39 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start_ranks(world_size: int, overrides: list[str]) -> list[subprocess.Popen[str]]:
+def start_ranks(world_size: int, overrides: list[str]) -> list[Script]:
     """Ranks without a launcher, so that a test can signal each of them."""
-    port = str(free_port())
+    port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *overrides],
-            cwd=ROOT,
-            env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(world_size),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Script(SCRIPT, overrides, **rank_variables(rank, world_size, port))
         for rank in range(world_size)
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+def finish(ranks: list[Script]) -> tuple[list[int], str]:
     """Exit codes and everything printed."""
-    printed = [process.communicate(timeout=200)[0] for process in processes]
-    return [process.returncode for process in processes], "\n".join(printed)
+    codes, printed = zip(*[rank.finish() for rank in ranks], strict=True)
+    return list(codes), "\n".join(printed)
 
 
 def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_overrides, tmp_path):
     folder = tmp_path / "run"
     built = tmp_path / "built"
     python = run(
-        sys.executable, SCRIPT, *tiny_overrides, "schedule.num_steps=2",
+        sys.executable, str(SCRIPT), *tiny_overrides, "schedule.num_steps=2",
         TORCH_EXTENSIONS_DIR=str(built),
     )  # fmt: skip
     assert python.returncode == 0, python.stderr
     assert not built.exists(), "no compiler is needed"
     torchrun = run(
-        "torchrun", "--standalone", "--nproc-per-node", "2", SCRIPT, *tiny_overrides,
+        "torchrun", "--standalone", "--nproc-per-node", "2", str(SCRIPT), *tiny_overrides,
         "schedule.num_steps=4",
     )  # fmt: skip
     assert torchrun.returncode == 0, torchrun.stderr
     assert "continuing from step 2" in torchrun.stderr
     deepspeed = run(
-        "deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), SCRIPT, *tiny_overrides,
-        "schedule.num_steps=6",
+        "deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), str(SCRIPT),
+        *tiny_overrides, "schedule.num_steps=6",
     )  # fmt: skip
     assert deepspeed.returncode == 0, deepspeed.stdout + deepspeed.stderr
     assert "continuing from step 4" in deepspeed.stderr

@@ -19,11 +19,11 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def overrides(tiny_network: list[str]) -> list[str]:
-    """Some ten seconds of training, in which batch statistics and momentum could be lost."""
+    """Some seconds of training, in which batch statistics and momentum could be lost."""
     return [
         *tiny_network,
         "model.batch_norm=true",
-        "schedule.num_steps=1200",
+        "schedule.num_steps=500",
         "evaluation.every_epochs=100",
         "checkpoint.every_steps=40",
         "log.every_steps=20",

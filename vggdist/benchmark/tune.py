@@ -24,6 +24,7 @@ from vggdist.benchmark.images import TimedImages, open_training_images
 from vggdist.benchmark.status import StatusLine
 from vggdist.config import Config, split_batch
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 
 CLEAR_GAIN = 1.03
@@ -73,6 +74,7 @@ def tune_data(config: Config, rounds: int) -> dict[str, Any] | None:
         raise ConfigError(f"--rounds is {rounds}; at least one round is needed.")
     process = world.start(config.device)
     try:
+        config, _ = resolve_precision(config, process)
         bench = _Bench(config, process, rounds)
         best, trials = bench.search()
         machine = _machine(process)

@@ -48,7 +48,7 @@ def resolve_precision(
             reason += f"; {slowdown}"
         return config.model_copy(update={"precision": precision}), f"{reason}."
     precision, reason = choose_precision(config.precision, process.device)
-    wanted = world.gather(precision)
+    wanted = world.gather(precision) if process.world_size > 1 else [precision]
     agreed = min(wanted, key=_FROM_SAFEST.index)
     if agreed != precision:
         rank = wanted.index(agreed)
