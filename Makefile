@@ -44,9 +44,9 @@ test-long: setup
 
 test-all: test test-long
 
-# Two clusters at most: more would wait for the same cores.
+# Each process has a cluster of its own; more than two would wait for the same cores.
 test-root: setup
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist worksteal -m "slurm or netns"
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup -m "slurm or netns"
 
 test-gpu: setup
 	pytest -m gpu

@@ -20,7 +20,10 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from vggdist.config_file import load_config
 from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.pretrain import run
 
 # A server imports the large libraries once, and ranks are its forks: a rank of its own making would
 # take four seconds of CPU time before its first line.
@@ -75,6 +78,16 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
     for rank, (good, answer) in sorted(answers.items()):
         assert good, f"rank {rank}:\n{answer}"
     return [answers[rank][1] for rank in range(world_size)]
+
+
+def train_in_ranks(world_size: int, overrides: Sequence[str]) -> list[int]:
+    """The exit code of each rank of a training."""
+    return run_in_ranks(_train, world_size, list(overrides))
+
+
+def _train(process: Process, overrides: list[str]) -> int:
+    world.stop()  # `run` joins the world by itself
+    return run(load_config(None, overrides))
 
 
 def _answers(processes: Sequence[BaseProcess], results: Any) -> dict[int, Any]:

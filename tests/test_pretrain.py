@@ -5,25 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import run_in_ranks
+from tests.ranks import train_in_ranks
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import Unusable, save_quarantine
 from vggdist.data.preparation.prepare import prepare
 from vggdist.data.preparation.sources import FolderSource
 from vggdist.data.preparation.writers import Packing
-from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
-from vggdist.pretrain import pretrain, run
+from vggdist.pretrain import pretrain
 from vggdist.training import run_folder
-
-
-def train(process: Process, overrides: list[str]) -> int:
-    """In a rank of its own; `run` joins the world by itself."""
-    from vggdist.distributed import process as world
-
-    world.stop()
-    return run(load_config(None, overrides))
 
 
 def refusal(overrides: list[str], kind: type[Exception]) -> str:
@@ -93,7 +84,7 @@ def test_an_unusable_image_stops_training_and_is_named(
     bad = root / split / "green" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:100])
     overrides = [*tiny_overrides, f"data.root={root}", f"data.policy={policy}"]
-    assert run_in_ranks(train, 1, overrides) == [DataError.exit_code]
+    assert train_in_ranks(1, overrides) == [DataError.exit_code]
     printed = capfd.readouterr().err
     assert f"error: The image {bad} cannot be used: " in printed
     assert "Traceback" not in printed
@@ -124,8 +115,8 @@ def test_training_begins_from_a_trained_network_and_logs_what_was_copied(tiny_ov
         "precision=auto",
     ]
     # One after the other: DeepSpeed allows a process one training.
-    assert run_in_ranks(train, 1, [*tiny_overrides, f"run.folder={shallow}"]) == [0]
-    assert run_in_ranks(train, 1, deeper) == [0]
+    assert train_in_ranks(1, [*tiny_overrides, f"run.folder={shallow}"]) == [0]
+    assert train_in_ranks(1, deeper) == [0]
     log = (deep / "log.txt").read_text()
     assert "conv1_1 <- conv1_1, conv2_1 <- conv2_1, fc6 <- fc6" in log
     assert "random: conv2_2" in log
@@ -148,7 +139,7 @@ def test_shards_on_a_local_disk_train_bit_for_bit_as_class_folders_do(
     results = {}
     for name, overrides in ways.items():
         run_in = f"run.folder={tmp_path / name}"
-        assert run_in_ranks(train, 2, [*tiny_overrides, *overrides, run_in]) == [0, 0]
+        assert train_in_ranks(2, [*tiny_overrides, *overrides, run_in]) == [0, 0]
         weights = tmp_path / name / "checkpoints" / "step-00000006" / "weights.safetensors"
         results[name] = weights.read_bytes()
     assert results["folders"] == results["staged"]
@@ -164,7 +155,7 @@ def test_a_node_that_cannot_stage_ends_all_ranks_with_its_reason(
     prepare(FolderSource(tiny_dataset), tmp_path / "shards", Packing("shards"))
     (tmp_path / "file").write_bytes(b"")
     overrides = [f"data.root={tmp_path / 'shards'}", f"data.local_folder={tmp_path / 'file'}"]
-    codes = run_in_ranks(train, 2, [*tiny_overrides, *overrides])
+    codes = train_in_ranks(2, [*tiny_overrides, *overrides])
     assert codes == [DataError.exit_code] * 2
     printed = capfd.readouterr().err
     assert "cannot be written on this node" in printed

@@ -17,7 +17,7 @@ from vggdist.config_file import load_config, make_config
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-OTHER_PROGRAMS = {"source", "tensorboard", ".venv/bin/pre-commit"}
+OTHER_PROGRAMS = {"source", "export", "tensorboard", ".venv/bin/pre-commit"}
 
 
 def _blocks(text: str, language: str) -> list[str]:

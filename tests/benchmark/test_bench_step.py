@@ -84,6 +84,7 @@ def test_a_tiny_network_on_large_images_is_input_bound(tmp_path):
     assert result["together_images_per_second"] < result["step_images_per_second"]
 
 
+@pytest.mark.slow
 def test_without_images_only_compute_and_exchange_are_compared(tmp_path):
     path = tmp_path / "step.json"
     done = bench_step("--rounds", "1", "--json", str(path), *TINY)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import train_in_ranks
 from tests.slurm.cluster import Cluster, require_slurm
-from tests.slurm.jobs import submit
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def overrides(tiny_network: list[str]) -> list[str]:
     return [
         *tiny_network,
         "model.batch_norm=true",
-        "schedule.num_steps=500",
+        "schedule.num_steps=400",
         "evaluation.every_epochs=100",
         "checkpoint.every_steps=40",
         "log.every_steps=20",
@@ -32,10 +32,8 @@ def overrides(tiny_network: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    cluster: Cluster, overrides: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The run folder of the training that nothing happens to."""
-    job = submit(cluster, overrides, tmp_path_factory.mktemp("undisturbed") / "run")
-    job.wait_for_state("COMPLETED")
-    return job.run_folder
+def undisturbed(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the training that nothing happens to, on no cluster at all."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train_in_ranks(2, [*overrides, f"run.folder={folder}"]) == [0, 0]
+    return folder

@@ -16,7 +16,7 @@ from tests.slurm.cluster import ROOT, Cluster
 from vggdist.cluster import attempts
 from vggdist.cluster.attempts import Attempt
 
-SOON = 100
+SOON = 60
 """A step by which a training has a checkpoint."""
 
 SUBMIT = ("python", "launch/submit.py", "--nodes", "2", "--ranks-per-node", "1")

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.ranks import run_in_ranks
-from vggdist.config_file import load_config
+from tests.ranks import run_in_ranks, train_in_ranks
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Manifest, Names
 from vggdist.data.manifest_file import Unusable, save_quarantine
 from vggdist.data.unusable import BadImage
 from vggdist.distributed.process import Process
 from vggdist.errors import DataError, DistributedError
-from vggdist.pretrain import run
 from vggdist.training import known_bad
 from vggdist.training.known_bad import KnownBad
 
@@ -69,13 +67,6 @@ def test_a_share_of_the_images_may_break_but_always_ten(monkeypatch, count, frac
         known.agree()
 
 
-def train(process: Process, overrides: list[str]) -> int:
-    from vggdist.distributed import process as world
-
-    world.stop()
-    return run(load_config(None, overrides))
-
-
 @pytest.fixture
 def broken_dataset(tiny_dataset: Path, tmp_path: Path) -> Path:
     """The tiny data set with two training images that broke after it was listed."""
@@ -101,14 +92,14 @@ def test_a_training_with_broken_files_is_that_of_a_quarantine_bit_for_bit(
 ):
     overrides = [*tiny_overrides, f"data.root={broken_dataset}", "model.dropout=0.0"]
     met, knew = tmp_path / "met", tmp_path / "knew"
-    assert run_in_ranks(train, world_size, [*overrides, f"run.folder={met}"]) == [0] * world_size
+    assert train_in_ranks(world_size, [*overrides, f"run.folder={met}"]) == [0] * world_size
     printed = capfd.readouterr().err
     for name in ("green/3.jpg", "red/0.jpg"):
         assert printed.count(f"The image {broken_dataset}/train/{name} cannot be used: ") == 1
     save_quarantine(
         broken_dataset, [Unusable("train/green/3.jpg", ""), Unusable("train/red/0.jpg", "")]
     )
-    assert run_in_ranks(train, world_size, [*overrides, f"run.folder={knew}"]) == [0] * world_size
+    assert train_in_ranks(world_size, [*overrides, f"run.folder={knew}"]) == [0] * world_size
     assert "2 training images are in quarantine" in capfd.readouterr().err
     (weights, state), (expected, other) = outcome(met), outcome(knew)
     assert all(np.array_equal(weights[name], expected[name]) for name in expected)
@@ -123,11 +114,11 @@ def test_a_training_with_broken_files_is_that_of_a_quarantine_bit_for_bit(
 def test_a_resumed_training_remembers_what_was_bad(broken_dataset, tiny_overrides, tmp_path, capfd):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     overrides = [*tiny_overrides, f"data.root={broken_dataset}", "checkpoint.every_steps=3"]
-    assert run_in_ranks(train, 1, [*overrides, f"run.folder={whole}"]) == [0]
-    assert run_in_ranks(train, 1, [*overrides, f"run.folder={halves}"]) == [0]
+    assert train_in_ranks(1, [*overrides, f"run.folder={whole}"]) == [0]
+    assert train_in_ranks(1, [*overrides, f"run.folder={halves}"]) == [0]
     shutil.rmtree(max((halves / "checkpoints").glob("step-*")))
     capfd.readouterr()
-    assert run_in_ranks(train, 1, [*overrides, f"run.folder={halves}"]) == [0]
+    assert train_in_ranks(1, [*overrides, f"run.folder={halves}"]) == [0]
     assert "continuing from step 3" in capfd.readouterr().err
     (weights, state), (expected, other) = outcome(halves), outcome(whole)
     assert all(np.array_equal(weights[name], expected[name]) for name in expected)
@@ -142,7 +133,7 @@ def test_too_many_broken_files_end_the_training_on_all_ranks(
     for path in (broken_dataset / "train").glob("*/[0-3].jpg"):
         path.write_bytes(b"no image")
     overrides = [*tiny_overrides, f"data.root={broken_dataset}"]
-    codes = run_in_ranks(train, 2, overrides)
+    codes = train_in_ranks(2, overrides)
     # One may find too many by itself, before the other has heard of them.
     assert DataError.exit_code in codes
     assert set(codes) <= {DataError.exit_code, DistributedError.exit_code}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.ranks import run_in_ranks
+from tests.ranks import run_in_ranks, train_in_ranks
 from tests.training.small_engine import (
     LEARNING_RATE,
     MOMENTUM,
@@ -313,15 +313,6 @@ def test_unknown_layers_are_refused_with_those_that_there_are() -> None:
 # The whole training
 
 
-def train(process: Process, overrides: list[str]) -> int:
-    """In a rank of its own; `run` joins the world by itself."""
-    from vggdist.distributed import process as world
-    from vggdist.pretrain import run
-
-    world.stop()
-    return run(load_config(None, overrides))
-
-
 def write_trained(path: Path, overrides: list[str], only_convolutions: bool = False) -> VGG:
     """A network of seven classes and the configuration of `overrides`, as a weights file."""
     config = load_config(None, [*overrides, "model.num_classes=7"])
@@ -352,7 +343,7 @@ def test_new_classes_train_on_frozen_layers_of_another_network_and_resume(
         "optimizer.trained_layers=[fc7, fc8]",
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run_in_ranks(train, 1, [*tuning, f"run.folder={whole}"]) == [0]
+    assert train_in_ranks(1, [*tuning, f"run.folder={whole}"]) == [0]
     log = (whole / "log.txt").read_text()
     assert "conv1_1 <- conv1_1, conv2_1 <- conv2_1, fc6 <- fc6, fc7 <- fc7; random: fc8" in log
     assert "trained: fc7, fc8; frozen: conv1_1, conv2_1, fc6" in log
@@ -363,12 +354,12 @@ def test_new_classes_train_on_frozen_layers_of_another_network_and_resume(
         assert name.startswith("fc8.") or torch.equal(after[name], tensor) == kept, name
 
     parts_folder = f"run.folder={parts}"
-    assert run_in_ranks(train, 1, [*tuning, parts_folder, "schedule.num_steps=3"]) == [0]
-    assert run_in_ranks(train, 1, [*tuning, parts_folder]) == [0]
+    assert train_in_ranks(1, [*tuning, parts_folder, "schedule.num_steps=3"]) == [0]
+    assert train_in_ranks(1, [*tuning, parts_folder]) == [0]
     assert equal(weights_after(parts, 6), after)
     capfd.readouterr()
     changed = [*tuning, parts_folder, "optimizer.trained_layers=[fc8]"]
-    assert run_in_ranks(train, 1, changed) == [CheckpointError.exit_code]
+    assert train_in_ranks(1, changed) == [CheckpointError.exit_code]
     assert "optimizer.trained_layers: ('fc7', 'fc8') -> ('fc8',)" in capfd.readouterr().err
 
 
@@ -383,13 +374,13 @@ def test_a_file_of_convolutions_alone_is_a_start_unless_a_frozen_layer_would_sta
         f"model.initialize_from={tmp_path / 'convolutions.safetensors'}",
         "schedule.num_steps=2",
     ]
-    assert run_in_ranks(train, 1, [*tuning, "optimizer.trained_layers=[fc8]"]) == [2]
+    assert train_in_ranks(1, [*tuning, "optimizer.trained_layers=[fc8]"]) == [2]
     assert (
         "error: optimizer.trained_layers leaves out fc6, fc7, which would stay random; set "
         "model.initialize_from" in capfd.readouterr().err
     )
     good = [*tuning, "optimizer.trained_layers=fully-connected"]
-    assert run_in_ranks(train, 1, good) == [0]
+    assert train_in_ranks(1, good) == [0]
     folder = Path(load_config(None, tiny_overrides).run_folder)
     assert "random: fc6, fc7, fc8" in (folder / "log.txt").read_text()
     after = weights_after(folder, 2)

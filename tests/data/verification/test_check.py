@@ -86,6 +86,7 @@ def test_every_accepted_image_goes_through_the_training_pipeline(odd_folder, odd
         assert sum(len(batch) for batch in batches) == 60 * 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_only_the_file_that_ends_its_process_is_refused(tmp_path, jobs):
     for i in range(40):  # more than one task's
