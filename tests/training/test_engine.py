@@ -560,6 +560,7 @@ def test_deepspeeds_surprising_defaults_are_written_out() -> None:
         "zero_optimization": {"stage": 1, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
+        "timers": {"throughput": {"enabled": False}},
         "torch_autocast": {
             "enabled": True,
             "dtype": "bfloat16",

@@ -136,6 +136,7 @@ def _deepspeed(
                 "gradient_clipping": 0.0,
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 2**31,
+                "timers": {"throughput": {"enabled": False}},
             }
             | settings,
             dist_init_required=False,

@@ -60,5 +60,8 @@ def normalized(pixels: Tensor, mean: Tensor, std: Triple, dtype: torch.dtype) ->
     levels = pixels.to(torch.float32)  # then subtract: together they are much slower
     levels.sub_(mean[:, :, None, None])
     if std != (1.0, 1.0, 1.0):
-        levels.div_(levels.new_tensor(std)[:, None, None])
+        divisor = torch.empty(3, 1, 1, device=levels.device)
+        for channel, value in enumerate(std):
+            divisor[channel].fill_(value)  # a tensor made of a list would wait for the device
+        levels.div_(divisor)
     return levels.to(dtype)

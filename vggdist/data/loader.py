@@ -217,9 +217,14 @@ def _produce(
 
 
 def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A CUDA stream for this thread: on the common one its copies would wait for the network."""
+    """A CUDA stream for this thread: on the common one its copies would wait for the network.
+
+    A thread starts on GPU 0, and goes back there where a stream's context ends; unless told
+    otherwise every rank would open a context on it, which takes half a gigabyte.
+    """
     if device.type != "cuda":
         return contextlib.nullcontext()
+    torch.cuda.set_device(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return torch.cuda.stream(stream)
 

@@ -48,7 +48,9 @@ class Agreement:
             stop_requested: whether this rank wants to stop.
             found_bad: whether this rank met an image that it could not use.
         """
-        self._flat[0], self._flat[1] = float(stop_requested), float(found_bad)
+        # Not `[0] = ...`: that is a copy from the host, which waits for the device.
+        self._flat[0:1].fill_(float(stop_requested))
+        self._flat[1:2].fill_(float(found_bad))
         world_size = distributed.get_world_size()
         if world_size > 1:
             distributed.all_reduce(self._flat)

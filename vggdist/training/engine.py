@@ -37,12 +37,14 @@ def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
         "train_batch_size": split.global_batch,
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation_steps,
-        # DeepSpeed clips at 1.0 unless told otherwise.
-        "gradient_clipping": config.optimizer.gradient_clipping,
+        # DeepSpeed clips at 1.0 unless told otherwise. At stage 0 our optimizer clips, since
+        # DeepSpeed would wait for the device.
+        "gradient_clipping": config.optimizer.gradient_clipping if config.zero_stage else 0.0,
         "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
         # torch's SGD is not on ZeRO's list, though the two give equal weights.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
     }
     if config.resolved_precision != "fp32":
         settings["torch_autocast"] = {
@@ -73,7 +75,10 @@ class Engine:
         self._scale_of_step: Tensor | None = None
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.optimizer = build_optimizer(trained_parameters(network).values(), config.optimizer)
+        settings = config.optimizer
+        if config.zero_stage:  # there DeepSpeed clips
+            settings = settings.model_copy(update={"gradient_clipping": 0.0})
+        self.optimizer = build_optimizer(trained_parameters(network).values(), settings)
         with quiet_deepspeed(process) as deepspeed:
             self._engine, *_ = deepspeed.initialize(
                 model=network,

@@ -36,6 +36,7 @@ class MaskedSGD(torch.optim.SGD):
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._largest_norm = config.gradient_clipping
         self.masked: Tensor | None = None
         self.products: list[Product] = []
         self.found_inf: Tensor
@@ -74,6 +75,8 @@ class MaskedSGD(torch.optim.SGD):
             bad = any_not_finite([*gradients, *(product.bound() for product in self.products)])
             self.masked = bad if self.masked is None else torch.maximum(self.masked, bad)
             self.found_inf = self.masked
+        if self._largest_norm:
+            self._clip()
         self._adapt_gradients()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
@@ -117,6 +120,16 @@ class MaskedSGD(torch.optim.SGD):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
         )
+
+    def _clip(self) -> None:
+        """`torch.nn.utils.clip_grad_norm_`, on the device alone, also of fp16's scaled gradients."""
+        assert not self.products
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        whole = norm(gradients)
+        scale = getattr(self, "grad_scale", None)
+        if scale is not None:
+            whole = whole / scale.reshape(())
+        torch._foreach_mul_(gradients, (self._largest_norm / (whole + 1e-6)).clamp(max=1.0))
 
     def _adapt_gradients(self) -> None:
         """What an optimizer does to its gradients before they are used."""
