@@ -47,8 +47,9 @@ def main() -> int:
         sys.stdout.write(to_yaml(config))
         return 0
     from vggdist.pretrain import run
+    from vggdist.rank import leave
 
-    return run(config)
+    return leave(run(config))
 
 
 if __name__ == "__main__":

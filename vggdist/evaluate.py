@@ -92,8 +92,7 @@ def evaluate(request: Request) -> Evaluated | None:
     config = configure(weights.description, request.root, request.overrides)
     scales = _scales(request, weights.description)
     with ExitStack() as stack:
-        process = world.start(config.device)
-        stack.callback(world.stop)
+        process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
         images = _open_images(request, weights.description)
         on_main(process, partial(require_unchanged, images, request.root))

@@ -86,8 +86,7 @@ def compute_features(request: Request) -> Features:
     scales = require_scales(request.scales or usual, network.crop_size)
     parts = _open_parts(request.root)
     with ExitStack() as stack:
-        process = world.start(config.device)
-        stack.callback(world.stop)
+        process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
         logger.info(why)
         dense = build_dense(weights, config, process)

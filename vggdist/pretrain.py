@@ -75,8 +75,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         VggdistError: something that the user can solve.
     """
     with ExitStack() as stack:
-        process = world.start(config.device)
-        stack.callback(world.stop)
+        process = stack.enter_context(world.joined(config.device))
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
         start = on_main(process, lambda: _open_folder(config, folder, stack))

@@ -1,9 +1,12 @@
 """What every rank does around its work: speak to the terminal, end with a sentence, act as one."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
+
+from torch import distributed
 
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
@@ -27,11 +30,26 @@ def run_rank(work: Callable[[], int]) -> int:
             where = f"rank {rank}: " if rank != "0" else ""
             sys.stderr.write(f"error: {where}{error}\n")
         return error.exit_code
+    except SystemExit as end:  # of `on_main`, where the main rank speaks
+        return int(end.code or 0)
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error) and "Connection reset" not in str(error):
             raise
         sys.stderr.write(f"error: rank {rank}: another rank has ended; its message says why.\n")
         return DistributedError.exit_code
+
+
+def leave(exit_code: int) -> int:
+    """Passes the exit code on, unless an error has left the world standing (`world.joined`).
+
+    Then the process ends here, with all said: in order it would wait for the other ranks.
+    """
+    if exit_code and distributed.is_initialized():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
 
 
 def on_main(process: Process, action: Callable[[], T | None]) -> T | None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from vggdist.config import BatchConfig, DataConfig, split_batch
+from vggdist.data import loader as loader_module
 from vggdist.data import producer as producer_module
 from vggdist.data import reader as reader_module
 from vggdist.data.batch import Batch
@@ -438,3 +439,14 @@ def test_names_with_spaces_and_accents_are_read(tmp_path, make_image):
     loader = EvaluationLoader(open_images(tmp_path), DATA, scale=32, batch_size=1)
     (batch,) = taken(loader)
     assert Path(open_images(tmp_path).name(int(batch.index[0]))).name == "ünï cödé.jpg"
+
+
+def test_a_thread_of_the_loader_works_on_the_gpu_of_its_rank(monkeypatch):
+    # Else it would start on GPU 0, and every rank would open a context there.
+    gpu, chosen = torch.device("cuda", 3), []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    with loader_module._own_stream(gpu) as stream:
+        assert chosen == [gpu]
+        assert stream == gpu

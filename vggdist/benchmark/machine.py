@@ -87,8 +87,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
     if rounds < 3:
         raise ConfigError(f"--rounds is {rounds}; a spread needs at least three rounds.")
     with ExitStack() as stack:
-        process = world.start(config.device)
-        stack.callback(world.stop)
+        process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
         status = StatusLine(process)
         status.note(why)

@@ -64,8 +64,7 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
     if rounds < 1:
         raise ConfigError(f"--rounds is {rounds}; at least one round is needed.")
     with ExitStack() as stack:
-        process = world.start(config.device)
-        stack.callback(world.stop)
+        process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
         status = StatusLine(process)
         status.note(why)

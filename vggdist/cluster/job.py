@@ -95,7 +95,9 @@ class Job:
         with StopSignal() as stop:
             exit_code = _Attempt(self, environment, stop).run()
         if exit_code:
-            raise SystemExit(exit_code)
+            from vggdist.rank import leave
+
+            raise SystemExit(leave(exit_code))
         return exit_code
 
 

@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates on this rank; returns the exit code."""
     from vggdist.evaluate import Request, evaluate
     from vggdist.evaluation_report import render_evaluated, summarize
-    from vggdist.rank import run_rank
+    from vggdist.rank import leave, run_rank
 
     request = Request(
         network=arguments.network,
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             show(render_evaluated(summary), summary, arguments.json)
         return 0
 
-    return run_rank(work)
+    return leave(run_rank(work))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

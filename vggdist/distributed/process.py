@@ -5,8 +5,10 @@ WORLD_SIZE, MASTER_ADDR, MASTER_PORT); under plain `srun` it is made of SLURM's.
 it is a world of one.
 """
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -159,6 +161,24 @@ def _integer(name: str) -> int:
         return int(os.environ[name])
     except ValueError:
         raise DistributedError(f"{name} is {os.environ[name]!r}, not a whole number.") from None
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto") -> Iterator[Process]:
+    """The world as long as it is needed: `start`, and `stop` once all has gone well.
+
+    An error leaves a world of several ranks standing: others may sit in a collective, and NCCL
+    would wait for them, up to `WORK_TIMEOUT`, before anybody has read what went wrong. The process
+    is to end then (`vggdist.rank.leave`), and its launcher ends the others.
+    """
+    process = start(device)
+    try:
+        yield process
+    except BaseException:
+        if process.world_size == 1:
+            stop()
+        raise
+    stop()
 
 
 def stop() -> None:

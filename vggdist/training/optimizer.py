@@ -122,7 +122,7 @@ class MaskedSGD(torch.optim.SGD):
         )
 
     def _clip(self) -> None:
-        """`torch.nn.utils.clip_grad_norm_`, on the device alone, also of fp16's scaled gradients."""
+        """`torch.nn.utils.clip_grad_norm_` on the device alone, also of gradients with a scale."""
         assert not self.products
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         whole = norm(gradients)
