@@ -22,8 +22,8 @@ from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest, Names, Place
 from vggdist.data.progress import Progress
 from vggdist.data.verification.examine import examine_image
+from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import DTYPES, choose_precision
-from vggdist.distributed.process import choose_device
 from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
 from vggdist.model.class_names import class_names
@@ -114,6 +114,8 @@ def predict(
     """
     description = weights.description
     where = choose_device(device, 0)
+    if where.type == "cuda":
+        require_kernels(where)
     chosen, why = choose_precision(precision, where)
     logger.info(why)
     scale = scale or default_scale(description)

@@ -1,5 +1,6 @@
 """Loaders: order and bits are the plan's, whatever the world size, the start and the pace."""
 
+import contextlib
 import errno
 import gc
 import os

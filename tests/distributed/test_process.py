@@ -11,7 +11,7 @@ from torch import distributed
 from tests.ranks import free_port, run_in_ranks
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
-from vggdist.errors import ConfigError, DistributedError
+from vggdist.errors import DistributedError
 
 LAUNCHED = {
     "RANK": "1",
@@ -157,25 +157,6 @@ def test_a_rank_that_waits_in_vain_says_where_and_what_to_look_at(
     assert "Check that every rank was started, that the address can be reached" in text
     assert "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME" in text
     assert not distributed.is_initialized()
-
-
-def test_auto_is_the_gpu_of_the_local_rank_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert world.choose_device("auto", 1) == world.choose_device("cpu", 1) == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"device is cuda, but this machine has no usable GPU; "):
-        world.choose_device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert world.choose_device("auto", 1) == torch.device("cuda", 1)
-    assert world.choose_device("cpu", 1) == torch.device("cpu")
-    with pytest.raises(ConfigError) as caught:
-        world.choose_device("auto", 2)
-    assert str(caught.value) == (
-        "local rank 2 has no GPU of its own: this machine shows 2; start at most that many ranks "
-        "on it."
-    )
 
 
 def speak(process: Process) -> dict[str, object]:

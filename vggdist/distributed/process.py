@@ -19,7 +19,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from vggdist.distributed import slurm
-from vggdist.errors import ConfigError, DistributedError
+from vggdist.distributed.device import choose_device, require_kernels
+from vggdist.errors import DistributedError
 
 T = TypeVar("T")
 
@@ -51,39 +52,16 @@ def announced_rank() -> str:
     return os.environ.get("RANK") or slurm.announced_rank(os.environ) or "0"
 
 
-def choose_device(name: str, local_rank: int, num_gpus: int = 0) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> the device of this local rank.
-
-    Args:
-        num_gpus: how many all ranks of this node have together, where that is known; a rank that
-            sees fewer may see only its own.
-
-    Raises:
-        ConfigError: cuda is wanted and there is none, or fewer GPUs than local ranks.
-    """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but this machine has no usable GPU; set device to cpu.")
-    num_visible = torch.cuda.device_count()
-    if local_rank < num_visible:
-        return torch.device("cuda", local_rank)
-    if num_visible < num_gpus:
-        return torch.device("cuda", 0)
-    raise ConfigError(
-        f"local rank {local_rank} has no GPU of its own: this machine shows {num_visible}; start "
-        "at most that many ranks on it."
-    )
-
-
 def start(device: str = "auto") -> Process:
     """Joins the world that the launcher's environment describes, or makes a world of one.
 
     Raises:
+        ConfigError: there is no device such as is wanted, or torch cannot use it.
         DistributedError: the environment is incomplete, or not all ranks came within five minutes.
     """
     process = _from_environment(device)
     if process.device.type == "cuda":
+        require_kernels(process.device)
         torch.cuda.set_device(process.device)
     _join(process)
     process = replace(process, num_cores=_count_cores(process.device))

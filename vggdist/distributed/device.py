@@ -1,0 +1,122 @@
+"""Which device a rank computes on, and why a GPU that is there cannot be used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vggdist.distributed import slurm
+from vggdist.errors import ConfigError
+
+_NODE = Path("/dev/nvidia0")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_DRIVER_FOR_CUDA = {"11": "450", "12": "525", "13": "580"}
+"""The oldest driver for each of CUDA's major versions (CUDA Compatibility, NVIDIA)."""
+
+
+def choose_device(name: str, local_rank: int, num_gpus: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> the device of this local rank.
+
+    Args:
+        num_gpus: how many all ranks of this node have together, where that is known; a rank that
+            sees fewer may see only its own.
+
+    Raises:
+        ConfigError: cuda is wanted and there is none, or fewer GPUs than local ranks; or auto would
+            leave a GPU idle that this process was given.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        reason = _why_no_gpu()
+        if name == "auto" and not reason:
+            return torch.device("cpu")
+        reason = reason or "this machine has no usable GPU; set device to cpu"
+        raise ConfigError(f"device is {name}, but {reason}.")
+    num_visible = torch.cuda.device_count()
+    if local_rank < num_visible:
+        return torch.device("cuda", local_rank)
+    if num_visible < num_gpus:
+        return torch.device("cuda", 0)
+    raise ConfigError(
+        f"local rank {local_rank} has no GPU of its own: this machine shows {num_visible}; start "
+        "at most that many ranks on it."
+    )
+
+
+def _why_no_gpu() -> str:
+    """Why torch cannot use the GPU that this process was given; empty: it was given none.
+
+    `CUDA_VISIBLE_DEVICES` alone says nothing: launchers set it on machines without a GPU, too.
+    """
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
+    is_given = _NODE.exists() or slurm.num_gpus(os.environ) > 0
+    if is_hidden or not is_given:
+        return ""
+    cuda = torch.version.cuda or ""
+    if not cuda:
+        return (
+            f"this process was given an NVIDIA GPU that torch cannot use: torch {torch.__version__} "
+            "is built without CUDA. Install one that is not, or set device to cpu"
+        )
+    needed = _DRIVER_FOR_CUDA.get(cuda.partition(".")[0], "a newer one")
+    return (
+        f"this process was given an NVIDIA GPU that torch cannot use: {_driver()}, and torch "
+        f"{torch.__version__} (CUDA {cuda}) needs driver {needed} or newer. Update the driver, or "
+        "install a torch that is built for an older CUDA; `nvidia-smi` shows whether the GPU is "
+        "well. Set device to cpu to train on the processor all the same"
+    )
+
+
+def _driver() -> str:
+    """The driver in words."""
+    try:
+        found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _DRIVER.read_text(errors="replace"))
+    except OSError:
+        found = None
+    return f"its driver is {found.group()}" if found else "no driver answers"
+
+
+def require_kernels(device: torch.device) -> None:
+    """Refuses a GPU for which this torch has no kernels.
+
+    Raises:
+        ConfigError: the GPU, what torch has, and which torch to install.
+    """
+    capability = torch.cuda.get_device_capability(device)
+    architectures = torch.cuda.get_arch_list()
+    if not architectures or has_kernels(capability, architectures):
+        return
+    if capability < (7, 5):
+        remedy = (
+            "Install torch's build for CUDA 12.6 (2.14 is the last that has one), the last with "
+            "kernels for GPUs older than Turing, and nvidia-dali-cuda120"
+        )
+    else:
+        remedy = "Install a newer torch"
+    raise ConfigError(
+        f"{torch.cuda.get_device_name(device)} has compute capability "
+        f"{capability[0]}.{capability[1]}, and torch {torch.__version__} has kernels for "
+        f"{', '.join(architectures)} only. {remedy}, or set device to cpu."
+    )
+
+
+def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Whether a GPU can run code for one of the architectures, such as sm_80 or compute_120.
+
+    sm_XY runs on X.Z with Z >= Y; compute_XY is compiled for every newer GPU when it is first used.
+    """
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        if not number.isdecimal():  # sm_90a runs on 9.0 alone, which has sm_90 beside it
+            continue
+        version = divmod(int(number), 10)
+        if kind == "sm" and version[0] == capability[0] and version <= capability:
+            return True
+        if kind == "compute" and version <= capability:
+            return True
+    return False
