@@ -60,8 +60,9 @@ def _why_no_gpu() -> str:
     cuda = torch.version.cuda or ""
     if not cuda:
         return (
-            f"this process was given an NVIDIA GPU that torch cannot use: torch {torch.__version__} "
-            "is built without CUDA. Install one that is not, or set device to cpu"
+            "this process was given an NVIDIA GPU that torch cannot use: torch "
+            f"{torch.__version__} is built without CUDA. Install a build for CUDA, or set device "
+            "to cpu"
         )
     needed = _DRIVER_FOR_CUDA.get(cuda.partition(".")[0], "a newer one")
     return (
