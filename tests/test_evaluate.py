@@ -105,6 +105,7 @@ def test_dense_posteriors_are_those_of_a_loop_over_windows_of_pillow_s_images(
             assert np.abs(found - expected).max() < SMOOTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [True, False])
 def test_multi_crop_posteriors_are_those_of_a_loop_over_pillow_s_crops(
     weights: Path, dataset: Path, tmp_path: Path, flip: bool

@@ -48,6 +48,7 @@ def _cores(monkeypatch, num_cores, device="cpu"):
     monkeypatch.setattr(tune, "_machine", lambda _: "a made-up machine")
 
 
+@pytest.mark.slow
 def test_the_file_is_read_back_by_load_config(quick, tiny_dataset, tmp_path, monkeypatch, capsys):
     out, path = tmp_path / "tuned.txt", tmp_path / "tuned.json"
     small = ["batch.global=4", "data.crop_size=32", "data.train_scale_min=32", "device=cpu"]
@@ -132,6 +133,7 @@ def test_threads_go_up_to_all_cores_and_queues_only_deeper_than_configured():
     assert gpu["hardware_decoder_share"] == [0.5, 0.0, 0.35, 0.65, 0.9, 1.0]
 
 
+@pytest.mark.slow
 def test_no_loader_outlives_its_measurement(quick, tiny_overrides):
     import threading
 

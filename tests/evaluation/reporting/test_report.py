@@ -464,6 +464,7 @@ def _run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_refuses(tmp_path: Path) -> None:
     posteriors = [posteriors_of("D", JITTERED, "dense", q) for q in (256, 384)]
     paths = store(tmp_path / "files", posteriors)

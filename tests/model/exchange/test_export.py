@@ -101,6 +101,7 @@ def test_a_graph_gives_the_networks_logits_for_any_number_of_images(
         close(RUNTIMES[form](out, images), logits_of(weights, images))
 
 
+@pytest.mark.slow
 @graphs
 def test_a_dense_graph_takes_images_of_any_height_and_width(
     form: str, weights: Weights, tmp_path: Path
