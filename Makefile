@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Python compiles what it imports; all of torch and CUDA would take as long as the rest of it.
+# pip compiles on one core what takes a minute and a half; below all cores do it.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -27,6 +27,7 @@ $(BIN)/.complete: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # some files are templates
 	@touch $@
 
 quickstart: setup
