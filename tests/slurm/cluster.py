@@ -59,6 +59,10 @@ CRED_EXPIRE = 10
 """Seconds. Where a node goes down this must be more than srun waits, as it is by default (120, 32):
 else the end of the first attempt's script is taken for that of the second."""
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+JOBS_APART = 60
+"""More than the jobs of one process's clusters, so that no two have a number at the same time."""
+
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 
@@ -246,6 +250,9 @@ class Cluster:
         host = socket.gethostname().partition(".")[0]
         controller, *ports = _free_ports(1 + len(NODES))
         own = {
+            # Ranks meet at a port that follows from the job's number, and clusters of several
+            # processes of pytest share this machine's ports.
+            "FirstJobId": str(1 + JOBS_APART * int(WORKER.removeprefix("gw"))),
             "SlurmctldHost": f"{host}(127.0.0.1)",
             "SlurmctldPort": str(controller),
             "AuthInfo": f"socket={self.folder}/munge.socket,cred_expire={CRED_EXPIRE}",
