@@ -47,9 +47,8 @@ test-long: setup
 
 test-all: test test-long
 
-# Each process has a cluster of its own; more than two would wait for the same cores.
 test-root: setup
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup -m "slurm or netns"
+	OMP_NUM_THREADS=1 pytest -m "slurm or netns"
 
 test-gpu: setup
 	pytest -m gpu
