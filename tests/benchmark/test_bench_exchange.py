@@ -72,7 +72,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.netns
 @pytest.mark.slow
-@pytest.mark.xdist_group("bench exchange")
 def test_every_way_is_measured_and_all_train_alike(measured: dict[str, Any]) -> None:
     assert set(measured) == {"setting", *NAMES}
     for name in NAMES:
@@ -88,7 +87,6 @@ def test_every_way_is_measured_and_all_train_alike(measured: dict[str, Any]) -> 
 
 @pytest.mark.netns
 @pytest.mark.slow
-@pytest.mark.xdist_group("bench exchange")
 def test_the_cable_carries_what_is_computed(measured: dict[str, Any]) -> None:
     matrices = sum((rows + 1) * columns for rows, columns in FULLY_CONNECTED)
     factors = sum(traffic.factor_bytes(*shape, 4, 2, 2) for shape in FULLY_CONNECTED)
@@ -107,7 +105,6 @@ def test_the_cable_carries_what_is_computed(measured: dict[str, Any]) -> None:
 
 @pytest.mark.netns
 @pytest.mark.slow
-@pytest.mark.xdist_group("bench exchange")
 def test_nothing_is_left_of_the_hosts(measured: dict[str, Any]) -> None:
     listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True)
     assert f"vggdist-{os.getpid()}" not in listed.stdout

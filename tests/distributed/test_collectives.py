@@ -99,7 +99,6 @@ def across_hosts() -> list[dict[str, Any]]:
 
 
 @pytest.mark.netns
-@pytest.mark.xdist_group("across hosts")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_between_hosts_goes_what_is_computed_and_less_than_in_one_ring(
     across_hosts: list[dict[str, Any]], precision: str

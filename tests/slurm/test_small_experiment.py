@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.multi_process,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("small experiment"),
 ]
 
 SECONDS = 600.0
