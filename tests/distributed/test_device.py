@@ -127,7 +127,7 @@ def test_what_runs_on_a_gpu_is_what_cuda_says(
 
 @pytest.mark.parametrize(
     ("capability", "remedy"),
-    [((7, 0), r"Install torch's build for CUDA 12\.6 .* nvidia-dali-cuda120 \(make setup CUDA=12\), or set device"),
+    [((7, 0), r"Install torch's build for CUDA 12\.6 .* \(make setup CUDA=12\), or set device"),
      ((20, 0), "Install a newer torch, or set device to cpu")],
 )  # fmt: skip
 def test_a_gpu_without_kernels_is_refused_with_the_torch_to_install(
