@@ -55,8 +55,9 @@ test-long: setup
 
 test-all: test test-long
 
+# By files: each process has a cluster of its own, and an experiment is run once.
 test-root: setup
-	OMP_NUM_THREADS=1 pytest -m "slurm or netns"
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile -m "slurm or netns"
 
 test-gpu: setup
 	pytest -m gpu
