@@ -34,7 +34,7 @@ def test_two_ranks_are_measured_at_once_and_a_plan_takes_the_file(tmp_path: Path
     out = tmp_path / "machine.json"
     command = [sys.executable, "-m", "vggdist.cli", "bench", "machine", "--ranks", "2"]
     ended = subprocess.run(
-        [*command, "--rounds", "1", "--out", str(out), *TINY],
+        [*command, "--rounds", "3", "--out", str(out), *TINY],
         cwd=ROOT,
         capture_output=True,
         text=True,
