@@ -67,6 +67,16 @@ def test_a_step_that_is_logged_is_waited_for_by_the_log_alone(
     assert_whole(report, ranks)
 
 
+@pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("fp16", 2)])
+def test_under_zero_a_step_is_waited_for_by_deepspeed_alone(
+    fake_cuda: FakeCuda, precision: str, stage: int
+) -> None:
+    settings = [f"precision={precision}", "batch.global=512", f"zero_stage={stage}"]
+    report = fake_cuda.run(train, settings, ONE_NODE)
+    assert [fault for fault in report.faults if ": deepspeed/" not in fault] == []
+    assert_whole(report, ONE_NODE)
+
+
 def assert_whole(report: Report, ranks: Ranks, num_micro_batches: int = 1) -> None:
     """It was a whole step, on the rank's own GPU."""
     assert report.devices == {ranks.rank}
