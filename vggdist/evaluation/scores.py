@@ -127,13 +127,13 @@ def _of_crops(network: Network, images: Tensor, mirrored: bool, max_pixels: int)
         images = images.flip(3)
         grid[:, 1] = width - network.crop_size - grid[:, 1]
     # Crops coincide where a side of the image is hardly longer than theirs.
-    (rows, times_y), (columns, times_x) = (np.unique(one, return_counts=True) for one in grid.T)
+    (rows, row), (columns, column) = (np.unique(one, return_inverse=True) for one in grid.T)
     maps = network.crop_maps(images, rows.tolist(), columns.tolist(), max_pixels)
     (scores,) = network.score_maps([maps.flatten(0, 1)])
     posteriors = scores[:, 0, 0].float().softmax(dim=1).view(*maps.shape[:2], -1)
-    shares = np.outer(times_y, times_x).flatten() / len(grid) ** 2
-    weights = torch.from_numpy(shares).to(posteriors)
-    return torch.einsum("nck,c->nk", posteriors, weights)
+    # Not a sum weighted by how often each counts: a GPU's host would wait to hand over the weights.
+    crops = (row * len(columns) + column).tolist()
+    return torch.stack([posteriors[:, crop] for crop in crops]).mean(dim=0)
 
 
 def maps_with_mirrored(network: Network, images: Tensor, flip: bool, max_pixels: int) -> Tensor:

@@ -149,9 +149,10 @@ class Engine:
         if self._zero is None and self.measure_norm:
             gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
             self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
-        if self._zero is not None and self._scaler is not None:
+        clipping = self.config.optimizer.gradient_clipping
+        if self._zero is not None and self._scaler is not None and clipping:
             # ZeRO clips gradients that still carry the loss scale, as if they did not.
-            self._zero.clip_grad = self.config.optimizer.gradient_clipping * self.loss_scale()
+            self._zero.clip_grad = clipping * self.loss_scale()
         self._engine.step()
         if self._zero is not None and self._scaler is not None and self._zero.overflow:
             # ZeRO returns before its scaler is updated, and would overflow for ever.
@@ -173,7 +174,8 @@ class Engine:
     def masked(self) -> Tensor:
         """Float (1,) on the device, equal on all ranks: 1 where the latest update was left out."""
         if self._zero is not None:
-            return torch.tensor([float(self._zero.overflow)], device=self.device)
+            # Not `tensor([...])`: that is a copy from the host, which waits for the device.
+            return torch.full((1,), float(self._zero.overflow), device=self.device)
         assert self.optimizer.masked is not None
         return self.optimizer.masked.reshape(1)
 

@@ -1,0 +1,266 @@
+"""CUDA, pretended on a machine without a GPU.
+
+Tensors on `cuda:N` are fake ones, of torch's `FakeTensorMode`: they have a shape, a type, a memory
+format and a device, but no values. What torch and DeepSpeed ask of the CUDA runtime besides, for
+devices, streams and events, is answered here; calls by which a host waits for a GPU, or a thread
+changes to another one, are noted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+NUM_DEVICES = 8
+ROOT = Path(__file__).parents[2]
+MACHINERY = Path(__file__).with_name("runtime.py"), Path(__file__).with_name("watch.py")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call by which the host waits, or a thread changes its GPU."""
+
+    name: str
+    """Such as `torch.cuda.set_device`."""
+    device: int
+    """Which is waited for, or changed to."""
+    thread: str
+    place: str
+    own_stream: bool = False
+    """Whether only a stream is waited for that the thread has made for itself."""
+    since: int = -1
+    """The number of the call by which the event was recorded that is waited for."""
+
+
+calls: list[Call] = []
+"""All so far, of all threads."""
+
+
+def pretend() -> None:
+    """Makes torch believe in `NUM_DEVICES` GPUs; for the rest of the process."""
+    import torch.distributed._tools.fake_collectives  # lets collectives take fake tensors
+
+    for name, pretended in _CUDA.items():
+        setattr(torch.cuda, name, pretended)
+    torch.cuda.nccl.version = lambda: (2, 30, 7)
+    # torch's own says that a fake tensor has no address, and our exchange compares addresses.
+    Tensor.data_ptr = _data_ptr  # type: ignore[assignment]
+    Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign]
+    nn.Module._apply = _apply  # type: ignore[method-assign]
+    _META.impl("_fused_sgd_", _fused_sgd)
+    # Guards that do nothing take the place of CUDA's, while there is no device; later there would
+    # be no end of asking the driver.
+    torch._C._ensureCUDADeviceGuardSet()
+    ctypes.CDLL(None).pretend_devices(NUM_DEVICES)
+    # What cuDNN needs to know of the device, nobody can tell here.
+    torch._C._select_conv_backend = lambda *_, **__: torch._C._ConvBackend.Cudnn
+    # A thread for each device would ask the driver to change to it.
+    torch.autograd.set_multithreading_enabled(False)
+
+
+class PretendedTensors(FakeTensorMode):
+    """Within it all tensors are fake, those on GPUs included.
+
+    They hold no values, so whatever is read is made up: no bool is true, a float is -1, which no
+    flag is set by and which can be divided by.
+    """
+
+    def __init__(self, integers: int = 0) -> None:
+        """Describes what is read.
+
+        Args:
+            integers: that a tensor of integers is read as.
+        """
+        super().__init__(allow_non_fake_inputs=True)
+        self._integers = integers
+
+    @property
+    def avoid_device_init(self) -> bool:
+        """Else torch, which believes in a GPU, would initialize it."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            dtype = args[0].dtype
+            if dtype.is_floating_point:
+                return -1.0
+            return False if dtype == torch.bool else self._integers
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
+class Stream:
+    """A queue of a GPU."""
+
+    def __init__(self, device: Any = None, priority: int = 0, *, is_default: bool = False) -> None:
+        self.device_index = _index(device)
+        self.device = torch.device("cuda", self.device_index)
+        self.is_default = is_default
+
+    def wait_stream(self, stream: Stream) -> None: ...
+    def wait_event(self, event: Event) -> None: ...
+    def record_event(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        own = self is current_stream() and not self.is_default
+        _note("Stream.synchronize", self.device_index, own_stream=own)
+
+    def query(self) -> bool:
+        return True
+
+
+class Event:
+    """A place in a queue."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._recorded = -1
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._recorded = len(calls)
+        _note("Event.record", current_device())
+
+    def wait(self, stream: Stream | None = None) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        _note("Event.synchronize", current_device(), since=self._recorded)
+
+
+class _Thread(threading.local):
+    """What CUDA keeps for each thread: it begins on GPU 0, in the stream that all share."""
+
+    def __init__(self) -> None:
+        self.device = 0
+        self.streams = dict(_DEFAULT_STREAMS)
+
+
+def current_device() -> int:
+    """The GPU of the calling thread."""
+    return _thread.device
+
+
+def set_device(device: Any) -> None:
+    _thread.device = _index(device)
+    _note("torch.cuda.set_device", _thread.device)
+
+
+def exchange_device(index: int) -> int:
+    """`torch.cuda.device` is made of it: changes, and returns where the thread was."""
+    former = _thread.device
+    if index >= 0:
+        _thread.device = index
+    if index not in (-1, former):
+        _note("torch.cuda.device", index)
+    return former
+
+
+def current_stream(device: Any = None) -> Stream:
+    return _thread.streams[_index(device)]
+
+
+def set_stream(stream: Stream) -> None:
+    """Changes to the stream's GPU, as CUDA's does."""
+    exchange_device(stream.device_index)
+    _thread.streams[stream.device_index] = stream
+
+
+def synchronize(device: Any = None) -> None:
+    _note("torch.cuda.synchronize", _index(device))
+
+
+def place() -> str:
+    """What runs now: file, line and function of the innermost frame of ours or of DeepSpeed's."""
+    for frame, line in traceback.walk_stack(None):
+        path = Path(frame.f_code.co_filename)
+        installed = "site-packages" in path.parts
+        if path in MACHINERY or (installed and "deepspeed" not in path.parts):
+            continue
+        if installed:
+            path = Path(*path.parts[path.parts.index("deepspeed") :])
+        elif path.is_relative_to(ROOT):
+            path = path.relative_to(ROOT)
+        else:
+            continue  # Python's own
+        return f"{path}:{line} in {frame.f_code.co_name}"
+    return "an unknown place"
+
+
+def _note(name: str, device: int, **details: Any) -> None:
+    calls.append(Call(name, device, threading.current_thread().name, place(), **details))
+
+
+def _index(device: Any) -> int:
+    if isinstance(device, int):
+        return device
+    index = None if device is None else torch.device(device).index
+    return current_device() if index is None else index
+
+
+def _data_ptr(tensor: Tensor) -> int:
+    offset = tensor.storage_offset() * tensor.element_size()
+    return int(tensor.untyped_storage()._cdata) + offset
+
+
+def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """torch's own of real tensors; fake ones it would swap, which a hook on them forbids."""
+    for child in module.modules() if recurse else [module]:
+        for name, parameter in child._parameters.items():
+            if parameter is None:
+                continue
+            with torch.no_grad():
+                applied: Any = function(parameter)
+            if torch._has_compatible_shallow_copy_type(parameter, applied):
+                parameter.data = applied
+                parameter.fake_device = applied.device  # type: ignore[attr-defined]
+            else:
+                child._parameters[name] = nn.Parameter(applied, parameter.requires_grad)
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = function(buffer)
+    return module
+
+
+def _fused_sgd(weights: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
+    """torch has no version of it for tensors without values; it changes no shapes."""
+    for weight, gradient in zip(weights, gradients, strict=True):
+        assert weight.shape == gradient.shape, (weight.shape, gradient.shape)
+        assert weight.dtype == gradient.dtype, (weight.dtype, gradient.dtype)
+
+
+_CUDA: dict[str, Any] = {
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "device_count": lambda: NUM_DEVICES,
+    "get_device_capability": lambda device=None: (9, 0),
+    "get_device_name": lambda device=None: "a pretended GPU",
+    "is_bf16_supported": lambda including_emulation=True: True,
+    "current_device": current_device,
+    "set_device": set_device,
+    "_exchange_device": exchange_device,
+    "_maybe_exchange_device": exchange_device,
+    "current_stream": current_stream,
+    "set_stream": set_stream,
+    "synchronize": synchronize,
+    "get_device_properties": lambda device=None: SimpleNamespace(total_memory=80 << 30),
+    "memory_allocated": lambda device=None: 0,
+    "empty_cache": lambda: None,
+    "reset_peak_memory_stats": lambda device=None: None,
+    "Stream": Stream,
+    "Event": Event,
+}
+_DEFAULT_STREAMS = {index: Stream(index, is_default=True) for index in range(NUM_DEVICES)}
+_thread = _Thread()
+_META = torch.library.Library("aten", "IMPL", "Meta")

@@ -1,0 +1,159 @@
+"""Training steps of VGG D under a pretended CUDA, by the loop that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from tests.fake_cuda import runtime
+from tests.fake_cuda.memory import DeviceMemory
+from tests.fake_cuda.runtime import PretendedTensors
+from tests.fake_cuda.watch import Watch
+from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.config_file import load_config
+from vggdist.data.batch import Batch
+from vggdist.distributed import collectives
+from vggdist.distributed import process as world
+from vggdist.distributed.precision import DTYPES
+from vggdist.distributed.process import Process
+from vggdist.evaluation.metrics import Errors
+from vggdist.model.initialization import build_initialized
+from vggdist.training.engine import Engine
+from vggdist.training.loop import Training
+from vggdist.training.schedule import Schedule
+from vggdist.training.stop import StopSignal
+
+WATCHED_STEP = 3
+"""The first one makes momentum, and from the third on DeepSpeed would measure time."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One rank among others."""
+
+    world_size: int = 1
+    rank: int = 0
+    num_nodes: int = 1
+
+
+ALONE = Ranks()
+
+
+def start(ranks: Ranks) -> Process:
+    """`vggdist.distributed.process.start` on a GPU, with collectives that only take tensors."""
+    environment = {"RANK": ranks.rank, "LOCAL_RANK": ranks.rank, "WORLD_SIZE": ranks.world_size}
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    os.environ |= {"MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
+    join = distributed.init_process_group
+    distributed.init_process_group = lambda _, **settings: join("fake", **settings)
+    world.rendezvous = lambda *_, **__: iter([(FakeStore(), ranks.rank, ranks.world_size)])
+    world._count_cores = lambda _: 1
+    per_node = ranks.world_size // ranks.num_nodes
+    hosts = [f"node{rank // per_node}" for rank in range(ranks.world_size)]
+    collectives.gather = lambda _: hosts
+    return world.start("cuda")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was seen in a step."""
+
+    faults: list[str]
+    operators: Counter[str]
+    devices: set[int]
+    """GPUs that any thread has turned to since the start of the process."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Most bytes on the GPU, by what they are for."""
+
+
+class _SeenError(Exception):
+    """Ends a training of which enough has been seen."""
+
+
+def train(overrides: Sequence[str], ranks: Ranks = ALONE, measure_memory: bool = False) -> Report:
+    """A training of D that ends after its third step, which is watched.
+
+    Args:
+        overrides: `section.key=value`.
+        ranks: which rank this is, among how many.
+        measure_memory: fill in `Report.memory`.
+    """
+    process = start(ranks)
+    config = load_config(None, list(overrides))
+    split = split_batch(config.batch, process.world_size)
+    watch, memory = Watch(process.device), DeviceMemory()
+
+    def batches() -> Iterator[Batch]:
+        batch = synthetic_batch(config, split.micro, process.device)
+        for step in itertools.count(1):
+            if step == WATCHED_STEP:
+                watch.start()
+                memory.start()
+            elif step > WATCHED_STEP:
+                raise _SeenError
+            for _ in range(split.accumulation_steps):
+                yield dataclasses.replace(batch)
+
+    with PretendedTensors(), watch, memory if measure_memory else contextlib.nullcontext():
+        network = build_initialized(config.model, config.data.crop_size, config.seed)
+        engine = Engine(network, config, split, process)
+        if measure_memory:
+            memory.follow_gradients(engine.module)
+        training = build_training(config, process, split, engine, batches())
+        with contextlib.suppress(_SeenError):
+            training.train(StopSignal())
+    devices = {call.device for call in runtime.calls}
+    peak = memory.peak(engine) if measure_memory else {}
+    return Report(watch.faults, watch.operators, devices, peak)
+
+
+def build_training(
+    config: Config,
+    process: Process,
+    split: BatchSplit,
+    engine: Engine,
+    batches: Iterator[Batch],
+) -> Training:
+    """A training without data; it ends before it would evaluate or save."""
+    return Training(
+        config,
+        process,
+        split,
+        engine,
+        Schedule(config.schedule, base_learning_rate=0.01, steps_per_epoch=1e4, total_steps=1000),
+        num_images=1_000_000,
+        open_batches=lambda _: contextlib.nullcontext(batches),
+        evaluate=lambda: Errors(1, 0.0, 0.0, 0.0),
+        data_digests={},
+        known_bad=SimpleNamespace(has_news=False, note=lambda _: None, state=list),
+        log=None,
+        run_folder=Path("nowhere"),
+    )
+
+
+def synthetic_batch(config: Config, size: int, device: torch.device) -> Batch:
+    """As the loader makes them, with values that nobody knows."""
+    crop_size = config.data.crop_size
+    pixels = torch.empty(size, crop_size, crop_size, 3, dtype=torch.uint8, device=device)
+    numbers = torch.empty(size, dtype=torch.int64, device=device)
+    return Batch(
+        pixels.permute(0, 3, 1, 2),
+        torch.empty(size, 3, device=device),
+        labels=numbers,
+        dropout_keys=numbers,
+        index=np.arange(size),
+        dtype=DTYPES[config.resolved_precision],
+        std=config.data.std,
+    )

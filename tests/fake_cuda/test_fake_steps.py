@@ -1,0 +1,86 @@
+"""Steps of VGG D under a pretended CUDA: the host does not wait for its GPU, and stays on it."""
+
+import pytest
+
+from tests.fake_cuda.process import FakeCuda
+from tests.fake_cuda.steps import ALONE, Ranks, Report, train
+from vggdist.distributed.precision import DTYPES
+
+pytestmark = pytest.mark.slow
+
+ONE_NODE = Ranks(world_size=8, rank=3)
+TWO_NODES = Ranks(world_size=8, rank=3, num_nodes=2)
+LOGGED = "log.every_steps=1"
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_a_step_of_one_gpu_is_never_waited_for(fake_cuda: FakeCuda, precision: str) -> None:
+    report = fake_cuda.run(
+        train,
+        [
+            f"precision={precision}",
+            "batch.global=64",
+            "model.batch_norm=true",
+            "data.std=[58.4,57.1,57.4]",
+            "optimizer.gradient_clipping=5.0",
+        ],
+    )
+    assert report.faults == []
+    assert_whole(report, ALONE)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_a_step_of_two_nodes_is_never_waited_for(fake_cuda: FakeCuda, precision: str) -> None:
+    settings = [f"precision={precision}", "batch.global=512", "exchange=factors"]
+    report = fake_cuda.run(train, settings, TWO_NODES)
+    assert report.faults == []
+    assert_whole(report, TWO_NODES)
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings"),
+    [
+        ("fp32", ["exchange=all_reduce", "optimizer.gradient_clipping=5.0"]),
+        ("bf16", ["exchange=all_reduce", "optimizer.name=lars"]),
+        ("fp16", ["exchange=factors", "optimizer.name=lars"]),
+    ],
+)
+def test_no_exchange_and_no_optimizer_is_waited_for(
+    fake_cuda: FakeCuda, precision: str, settings: list[str]
+) -> None:
+    batch = ["batch.global=1024", "batch.micro=64"]
+    report = fake_cuda.run(train, [f"precision={precision}", *batch, *settings], ONE_NODE)
+    assert report.faults == []
+    assert_whole(report, ONE_NODE, num_micro_batches=2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "ranks"), [("fp16", ALONE), ("bf16", TWO_NODES)], ids=["fp16", "bf16"]
+)
+def test_a_step_that_is_logged_is_waited_for_by_the_log_alone(
+    fake_cuda: FakeCuda, precision: str, ranks: Ranks
+) -> None:
+    settings = [f"precision={precision}", f"batch.global={64 * ranks.world_size}", LOGGED]
+    report = fake_cuda.run(train, settings, ranks)
+    places = {fault.rpartition(" in ")[2] for fault in report.faults}
+    assert places == {"pause", "_write_log", "gradient_norm"}
+    assert_whole(report, ranks)
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("fp16", 2)])
+def test_under_zero_a_step_is_waited_for_by_deepspeed_alone(
+    fake_cuda: FakeCuda, precision: str, stage: int
+) -> None:
+    settings = [f"precision={precision}", "batch.global=512", f"zero_stage={stage}"]
+    report = fake_cuda.run(train, settings, ONE_NODE)
+    assert [fault for fault in report.faults if ": deepspeed/" not in fault] == []
+    assert_whole(report, ONE_NODE)
+
+
+def assert_whole(report: Report, ranks: Ranks, num_micro_batches: int = 1) -> None:
+    """It was a whole step, on the rank's own GPU."""
+    assert report.devices == {ranks.rank}
+    assert report.operators["aten::convolution"] == 13 * num_micro_batches
+    assert report.operators["aten::convolution_backward"] == 13 * num_micro_batches
+    assert report.operators["aten::_fused_sgd_"] > 0
+    assert (report.operators["c10d::allreduce_"] > 0) == (ranks.world_size > 1)
