@@ -8,14 +8,40 @@ YAML is the job of `vggdist/config_file.py`.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from vggdist.errors import ConfigError
 from vggdist.model.configurations import Configuration, Convolution, parse_configuration
 
+
+def expand_home(path: str) -> str:
+    """A path as a user gives it, with a home folder in place of its `~` or `~user`.
+
+    Raises:
+        ValueError: there is no such user, or no file can have this name.
+    """
+    if not path or "\0" in path:
+        raise ValueError(f"{path!r} is no path; name a file or a folder.")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{path!r} begins with ~, and there is no such user; write ./{path} if it is a name."
+        )
+    return expanded
+
+
+UserPath = Annotated[str, AfterValidator(expand_home)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -69,7 +95,7 @@ class ModelConfig(Section):
         "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
         "from nothing.",
     )
-    initialize_from: str | None = Field(
+    initialize_from: UserPath | None = Field(
         None,
         description="Run folder or .safetensors file of a trained shallower network: its layers of "
         "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
@@ -111,7 +137,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Images: where they are, and what happens to each on its way into the network."""
 
-    root: str | None = Field(
+    root: UserPath | None = Field(
         None, description="Folder with train/ and val/, each with one folder of images per class."
     )
     crop_size: int = Field(
@@ -172,7 +198,7 @@ class DataConfig(Section):
         description="Largest share of the training images that may turn out unusable in a "
         "training; 10 images always may.",
     )
-    local_folder: str | None = Field(
+    local_folder: UserPath | None = Field(
         None,
         description="Folder on a disk of each node's own, to which shards are copied at the start "
         "of a training; none: they are read where they are.",
@@ -363,12 +389,11 @@ class LogConfig(Section):
 class RunConfig(Section):
     """Where this training lives."""
 
-    folder: str | None = Field(
+    folder: UserPath | None = Field(
         None, description="Run folder; none: runs/vgg_ and the configuration's name."
     )
-    resume: str = Field(
+    resume: UserPath = Field(
         "auto",
-        min_length=1,
         description="auto: continue from the newest good checkpoint of the run folder, if there is "
         "one; never: start anew, and refuse a folder that has a training; or the path of "
         "a checkpoint.",
