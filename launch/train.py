@@ -3,8 +3,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from vggdist.commands.arguments import user_path
 from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import ConfigError
 
@@ -26,7 +26,7 @@ def main() -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of sections")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML file of sections")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -84,7 +84,7 @@ def test_a_part_is_imported_on_request(call, tmp_path: Path) -> None:
         "import",
         tmp_path / "notop.npz",
         "--out",
-        tmp_path / "o",
+        tmp_path / "o.safetensors",
         f"model.configuration={TINY}",
     )
     code, _, err = call(*words)
@@ -103,7 +103,10 @@ def test_a_part_is_imported_on_request(call, tmp_path: Path) -> None:
             ("export", "nowhere", "--format", "onnx", "--out", "o"),
             "nowhere has no weights; give a ",
         ),
-        (("import", "nowhere.pth", "--out", "o"), "nowhere.pth is no file; give a .pth, .pt, "),
+        (
+            ("import", "nowhere.pth", "--out", "o.safetensors"),
+            "nowhere.pth is no file; give a .pth, .pt, ",
+        ),
         (("predict", "nowhere", "a.jpg"), "nowhere has no weights; give a run folder"),
     ],
 )

@@ -17,7 +17,9 @@ from vggdist.commands import (
     submission,
     transfer,
 )
+from vggdist.commands.arguments import check_outputs
 from vggdist.errors import VggdistError
+from vggdist.paths import expand_home
 
 DESCRIPTION = """\
 Look at networks, prepare images, submit trainings to a cluster, evaluate, and measure speed. On one
@@ -29,6 +31,7 @@ def main() -> int:
     """Runs the verb of the command line; problems that a user can solve end without a traceback."""
     arguments = parse(sys.argv[1:])
     try:
+        check_outputs(arguments)
         return arguments.run(arguments) or 0
     except VggdistError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -57,9 +60,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
     """Takes the first word that sets nothing for the network; returns the others."""
     words = [arguments.network, *getattr(arguments, "overrides", ()), *rest]
-    arguments.network = next((word for word in words if not _is_setting(word)), words[0])
-    words.remove(arguments.network)
-    arguments.overrides = []
+    network = next((word for word in words if not _is_setting(word)), words[0])
+    words.remove(network)
+    arguments.network, arguments.overrides = expand_home(network), []
     return words
 
 

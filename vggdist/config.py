@@ -8,7 +8,6 @@ YAML is the job of `vggdist/config_file.py`.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -23,23 +22,7 @@ from pydantic import (
 
 from vggdist.errors import ConfigError
 from vggdist.model.configurations import Configuration, Convolution, parse_configuration
-
-
-def expand_home(path: str) -> str:
-    """A path as a user gives it, with a home folder in place of its `~` or `~user`.
-
-    Raises:
-        ValueError: there is no such user, or no file can have this name.
-    """
-    if not path or "\0" in path:
-        raise ValueError(f"{path!r} is no path; name a file or a folder.")
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ValueError(
-            f"{path!r} begins with ~, and there is no such user; write ./{path} if it is a name."
-        )
-    return expanded
-
+from vggdist.paths import expand_home, lies_in, quote
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -441,6 +424,23 @@ class Config(Section):
         description="In which gradients travel at stage 0: compute, that of `precision`; fp32; or "
         "bf16, half of the bytes where the arithmetic is fp32 (processors without fast bf16).",
     )
+
+    @model_validator(mode="after")
+    def _nothing_is_written_among_the_images(self) -> Self:
+        root = self.data.root
+        for key, folder in (
+            ("run.folder", self.run_folder),
+            ("data.local_folder", self.data.local_folder),
+        ):
+            if root is None or folder is None:
+                continue
+            among = any(lies_in(folder, f"{root}/{split}") for split in ("train", "val"))
+            if among or (lies_in(folder, root) and lies_in(root, folder)):
+                raise ValueError(
+                    f"{key} {quote(folder)} lies among the images of data.root {quote(root)}, and "
+                    f"nothing is written among them; set {key} to a folder outside."
+                )
+        return self
 
     @model_validator(mode="after")
     def _stage_allows_factors(self) -> Self:

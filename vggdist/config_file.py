@@ -22,8 +22,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from vggdist.config import Config, Section, expand_home
+from vggdist.config import Config, Section
 from vggdist.errors import ConfigError
+from vggdist.paths import expand_home, quote
 
 S = TypeVar("S", bound=Section)
 
@@ -254,21 +255,21 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; {remedy}.") from None
+        raise ConfigError(f"{quote(path)} does not exist; {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
+        raise ConfigError(f"{quote(path)} cannot be read: {error}.") from error
     try:
         values = yaml.load(text, Loader=_Loader)
     except ConfigError as error:
-        raise ConfigError(f"{path}, {error}") from None
+        raise ConfigError(f"{quote(path)}, {error}") from None
     except Exception as error:  # a tag such as !!int raises whatever int() does
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{quote(path)} is not valid YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds a {type(values).__name__}; it must hold keys with values, such as "
-            "`model:` with `configuration: D` below it."
+            f"{quote(path)} holds a {type(values).__name__}; it must hold keys with values, such "
+            "as `model:` with `configuration: D` below it."
         )
     return values
 

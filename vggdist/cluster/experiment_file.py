@@ -40,7 +40,7 @@ from vggdist.cluster.stages import (
     Stage,
     Training,
 )
-from vggdist.config import Config, expand_home
+from vggdist.config import Config
 from vggdist.config_file import (
     apply_overrides,
     check,
@@ -52,6 +52,7 @@ from vggdist.config_file import (
     to_override,
 )
 from vggdist.errors import ConfigError
+from vggdist.paths import expand_home
 
 AS_TRAINED = (
     "device",

@@ -1,12 +1,19 @@
 """Verbs about networks as such: summary, import, export."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, positive, show
+from vggdist.commands.arguments import (
+    add_config,
+    add_input,
+    add_json,
+    add_network,
+    add_output,
+    configured,
+    positive,
+    show,
+)
 from vggdist.config import Config
-from vggdist.config_file import load_config
 
 IMPORT_DESCRIPTION = """\
 Reads trained weights in the layout of others and writes a weights file, which says of itself which
@@ -67,9 +74,7 @@ def _add_import(verbs: Any) -> None:
         "          vggdist import vgg16_notop.npz --configuration D --partial --out "
         "vgg_d_conv.safetensors",
     )
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help=".pth, .pt, .bin, .safetensors or .npz"
-    )
+    add_input(parser, "file", metavar="FILE", help=".pth, .pt, .bin, .safetensors or .npz")
     parser.add_argument("--configuration", metavar="NAME", help="A, A-LRN, B, C, D or E")
     parser.add_argument(
         "--layout",
@@ -97,15 +102,20 @@ def _add_import(verbs: Any) -> None:
         metavar="PIXELS",
         help="side of the network's input (default: from fc6's inputs, else 224)",
     )
-    parser.add_argument(
+    add_input(
+        parser,
         "--classes",
-        type=Path,
         metavar="FILE",
         help="names of the classes, one in each line; an evaluation compares them with the data's "
         "class folders (default: not known, which for 1000 classes means ImageNet's)",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="weights file to write"
+    add_output(
+        parser,
+        "--out",
+        suffixes=(".safetensors",),
+        required=True,
+        metavar="FILE",
+        help="weights file to write",
     )
     add_config(parser)
     add_json(parser)
@@ -121,9 +131,7 @@ def _add_export(verbs: Any) -> None:
         epilog="examples: vggdist export runs/vgg_d --format torchvision --out vgg16.pth\n"
         "          vggdist export runs/vgg_d --format onnx --dense --out vgg_d.onnx",
     )
-    parser.add_argument(
-        "network", metavar="WEIGHTS_OR_RUN", help="run folder, checkpoint or weights file"
-    )
+    add_network(parser)
     parser.add_argument(
         "--format",
         choices=("safetensors", "torchvision", "onnx", "torch-export"),
@@ -135,7 +143,7 @@ def _add_export(verbs: Any) -> None:
         action="store_true",
         help="for whole images of any height and width (onnx and torch-export)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    add_output(parser, "--out", required=True, metavar="FILE", help="file to write")
     add_json(parser)
     parser.set_defaults(run=_export)
 
@@ -175,7 +183,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    overrides = list(arguments.overrides)
     if arguments.configuration is not None:
-        overrides.append(f"model.configuration={arguments.configuration}")
-    return load_config(arguments.config, overrides)
+        arguments.overrides = [
+            *arguments.overrides,
+            f"model.configuration={arguments.configuration}",
+        ]
+    return configured(arguments)

@@ -23,6 +23,7 @@ from torch import Tensor
 from vggdist.config import ModelConfig, Triple
 from vggdist.errors import WeightsError
 from vggdist.model.vgg import VGG, build_vgg, layer_name
+from vggdist.paths import quote, temporary_beside
 
 METADATA_KEY = "vggdist"
 FORMAT = 1
@@ -89,7 +90,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], description: Descrip
     Raises:
         WeightsError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_beside(path)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], description: Descrip
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise WeightsError(f"{path} cannot be written: {error}.") from error
+        raise WeightsError(f"{quote(path)} cannot be written: {error}.") from error
 
 
 def load_weights(path: Path) -> Weights:
@@ -120,13 +121,13 @@ def load_weights(path: Path) -> Weights:
             tensors = {n: opened.get_tensor(n).clone() for n in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a weights file: {error}. Give a run folder, or a "
+            f"{quote(path)} cannot be read as a weights file: {error}. Give a run folder, or a "
             ".safetensors file of vggdist; `vggdist import` makes one from other files."
         ) from error
     if METADATA_KEY not in metadata:
         raise WeightsError(
-            f"{path} does not say which network it belongs to; `vggdist import {path} "
-            "--configuration D --out FILE` writes a file that does."
+            f"{quote(path)} does not say which network it belongs to; `vggdist import "
+            f"{quote(path)} --configuration D --out FILE` writes a file that does."
         )
     return Weights(path, _parse(metadata[METADATA_KEY], path), tensors, sha256)
 
@@ -141,7 +142,9 @@ def read_description(path: Path) -> Description | None:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as a .safetensors file: {error}.") from error
+        raise WeightsError(
+            f"{quote(path)} cannot be read as a .safetensors file: {error}."
+        ) from error
     return _parse(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
 
 
@@ -217,8 +220,8 @@ def _parse(text: str, path: Path) -> Description:
         values = json.loads(text)
         if values["format"] != FORMAT:
             raise WeightsError(
-                f"{path} describes its network in format {values['format']}, and this version of "
-                f"vggdist reads format {FORMAT}; use the version that wrote it."
+                f"{quote(path)} describes its network in format {values['format']}, and this "
+                f"version of vggdist reads format {FORMAT}; use the version that wrote it."
             )
         scale = values["train_scale"]
         return Description(
@@ -232,7 +235,7 @@ def _parse(text: str, path: Path) -> Description:
         )
     except (ValueError, KeyError, TypeError, IndexError, ValidationError) as error:
         raise WeightsError(
-            f"{path} describes its network in a way that is damaged: {error}."
+            f"{quote(path)} describes its network in a way that is damaged: {error}."
         ) from error
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vggdist.errors import WeightsError
+from vggdist.paths import quote
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _INNER = ("state_dict", "model_state_dict", "model")  # where a training's file has its weights
@@ -34,7 +35,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             that only running their code would bring back, or it holds no tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"{path} is no file; give a .pth, .pt, .safetensors or .npz file.")
+        raise WeightsError(
+            f"{quote(path)} is no file; give a .pth, .pt, .safetensors or .npz file."
+        )
     if path.suffix in TORCH_SUFFIXES:
         tensors = _from_torch(path)
     elif path.suffix == ".npz":
@@ -46,11 +49,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise _damaged(path, error) from error
     else:
         raise WeightsError(
-            f"{path} ends in {path.suffix or 'nothing'}; files that can be read end in "
+            f"{quote(path)} ends in {path.suffix or 'nothing'}; files that can be read end in "
             f"{', '.join(TORCH_SUFFIXES)}, .safetensors or .npz."
         )
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors with names, so there are no weights in it.")
+        raise WeightsError(
+            f"{quote(path)} holds no tensors with names, so there are no weights in it."
+        )
     return _without_prefix(tensors)
 
 
@@ -99,8 +104,8 @@ def _holds_objects(path: Path, message: str) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", message)
     what = f" ({found[1]})" if found else ""
     return WeightsError(
-        f"{path} holds Python objects{what}, not only tensors. Bringing them back could run any "
-        "code, so they stay in the file. Have whoever made it save the tensors alone: "
+        f"{quote(path)} holds Python objects{what}, not only tensors. Bringing them back could run "
+        "any code, so they stay in the file. Have whoever made it save the tensors alone: "
         "safetensors.torch.save_file(model.state_dict(), FILE), or torch.save(model.state_dict(), "
         "FILE)."
     )
@@ -110,6 +115,6 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
     """For people: torch's messages go on for paragraphs about options that nobody here has."""
     reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
     return WeightsError(
-        f"{path} cannot be read: it is cut off or damaged, or not what {path.suffix} says "
+        f"{quote(path)} cannot be read: it is cut off or damaged, or not what {path.suffix} says "
         f"({type(error).__name__}: {reason}). Fetch it again."
     )

@@ -23,6 +23,7 @@ from vggdist.model.weights import (
     read_description,
     save_weights,
 )
+from vggdist.paths import quote
 
 InputScaling = Literal["torchvision", "mean-rgb", "mean-bgr"]
 INPUT_SCALINGS: tuple[InputScaling, ...] = ("torchvision", "mean-rgb", "mean-bgr")
@@ -135,12 +136,12 @@ def read_classes(path: Path) -> tuple[str, ...]:
     try:
         names = path.read_text(encoding="utf-8").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes {path} cannot be read: {error}.") from error
+        raise ConfigError(f"--classes {quote(path)} cannot be read: {error}.") from error
     names = [name.strip() for name in names]
     if "" in names:
         raise ConfigError(
-            f"--classes {path}: line {names.index('') + 1} is empty; write a name in each line, in "
-            "the order of labels."
+            f"--classes {quote(path)}: line {names.index('') + 1} is empty; write a name in each "
+            "line, in the order of labels."
         )
     return tuple(names)
 
@@ -150,7 +151,7 @@ def render_imported(imported: Imported) -> str:
     description = imported.description
     model = description.model
     lines = [
-        f"{imported.file}: {imported.layout} layout, configuration {description.name}, "
+        f"{quote(imported.file)}: {imported.layout} layout, configuration {description.name}, "
         f"{imported.num_parameters:,} parameters",
         f"classes {model.num_classes}, width of fc6 and fc7 {model.fc_width}, crop size "
         f"{description.crop_size}",
@@ -159,9 +160,9 @@ def render_imported(imported: Imported) -> str:
     if imported.missing:
         lines += [
             f"missing: {', '.join(imported.missing)}",
-            f"A training with model.initialize_from={imported.out} draws these at random.",
+            f"A training with model.initialize_from={quote(imported.out)} draws these at random.",
         ]
-    return "\n".join([*lines, f"written to {imported.out}"])
+    return "\n".join([*lines, f"written to {quote(imported.out)}"])
 
 
 def input_text(description: Description) -> str:
@@ -235,7 +236,7 @@ def _require_layers(
     missing = dict.fromkeys(_layer(name) for name in expected if _layer(name) not in found)
     if found.isdisjoint(map(_layer, expected)):
         raise WeightsError(
-            f"{file} has no tensor that is named as in its layout; its first are "
+            f"{quote(file)} has no tensor that is named as in its layout; its first are "
             f"{', '.join(list(tensors)[:5])}. Name another --layout, or none."
         )
     if partial:
@@ -243,14 +244,14 @@ def _require_layers(
     if differing := differing_layers(expected, tensors):
         listing = "\n".join(f"  - {line}" for line in differing)
         raise WeightsError(
-            f"{file} does not hold the layers of this network. They differ in:\n{listing}\n"
+            f"{quote(file)} does not hold the layers of this network. They differ in:\n{listing}\n"
             f"{_remedy(tensors, model, differing)}"
         )
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise WeightsError(
-                f"{_layer(name)} in {file} has weights that are not finite; the file is damaged, "
-                "or its training had failed. Fetch it again."
+                f"{_layer(name)} in {quote(file)} has weights that are not finite; the file is "
+                "damaged, or its training had failed. Fetch it again."
             )
     return tuple(missing)
 
