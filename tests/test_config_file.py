@@ -195,7 +195,7 @@ def test_all_problems_are_told_at_once_with_place_value_and_rule(write: Write) -
     assert problems == [
         "'nonsense' is not of the form section.key=value, such as optimizer.learning_rate=0.01.",
         "model.configuration: configuration 'F' is not in Table 1; use one of A, A-LRN, B, C, D, "
-        "E.",
+        "E; or VGG11, VGG13, VGG16, VGG19.",
         "model.batch_norm: 'off' must be a valid boolean. (Batch normalization after every "
         "convolution (not in the paper).)",
         "'data=x': 'x' is a value, but data is a section with keys of its own.",

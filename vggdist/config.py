@@ -21,7 +21,12 @@ from pydantic import (
 )
 
 from vggdist.errors import ConfigError
-from vggdist.model.configurations import Configuration, Convolution, parse_configuration
+from vggdist.model.configurations import (
+    Configuration,
+    Convolution,
+    column_name,
+    parse_configuration,
+)
 from vggdist.paths import expand_home, lies_in, quote
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
@@ -54,9 +59,9 @@ class ModelConfig(Section):
 
     configuration: str | tuple[tuple[str, ...], ...] = Field(
         "D",
-        description="Column of Table 1 (A, A-LRN, B, C, D, E), or one's own blocks, each a list of "
-        "layers such as 3-64 (kernel size 3, 64 channels) or LRN, every block ending in a "
-        "max-pooling.",
+        description="Column of Table 1 (A, A-LRN, B, C, D, E; also VGG11, VGG13, VGG16 and VGG19, "
+        "which are A, B, D and E), or one's own blocks, each a list of layers such as 3-64 (kernel "
+        "size 3, 64 channels) or LRN, every block ending in a max-pooling.",
     )
     batch_norm: bool = Field(
         False, description="Batch normalization after every convolution (not in the paper)."
@@ -89,8 +94,7 @@ class ModelConfig(Section):
     def _known(cls, value: object) -> str | tuple[tuple[str, ...], ...]:
         # All of it before pydantic's own check, which has an error for each side of the union.
         if isinstance(value, str):
-            parse_configuration(value)
-            return value
+            return column_name(value)
         if not isinstance(value, list | tuple) or not all(
             isinstance(block, list | tuple) for block in value
         ):

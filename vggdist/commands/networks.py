@@ -20,16 +20,20 @@ Reads trained weights in the layout of others and writes a weights file, which s
 network it is for and what it is fed; every verb takes it, and a training begins from it with
 model.initialize_from. Nothing in FILE is run: a pickle that holds more than tensors is refused.
 
-  torchvision  state dict, features.0.weight ... classifier.6.bias, also within state_dict, model
+  torchvision  state dict, features.0.weight ... classifier.6.bias
   timm         state dict with convolutions for fc6 and fc7
   caffe        arrays conv1_1_W ... fc8_b, OIHW kernels, (out, in) matrices
   keras        arrays block1_conv1/kernel:0 ..., HWIO kernels, (in, out) matrices
   vggdist      a weights file, or a checkpoint's weights without a description
 
-Number of classes, width of fc6 and fc7, batch normalization and crop size are those of the file.
-Settings say what a file cannot: model.configuration for one's own blocks, data.mean and data.std,
-data.train_scale_min and data.train_scale_max.
+The network may lie in dictionaries, and its names may have prefixes; where there are several, --key
+names one. Tensors beside it are left out and listed. Number of classes, width of fc6 and fc7, batch
+normalization and crop size are those of the file. Settings say what a file cannot:
+model.configuration for one's own blocks, data.mean and data.std, data.train_scale_min and
+data.train_scale_max.
 """
+
+CONFIGURATIONS = "A, A-LRN, B, C, D or E; or VGG11, VGG13, VGG16 or VGG19 for A, B, D or E"
 
 EXPORT_DESCRIPTION = """\
 Writes a trained network for other programs. Before the file is kept it is loaded again, and its
@@ -53,7 +57,7 @@ def add_verbs(verbs: Any) -> None:
         help="layers, shapes, parameters and multiply-adds of a network",
         epilog="example: vggdist summary --configuration E data.crop_size=320",
     )
-    summary.add_argument("--configuration", metavar="NAME", help="A, A-LRN, B, C, D or E")
+    summary.add_argument("--configuration", metavar="NAME", help=CONFIGURATIONS)
     add_config(summary)
     add_json(summary)
     summary.set_defaults(run=_summary)
@@ -74,8 +78,13 @@ def _add_import(verbs: Any) -> None:
         "          vggdist import vgg16_notop.npz --configuration D --partial --out "
         "vgg_d_conv.safetensors",
     )
-    add_input(parser, "file", metavar="FILE", help=".pth, .pt, .bin, .safetensors or .npz")
-    parser.add_argument("--configuration", metavar="NAME", help="A, A-LRN, B, C, D or E")
+    add_input(
+        parser,
+        "file",
+        metavar="FILE",
+        help="a file of torch.save (.pth, .pt, .bin, .ckpt, .pth.tar), .safetensors or .npz",
+    )
+    parser.add_argument("--configuration", metavar="NAME", help=CONFIGURATIONS)
     parser.add_argument(
         "--layout",
         choices=("auto", "torchvision", "timm", "caffe", "keras", "vggdist"),
@@ -90,6 +99,18 @@ def _add_import(verbs: Any) -> None:
         "standard deviation; mean-rgb, grey levels less the mean; mean-bgr, the same with blue "
         "first, and the first layer is turned to RGB (default: torchvision for torchvision and "
         "timm, mean-bgr for caffe and keras)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="where in FILE the network is, such as state_dict or ema (default: the only one)",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out tensors of such names, for example 'aux.*'; may be given several times",
     )
     parser.add_argument(
         "--partial",
@@ -165,6 +186,8 @@ def _import(arguments: argparse.Namespace) -> None:
         _config(arguments),
         layout=None if arguments.layout == "auto" else arguments.layout,
         scaling=arguments.scaling,
+        key=arguments.key,
+        ignore=arguments.ignore,
         partial=arguments.partial,
         crop_size=arguments.crop_size,
         classes=() if arguments.classes is None else read_classes(arguments.classes),

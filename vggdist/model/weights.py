@@ -22,11 +22,13 @@ from torch import Tensor
 
 from vggdist.config import ModelConfig, Triple
 from vggdist.errors import WeightsError
+from vggdist.model.formats import find_format
 from vggdist.model.vgg import VGG, build_vgg, layer_name
 from vggdist.paths import quote, temporary_beside
 
 METADATA_KEY = "vggdist"
 FORMAT = 1
+_SAVED_BY = {"torch": "a file of torch.save", "numpy": "an .npz file of NumPy"}
 ABSENT = "the file no such layer"
 """How a line of `differing_layers` ends where the file lacks the layer."""
 
@@ -111,6 +113,12 @@ def load_weights(path: Path) -> Weights:
     Raises:
         WeightsError: there is no such file, it is damaged, or it does not describe its network.
     """
+    if (found := find_format(path)) != "safetensors":
+        raise WeightsError(
+            f"{quote(path)} is {_SAVED_BY[found]} and no weights file of vggdist; `vggdist import "
+            f"{quote(path)} --configuration D --out {quote(path.with_suffix('.safetensors'))}` "
+            "makes one of it."
+        )
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -121,8 +129,8 @@ def load_weights(path: Path) -> Weights:
             tensors = {n: opened.get_tensor(n).clone() for n in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"{quote(path)} cannot be read as a weights file: {error}. Give a run folder, or a "
-            ".safetensors file of vggdist; `vggdist import` makes one from other files."
+            f"{quote(path)} cannot be read as a weights file: {error}. It is cut off or damaged; "
+            "fetch it again."
         ) from error
     if METADATA_KEY not in metadata:
         raise WeightsError(
