@@ -79,11 +79,13 @@ def split_usable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     usable, problems = [], {}
     with _progress(len(files)) as advance:
         for file in files:
-            reason = examine_image(Place(os.fsencode(file), 0, -1)).reason
-            if reason:
-                problems[file] = reason
+            examined = examine_image(Place(os.fsencode(file), 0, -1))
+            if examined.reason:
+                problems[file] = examined.reason
             else:
                 usable.append(file)
+            if examined.damage:
+                logger.warning("%s is damaged, but readable: %s", _shown(file), examined.damage)
             advance(1)
     return usable, problems
 

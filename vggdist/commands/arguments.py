@@ -143,6 +143,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """What launchers give to every script; the environment says the same."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
 def user_path(text: str) -> Path:
     """A path with `~` expanded."""
     return Path(user_path_text(text))

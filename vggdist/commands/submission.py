@@ -9,6 +9,7 @@ from vggdist.commands.arguments import (
     add_config,
     add_input,
     add_json,
+    check_outputs,
     configured,
     positive,
     show,
@@ -141,6 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     from vggdist.cluster.job import TrainingWork
     from vggdist.cluster.submission import Submission, make_layout, typed_command
 
+    check_outputs(arguments)
     config = configured(arguments)
     facts = load_facts(arguments.cluster, fact_flags(arguments))
     layout = make_layout(arguments.nodes, arguments.gpus_per_node, arguments.ranks_per_node, facts)
