@@ -1,10 +1,9 @@
 #!/usr/bin/env python
 """Starts one rank of an evaluation, under `deepspeed`, `torchrun`, `srun` or plain `python`."""
 
-import argparse
 import sys
 
-from vggdist.commands.evaluation import DESCRIPTION, add_arguments, run
+from vggdist import entry
 
 EXAMPLES = """\
 examples:
@@ -16,16 +15,20 @@ examples:
 
 def main() -> int:
     """Reads the command line and evaluates; the exit code is that of `vggdist/errors.py`."""
+    import argparse
+
+    from vggdist.commands.arguments import add_local_rank
+    from vggdist.commands.evaluation import DESCRIPTION, add_arguments, run
+
     parser = argparse.ArgumentParser(
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    # The deepspeed launcher gives it to every script; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add_local_rank(parser)
     return run(parser.parse_intermixed_args())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run(main))

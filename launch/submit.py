@@ -1,27 +1,25 @@
 #!/usr/bin/env python
 """Submits a training to SLURM through submitit; imports no torch."""
 
-import argparse
 import sys
 
-from vggdist.commands.submission import DESCRIPTION, EXAMPLES, add_arguments, run
-from vggdist.errors import VggdistError
+from vggdist import entry
 
 
 def main() -> int:
     """Reads the command line and submits; the exit code is that of `vggdist/errors.py`."""
+    import argparse
+
+    from vggdist.commands.submission import DESCRIPTION, EXAMPLES, add_arguments, run
+
     parser = argparse.ArgumentParser(
         description=DESCRIPTION,
         epilog=EXAMPLES.replace("vggdist submit", "python launch/submit.py"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    try:
-        return run(parser.parse_intermixed_args())
-    except VggdistError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    return run(parser.parse_intermixed_args())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run(main))

@@ -1,12 +1,9 @@
 #!/usr/bin/env python
 """Starts one rank of a training; `deepspeed`, `torchrun` and plain `python` all run this file."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from vggdist.config_file import load_config, to_yaml
-from vggdist.errors import ConfigError
+from vggdist import entry
 
 EXAMPLES = """\
 examples:
@@ -21,12 +18,18 @@ default and its source in the paper, is shown by --print-config and explained in
 
 def main() -> int:
     """Reads the command line and trains; the exit code is that of `vggdist/errors.py`."""
+    import argparse
+
+    from vggdist.commands.arguments import add_local_rank, user_path
+    from vggdist.config_file import load_config, to_yaml
+    from vggdist.errors import ConfigError
+
     parser = argparse.ArgumentParser(
         description="Train a VGG network. Without --config: configuration D, as in the paper.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of sections")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="YAML file of sections")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -36,8 +39,7 @@ def main() -> int:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
-    # The deepspeed launcher gives it to every script; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    add_local_rank(parser)
     arguments = parser.parse_intermixed_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -53,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry.run(main))

@@ -15,6 +15,8 @@ LEVELS = {
     "config": 0,
     "config_file": 0,
     "errors": 0,
+    "entry": 0,
+    "paths": 0,
     "model.configurations": 0,
     "data.geometry": 0,
     "data.color": 0,

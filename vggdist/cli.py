@@ -1,23 +1,15 @@
 """The `vggdist` command: its verbs stand in `commands/`. Training itself is `launch/train.py`."""
 
-import argparse
-import re
-import sys
-from collections.abc import Sequence
+from __future__ import annotations
 
-from vggdist.commands import (
-    evaluation,
-    experiment,
-    images,
-    networks,
-    planning,
-    prediction,
-    report,
-    speed,
-    submission,
-    transfer,
-)
-from vggdist.errors import VggdistError
+import sys
+from typing import TYPE_CHECKING
+
+from vggdist import entry  # before all else: until `entry.run`, Ctrl-C leaves a trace
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 DESCRIPTION = """\
 Look at networks, prepare images, submit trainings to a cluster, evaluate, and measure speed. On one
@@ -27,14 +19,15 @@ machine a training is started by launch/train.py, under deepspeed, torchrun or p
 
 def main() -> int:
     """Runs the verb of the command line; problems that a user can solve end without a traceback."""
+    return entry.run(_run)
+
+
+def _run() -> int:
+    from vggdist.commands.arguments import check_outputs
+
     arguments = parse(sys.argv[1:])
-    try:
-        return arguments.run(arguments) or 0
-    except VggdistError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    check_outputs(arguments)
+    return arguments.run(arguments) or 0
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -56,20 +49,42 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
     """Takes the first word that sets nothing for the network; returns the others."""
+    from vggdist.commands.arguments import user_path_text
+
     words = [arguments.network, *getattr(arguments, "overrides", ()), *rest]
-    arguments.network = next((word for word in words if not _is_setting(word)), words[0])
-    words.remove(arguments.network)
-    arguments.overrides = []
+    network = next((word for word in words if not _is_setting(word)), words[0])
+    words.remove(network)
+    arguments.network, arguments.overrides = user_path_text(network), []
     return words
 
 
 def _is_setting(word: str) -> bool:
+    import re
+
     return re.match(r"@|[a-z0-9_.]+=", word) is not None
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs."""
-    parser = argparse.ArgumentParser(prog="vggdist", description=DESCRIPTION)
+    import argparse
+
+    from vggdist.commands import (
+        arguments,
+        evaluation,
+        experiment,
+        images,
+        networks,
+        planning,
+        prediction,
+        report,
+        speed,
+        submission,
+        transfer,
+    )
+
+    # Abbreviated, `--local_rank` of launchers would be in the way of `--local`.
+    parser = argparse.ArgumentParser("vggdist", description=DESCRIPTION, allow_abbrev=False)
+    arguments.add_local_rank(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for group in (
         networks,

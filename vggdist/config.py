@@ -11,11 +11,25 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from vggdist.errors import ConfigError
-from vggdist.model.configurations import Configuration, Convolution, parse_configuration
+from vggdist.model.configurations import (
+    Configuration,
+    Convolution,
+    column_name,
+    parse_configuration,
+)
+from vggdist.paths import expand_home, lies_in, quote
 
+UserPath = Annotated[str, AfterValidator(expand_home)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -45,9 +59,9 @@ class ModelConfig(Section):
 
     configuration: str | tuple[tuple[str, ...], ...] = Field(
         "D",
-        description="Column of Table 1 (A, A-LRN, B, C, D, E), or one's own blocks, each a list of "
-        "layers such as 3-64 (kernel size 3, 64 channels) or LRN, every block ending in a "
-        "max-pooling.",
+        description="Column of Table 1 (A, A-LRN, B, C, D, E; also VGG11, VGG13, VGG16 and VGG19, "
+        "which are A, B, D and E), or one's own blocks, each a list of layers such as 3-64 (kernel "
+        "size 3, 64 channels) or LRN, every block ending in a max-pooling.",
     )
     batch_norm: bool = Field(
         False, description="Batch normalization after every convolution (not in the paper)."
@@ -69,7 +83,7 @@ class ModelConfig(Section):
         "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
         "from nothing.",
     )
-    initialize_from: str | None = Field(
+    initialize_from: UserPath | None = Field(
         None,
         description="Run folder or .safetensors file of a trained shallower network: its layers of "
         "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
@@ -80,8 +94,7 @@ class ModelConfig(Section):
     def _known(cls, value: object) -> str | tuple[tuple[str, ...], ...]:
         # All of it before pydantic's own check, which has an error for each side of the union.
         if isinstance(value, str):
-            parse_configuration(value)
-            return value
+            return column_name(value)
         if not isinstance(value, list | tuple) or not all(
             isinstance(block, list | tuple) for block in value
         ):
@@ -111,7 +124,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Images: where they are, and what happens to each on its way into the network."""
 
-    root: str | None = Field(
+    root: UserPath | None = Field(
         None, description="Folder with train/ and val/, each with one folder of images per class."
     )
     crop_size: int = Field(
@@ -172,7 +185,7 @@ class DataConfig(Section):
         description="Largest share of the training images that may turn out unusable in a "
         "training; 10 images always may.",
     )
-    local_folder: str | None = Field(
+    local_folder: UserPath | None = Field(
         None,
         description="Folder on a disk of each node's own, to which shards are copied at the start "
         "of a training; none: they are read where they are.",
@@ -363,12 +376,11 @@ class LogConfig(Section):
 class RunConfig(Section):
     """Where this training lives."""
 
-    folder: str | None = Field(
+    folder: UserPath | None = Field(
         None, description="Run folder; none: runs/vgg_ and the configuration's name."
     )
-    resume: str = Field(
+    resume: UserPath = Field(
         "auto",
-        min_length=1,
         description="auto: continue from the newest good checkpoint of the run folder, if there is "
         "one; never: start anew, and refuse a folder that has a training; or the path of "
         "a checkpoint.",
@@ -416,6 +428,23 @@ class Config(Section):
         description="In which gradients travel at stage 0: compute, that of `precision`; fp32; or "
         "bf16, half of the bytes where the arithmetic is fp32 (processors without fast bf16).",
     )
+
+    @model_validator(mode="after")
+    def _nothing_is_written_among_the_images(self) -> Self:
+        root = self.data.root
+        for key, folder in (
+            ("run.folder", self.run_folder),
+            ("data.local_folder", self.data.local_folder),
+        ):
+            if root is None or folder is None:
+                continue
+            among = any(lies_in(folder, f"{root}/{split}") for split in ("train", "val"))
+            if among or (lies_in(folder, root) and lies_in(root, folder)):
+                raise ValueError(
+                    f"{key} {quote(folder)} lies among the images of data.root {quote(root)}, and "
+                    f"nothing is written among them; set {key} to a folder outside."
+                )
+        return self
 
     @model_validator(mode="after")
     def _stage_allows_factors(self) -> Self:

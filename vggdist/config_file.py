@@ -4,22 +4,27 @@ What other files hold in YAML, such as facts about a cluster, is read and checke
 
 Precedence: the paper's defaults < the YAML file < overrides in the order they are given. Closes
 YAML's traps: `1e-2` is a number here, `off`, `010` and `1:30` are words, and a duplicate key is an
-error.
+error. An override is no YAML document: text such as a path is taken as it is typed.
 """
 
 import copy
 import difflib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from vggdist.config import Config, Section
 from vggdist.errors import ConfigError
+from vggdist.paths import expand_home, quote
 
 S = TypeVar("S", bound=Section)
 
@@ -89,71 +94,117 @@ def load_config(
     Raises:
         ConfigError: lists every problem: where, what, what is allowed, what to do.
     """
-    problems: list[str] = []
     values = (
         read_yaml(path, "give --config a YAML file, such as configs/vgg_d.yaml")
         if path is not None
         else copy.deepcopy(dict(base or {}))
     )
-    apply_overrides(overrides, values, problems)
-    return make_config(values, problems, source=str(path) if path else "the command line")
+    problems: list[str] = []
+    typed = apply_overrides(overrides, values, problems)
+    config, found = check(Config, values, typed=typed)
+    if problems or config is None:
+        raise_problems([*problems, *found], name_source(path, typed, found))
+    return config
 
 
-def apply_overrides(overrides: Iterable[str], values: dict[str, Any], problems: list[str]) -> None:
+def apply_overrides(
+    overrides: Iterable[str],
+    values: dict[str, Any],
+    problems: list[str],
+    is_text: Callable[[Sequence[str]], bool] | None = None,
+) -> dict[str, str]:
     """Changes `values` as `section.key=value` says, from left to right.
 
     Args:
         overrides: also `@FILE`, for a file of such lines.
         values: nested mappings.
         problems: what is wrong with an override is added here, as a sentence.
+        is_text: whether the value of a key, given as its names, is text; none: as in `Config`.
+
+    Returns:
+        Key -> the override that set it, as errors that are found later name it.
     """
-    for override in _expand(overrides, problems):
-        _apply(override, values, problems)
+    typed: dict[str, str] = {}
+    for override, label in _expand(overrides, problems):
+        try:
+            key = _apply(override, values, is_text or partial(takes_text, Config))
+        except ValueError as error:
+            problems.append(f"{label}{error}")
+        else:
+            typed[key] = label
+    return typed
 
 
-def make_config(
-    values: Mapping[str, Any], problems: Sequence[str] = (), source: str = "the configuration"
-) -> Config:
-    """Nested mappings -> `Config`, joining `problems` found before with those of the values."""
-    return validate(Config, values, problems, source)
+def to_override(key: str, value: object) -> str:
+    """A plain value as the `section.key=value` that sets it."""
+    is_text = isinstance(value, str) and takes_text(Config, key.split("."))
+    return f"{key}={value if is_text else json.dumps(value)}"  # JSON is YAML, as far as this goes
 
 
-def validate(
-    model: type[S],
-    values: Mapping[str, Any],
-    problems: Sequence[str] = (),
-    source: str = "the file",
-) -> S:
+def takes_text(model: type[Section], names: Sequence[str]) -> bool:
+    """Whether a key's value is text, such as a path, so that an override's is taken as typed.
+
+    Args:
+        model: whose key it is.
+        names: of the sections and of the key.
+    """
+    field = _field(names, model)
+    return field is not None and _types(field.annotation) <= {str, NoneType}
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Nested mappings -> `Config`."""
+    return validate(Config, values, "the configuration")
+
+
+def validate(model: type[S], values: Mapping[str, Any], source: str) -> S:
     """Nested mappings -> the typed, frozen `model`.
 
     Args:
-        problems: sentences on what was found before; they are raised with those of the values.
         source: what the values come from, for the error's first line.
 
     Raises:
         ConfigError: lists every problem.
     """
     made, found = check(model, values)
-    found = [*problems, *found]
     if found or made is None:
         raise_problems(found, source)
     return made
 
 
-def check(model: type[S], values: Mapping[str, Any], where: str = "") -> tuple[S | None, list[str]]:
+def check(
+    model: type[S],
+    values: Mapping[str, Any],
+    where: str = "",
+    typed: Mapping[str, str] | None = None,
+) -> tuple[S | None, list[str]]:
     """The typed `model`, or a sentence for every problem of the values.
 
     Args:
         where: the place of the values in a larger file, such as `stages.d_256`.
+        typed: key of `model` -> the override that set it, as `apply_overrides` returns it.
     """
     try:
         return model.model_validate(values, by_alias=True, by_name=False), []
     except ValidationError as error:
-        found = []
-        for detail in error.errors(include_url=False):
-            joint = ("." if detail["loc"] else ": ") if where else ""
-            found.append(f"{where}{joint}{_sentence(detail, model)}")
-        return None, found
+        return None, [
+            _sentence(detail, model, where, typed or {})
+            for detail in error.errors(include_url=False)
+        ]
+
+
+def name_source(file: Path | None, typed: Mapping[str, str], found: Sequence[str]) -> str:
+    """Where problems are, for an error's first line: in a file, on the command line, or both.
+
+    Args:
+        file: if there is one.
+        typed: as `apply_overrides` returns it.
+        found: the problems of values.
+    """
+    overrides = tuple(typed.values())
+    if file is None or all(any(one in problem for one in overrides) for problem in found):
+        return "the command line"
+    return f"{file} and the command line" if overrides else str(file)
 
 
 def raise_problems(problems: Sequence[str], source: str) -> NoReturn:
@@ -204,76 +255,95 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; {remedy}.") from None
+        raise ConfigError(f"{quote(path)} does not exist; {remedy}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
+        raise ConfigError(f"{quote(path)} cannot be read: {error}.") from error
     try:
         values = yaml.load(text, Loader=_Loader)
     except ConfigError as error:
-        raise ConfigError(f"{path}, {error}") from None
+        raise ConfigError(f"{quote(path)}, {error}") from None
     except Exception as error:  # a tag such as !!int raises whatever int() does
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        raise ConfigError(f"{quote(path)} is not valid YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path} holds a {type(values).__name__}; it must hold keys with values, such as "
-            "`model:` with `configuration: D` below it."
+            f"{quote(path)} holds a {type(values).__name__}; it must hold keys with values, such "
+            "as `model:` with `configuration: D` below it."
         )
     return values
 
 
-def _expand(overrides: Iterable[str], problems: list[str]) -> Iterable[str]:
+def _expand(overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    """Each override, also those of `@FILE`, with what errors call it."""
     for override in overrides:
         if not override.startswith("@"):
-            yield override
+            yield override, repr(override)
             continue
-        path = Path(override[1:])
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = Path(expand_home(override[1:])).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
             problems.append(f"{override}: the file of overrides cannot be read: {error}.")
             continue
-        yield from (line.strip() for line in lines if line.strip() and line.strip()[0] != "#")
+        for line in map(str.strip, lines):
+            if line and not line.startswith("#"):
+                yield line, f"{line!r} in {override[1:]}"
 
 
-def _apply(override: str, values: dict[str, Any], problems: list[str]) -> None:
+def _apply(override: str, values: dict[str, Any], is_text: Callable[[Sequence[str]], bool]) -> str:
+    """Sets one value; returns its key.
+
+    Raises:
+        ValueError: what is wrong with the override, to stand behind it.
+    """
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        problems.append(
-            f"{override!r} is not of the form section.key=value, such as "
-            "optimizer.learning_rate=0.01."
+        raise ValueError(
+            " is not of the form section.key=value, such as optimizer.learning_rate=0.01."
         )
-        return
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except Exception as error:  # as in `_read_yaml`
-        problems.append(f"{override!r}: the value is not valid YAML: {error}")
-        return
+    if key.endswith(" "):
+        text = text.lstrip()  # of `run.folder = runs/a`
     section = values
     for name in names[:-1]:
         inner = section.setdefault(name, {})
         if not isinstance(inner, dict):
-            problems.append(f"{override!r}: {name} is a value, not a section.")
-            return
+            raise ValueError(f": {name} is a value, not a section.")
         section = inner
-    section[names[-1]] = value
+    if is_text(names):
+        section[names[-1]] = None if text == "null" else text
+    else:
+        section[names[-1]] = _parse(text)
+    return ".".join(names)
 
 
-def _sentence(detail: ErrorDetails, model: type[Section]) -> str:
+def _parse(text: str) -> object:
+    """A word, a number, or a list or mapping in brackets."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+            return text  # `a: b` is a mapping in a file only
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # as in `read_yaml`
+        raise ValueError(f": the value is not valid YAML: {error}") from error
+
+
+def _sentence(
+    detail: ErrorDetails, model: type[Section], place: str, typed: Mapping[str, str]
+) -> str:
     """One pydantic error -> where, what, what is allowed."""
     location = [str(part) for part in detail["loc"]]
-    where, value = ".".join(location), detail["input"]
+    key, value = ".".join(filter(None, [place, *location])), detail["input"]
+    where = _find_override(location, detail["type"] == "value_error", typed) or key
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(location, model)
+        return f"{where}: unknown key; {_known_keys(location, model)}"
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"])
         return f"{where}: {text}" if where else text
     if detail["type"] == "missing":
         return f"{where} is missing.{_description(location, model)}"
     if detail["type"] in ("model_type", "model_attributes_type"):
-        return f"{where}: {value!r} is a value, but {where} is a section with keys of its own."
+        return f"{where}: {value!r} is a value, but {key} is a section with keys of its own."
     if detail["type"] == "invalid_key":
         return f"{where}: {value!r} is not a word, and keys are words."
     rule = re.sub(r"^(Input|Dictionary|Tuple) ", "", detail["msg"])
@@ -282,7 +352,25 @@ def _sentence(detail: ErrorDetails, model: type[Section]) -> str:
     return f"{where}: {value!r} {rule}.{_description(location, model)}"
 
 
-def _unknown_key(location: list[str], model: type[Section]) -> str:
+def _find_override(location: Sequence[str], of_several: bool, typed: Mapping[str, str]) -> str:
+    """The override that set what has a problem, if it is to blame.
+
+    Args:
+        location: of the problem.
+        of_several: the problem may lie between several values of a section.
+        typed: as `apply_overrides` returns it.
+    """
+    key = ".".join(location)
+    for own, override in reversed(list(typed.items())):
+        if key == own or key.startswith(f"{own}."):
+            return override
+        if own.startswith(f"{key}.") and not of_several:
+            return override
+    return ""
+
+
+def _known_keys(location: list[str], model: type[Section]) -> str:
+    """What may be meant by an unknown key."""
     section = _section(location[:-1], model)
     known = [field.alias or name for name, field in section.model_fields.items()]
     key, where = location[-1], ".".join(location[:-1])
@@ -295,12 +383,10 @@ def _unknown_key(location: list[str], model: type[Section]) -> str:
     place = f"section {where} has" if where else "known are"
     near = difflib.get_close_matches(key, known, n=1)
     if near:
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?"
-    elif key in everywhere:
-        hint = f"did you mean {everywhere[key]}.{key}?"
-    else:
-        hint = f"{place} {', '.join(known)}."
-    return f"{'.'.join(location)}: unknown key; {hint}"
+        return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+    if key in everywhere:
+        return f"did you mean {everywhere[key]}.{key}?"
+    return f"{place} {', '.join(known)}."
 
 
 def _section(path: Sequence[str], model: type[Section]) -> type[BaseModel]:
@@ -313,13 +399,28 @@ def _section(path: Sequence[str], model: type[Section]) -> type[BaseModel]:
     return section
 
 
-def _description(location: Sequence[str], model: type[Section]) -> str:
-    """What the field is for, to end an error with; empty where the location is inside a value."""
+def _field(location: Sequence[str], model: type[Section]) -> FieldInfo | None:
+    """The field of a key; None where there is none, or where the location is inside a value."""
     try:
         fields = _section(location[:-1], model).model_fields
     except (KeyError, AssertionError):
+        return None
+    named = (f for name, f in fields.items() if location[-1] in (name, f.alias))
+    return next(named, None)
+
+
+def _types(annotation: object) -> set[object]:
+    """The types that a value may have: `str | None` -> str and NoneType."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {one for part in get_args(annotation) for one in _types(part)}
+    return {annotation}
+
+
+def _description(location: Sequence[str], model: type[Section]) -> str:
+    """What the field is for, to end an error with; empty where the location is inside a value."""
+    field = _field(location, model)
+    if field is None or not field.description:
         return ""
-    for name, field in fields.items():
-        if location[-1] in (name, field.alias) and field.description:
-            return f" ({field.description.rstrip('.')}.)"
-    return ""
+    return f" ({field.description.rstrip('.')}.)"

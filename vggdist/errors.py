@@ -48,6 +48,8 @@ class DistributedError(VggdistError):
     exit_code = 6
 
 
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C before there was anything to save, as shells say it: 128 + SIGINT."""
 EXIT_STOPPED = 75
 """Stopped by a signal, after a checkpoint: the same command continues (EX_TEMPFAIL, sysexits.h)."""
 EXIT_NOT_REQUEUED = 76

@@ -33,6 +33,7 @@ from vggdist.evaluation.posteriors import (
     save_posteriors,
 )
 from vggdist.model.weights import Description, Weights
+from vggdist.paths import quote
 from vggdist.rank import on_main
 from vggdist.trained import (
     build_dense,
@@ -130,7 +131,7 @@ def _open_images(request: Request, network: Description) -> Manifest:
         DataError: they are not of the network's classes, or some cannot be used.
     """
     images = open_split(request.root, request.split)
-    where = f"{request.root} ({request.split})"
+    where = f"{quote(request.root)} ({request.split})"
     if len(images.classes) != network.model.num_classes:
         raise DataError(
             f"{where} has {len(images.classes)} classes, and the network tells "
@@ -189,14 +190,14 @@ def _require_writable(folder: Path, num_bytes: int) -> None:
             pass
     except OSError as error:
         raise WeightsError(
-            f"posteriors files cannot be written to {folder}: {error}. Choose another folder with "
-            "--out."
+            f"posteriors files cannot be written to {quote(folder)}: {error}. Choose another "
+            "folder with --out."
         ) from error
     if (free := shutil.disk_usage(folder).free) < num_bytes:
         raise WeightsError(
-            f"posteriors files cannot be written to {folder}: {free / 1e6:,.1f} MB are free there, "
-            f"and they take {num_bytes / 1e6:,.1f} MB. Choose another folder with --out, or half "
-            "the space with --storage float16."
+            f"posteriors files cannot be written to {quote(folder)}: {free / 1e6:,.1f} MB are free "
+            f"there, and they take {num_bytes / 1e6:,.1f} MB. Choose another folder with --out, or "
+            "half the space with --storage float16."
         )
 
 
@@ -226,9 +227,9 @@ def _announce(
     logger.info(
         "%s of %s on %d images of %s; %s, %s on %s",
         weights.description.name,
-        weights.path,
+        quote(weights.path),
         images.num_images,
-        images.folder,
+        quote(images.folder),
         config.precision,
         "1 rank" if process.world_size == 1 else f"{process.world_size} ranks",
         process.device,

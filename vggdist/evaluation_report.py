@@ -12,6 +12,7 @@ from vggdist.data.progress import duration
 from vggdist.evaluate import Evaluated
 from vggdist.evaluation.fusion import Fusion, errors_of
 from vggdist.evaluation.posteriors import load_posteriors
+from vggdist.paths import quote
 
 
 def summarize(evaluated: Evaluated) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def render_evaluated(summary: dict[str, Any]) -> str:
     with console.capture() as captured:
         console.print(table)
     folder = summary["files"][0]["file"].rpartition("/")[0]
-    lines = [f"posteriors files: {folder}"]
+    lines = [f"posteriors files: {quote(folder)}"]
     if summary["num_computed"]:
         seconds = summary["elapsed_seconds"]
         rate = summary["num_computed"] / max(seconds, 1e-9)

@@ -28,6 +28,7 @@ from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
 from vggdist.model.class_names import class_names
 from vggdist.model.weights import Description, Weights, build_network
+from vggdist.paths import quote
 
 logger = logging.getLogger("vggdist")
 
@@ -66,8 +67,8 @@ def expand(paths: Sequence[Path]) -> list[Path]:
         found = list_images(path)
         if not found:
             raise DataError(
-                f"{path} has no images, files that end in {', '.join(IMAGE_SUFFIXES)}; give images "
-                "or a folder of them."
+                f"{quote(path)} has no images, files that end in {', '.join(IMAGE_SUFFIXES)}; give "
+                "images or a folder of them."
             )
         files += [path / name for name in found]
     return files
@@ -78,11 +79,13 @@ def split_usable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
     usable, problems = [], {}
     with _progress(len(files)) as advance:
         for file in files:
-            reason = examine_image(Place(os.fsencode(file), 0, -1)).reason
-            if reason:
-                problems[file] = reason
+            examined = examine_image(Place(os.fsencode(file), 0, -1))
+            if examined.reason:
+                problems[file] = examined.reason
             else:
                 usable.append(file)
+            if examined.damage:
+                logger.warning("%s is damaged, but readable: %s", _shown(file), examined.damage)
             advance(1)
     return usable, problems
 
@@ -184,7 +187,7 @@ def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:
         draw_ranking_sheet(rankings, path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"--out {path} cannot be written: {error}. Name a file such as sheet.png."
+            f"--out {quote(path)} cannot be written: {error}. Name a file such as sheet.png."
         ) from error
 
 

@@ -10,7 +10,7 @@ from torch import distributed
 
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError, DistributedError, VggdistError
+from vggdist.errors import EXIT_INTERRUPTED, DataError, DistributedError, VggdistError
 from vggdist.training import progress
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ def run_rank(work: Callable[[], int]) -> int:
             where = f"rank {rank}: " if rank != "0" else ""
             sys.stderr.write(f"error: {where}{error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except SystemExit as end:  # of `on_main`, where the main rank speaks
         return int(end.code or 0)
     except RuntimeError as error:

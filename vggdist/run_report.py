@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from vggdist.data.batch import Batch
 from vggdist.data.progress import duration
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
+from vggdist.paths import quote
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
 from vggdist.training.run_files import RESULT_FILE
@@ -66,15 +68,16 @@ def draw_predictions(
 
 def print_result(result: dict[str, float], folder: Path) -> None:
     """The short table at the end."""
-    table = Table(show_header=False, title=f"Training finished: {folder}", title_justify="left")
+    title = Text(f"Training finished: {quote(folder)}")
+    table = Table(show_header=False, title=title, title_justify="left")
     table.add_row("top-1 error", f"{100 * result['top1_error']:.2f} %")
     table.add_row("top-5 error", f"{100 * result['top5_error']:.2f} %")
     table.add_row("images/s", f"{result['images_per_second']:.1f}")
     table.add_row("steps", f"{result['steps']:.0f} in {duration(result['seconds'])}")
     if result["unusable_images"]:
         table.add_row("unusable images", f"{result['unusable_images']:.0f}, others shown instead")
-    table.add_row("run folder", str(folder))
-    table.add_row("predictions", str(folder / PREDICTIONS_FILE))
-    table.add_row("curves", f"tensorboard --logdir {folder / TENSORBOARD_FOLDER}")
-    # Not cut to 80 columns in a log file: paths are there to be copied.
-    Console(width=None if Console().is_terminal else 1000).print(table)
+    table.add_row("run folder", Text(quote(folder)))
+    table.add_row("predictions", Text(quote(folder / PREDICTIONS_FILE)))
+    logdir = quote(folder / TENSORBOARD_FOLDER)
+    table.add_row("curves", Text(f"tensorboard --logdir {logdir}"))
+    Console(width=1000).print(table)  # in lines that are not cut, since paths are to be copied

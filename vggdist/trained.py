@@ -13,6 +13,7 @@ from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.weights import Description, Weights, build_network, load_weights
+from vggdist.paths import quote
 from vggdist.training import checkpoint
 from vggdist.training.run_folder import weights_file
 
@@ -26,9 +27,9 @@ def open_weights(network: str) -> Weights:
     weights = load_weights(weights_file(network))
     if checkpoint.written_sha256(weights.path) not in (None, weights.sha256):
         raise WeightsError(
-            f"{weights.path} is damaged: it does not have the SHA-256 with which its checkpoint "
-            "was written. Give another checkpoint, or train on: the training falls back to the "
-            "one before by itself."
+            f"{quote(weights.path)} is damaged: it does not have the SHA-256 with which its "
+            "checkpoint was written. Give another checkpoint, or train on: the training falls back "
+            "to the one before by itself."
         )
     return weights
 
@@ -87,7 +88,7 @@ def require_usable(images: Manifest, root: str) -> None:
     """
     if images.quarantine:
         raise DataError(
-            f"{QUARANTINE_NAME} in {root} lists {len(images.quarantine)} of the images, such as "
-            f"{images.name(min(images.quarantine))}. Every image counts here, so each must be "
-            "usable. Replace them with good copies and run `vggdist check` again."
+            f"{QUARANTINE_NAME} in {quote(root)} lists {len(images.quarantine)} of the images, "
+            f"such as {images.name(min(images.quarantine))}. Every image counts here, so each must "
+            "be usable. Replace them with good copies and run `vggdist check` again."
         )

@@ -168,6 +168,52 @@ def test_overrides_change_any_key_and_reach_one_stage_even_where_it_shares_an_an
     assert (a.optimizer.learning_rate, b.optimizer.learning_rate) == (0.5, 0.25)
 
 
+def test_paths_of_an_experiment_arrive_as_they_are_typed(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(HEAD + "  a: {config: ~/net.yaml}\n  e: {evaluate: a}\n")
+    text = "/x/try #2: [é]"
+    experiment = load_experiment(
+        path,
+        [
+            f"folder=~{text}",
+            f"data={text}",
+            f"set.data.local_folder={text}",
+            f"stages.a.set.run.resume={text}",
+            f"stages.e.set.data.local_folder={text}",
+        ],
+    )
+    config = training(experiment, "a").config
+    assert config.run.folder == f"{tmp_path}{text}/a"
+    assert config.data.root == config.data.local_folder == config.run.resume == text
+    stage = experiment.stages["e"]
+    assert isinstance(stage, Evaluation)
+    assert stage.settings == (f"data.local_folder={text}",)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / EXPERIMENT_FILE).write_text(experiment.to_yaml())
+    again = load_experiment(tmp_path / "kept", [f"folder=~{text}"])
+    assert training(again, "a").config == config
+
+
+def test_a_problem_of_an_override_names_it_and_not_the_file(write: Write) -> None:
+    path = write(HEAD + "  a: {config: net.yaml}\n  b: {config: net.yaml}\n")
+    overrides = ["set.optimizer.momentum=7", "stages.a.set.seed=x", "stages.b.start=c", "fold=1"]
+    for override, problem in zip(
+        overrides,
+        (
+            "stages a, b: 'set.optimizer.momentum=7': 7 must be less than 1. (Momentum.)",
+            "stage a: 'stages.a.set.seed=x': 'x' must be a valid integer.",
+            "stages.b.start: there is no stage c; there are a, b.",
+            "'fold=1': unknown key; did you mean folder?",
+        ),
+        strict=True,
+    ):
+        assert f"\n  - {problem}" in error_of(path, override)
+    assert error_of(path, overrides[0]).startswith("1 problem in the command line:\n")
+    assert error_of(path, overrides[3]).startswith("1 problem in the command line:\n")
+
+
 def test_an_experiment_s_folder_is_read_like_its_file_also_once_it_was_moved(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

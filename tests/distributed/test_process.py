@@ -1,6 +1,7 @@
 """One process among others, as the environment of a launcher describes it."""
 
 import os
+import socket
 import time
 from datetime import timedelta
 
@@ -157,6 +158,25 @@ def test_a_rank_that_waits_in_vain_says_where_and_what_to_look_at(
     assert "Check that every rank was started, that the address can be reached" in text
     assert "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME" in text
     assert not distributed.is_initialized()
+
+
+def test_a_port_that_is_taken_is_named_with_how_to_choose_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        changes = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+        for name, value in (LAUNCHED | changes).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DistributedError) as caught:
+            world.start("cpu")
+    assert str(caught.value) == (
+        f"port {port} of this machine is in use, perhaps by another training, and the ranks were "
+        f"to meet there; name another, such as {port + 1}: deepspeed --master_port {port + 1}, "
+        f"torchrun --master-port {port + 1}, or MASTER_PORT."
+    )
 
 
 def speak(process: Process) -> dict[str, object]:

@@ -1,9 +1,11 @@
 import pytest
 
+from vggdist.config import ModelConfig
 from vggdist.model.configurations import (
     TABLE_1,
     Convolution,
     Normalization,
+    column_name,
     parse_configuration,
     parse_layer,
 )
@@ -16,6 +18,18 @@ def test_table_1_has_the_papers_weight_layers() -> None:
         for name, blocks in TABLE_1.items()
     }
     assert num_weight_layers == {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19}
+
+
+def test_columns_have_the_names_that_most_people_call_them() -> None:
+    for name, column in {
+        **{"VGG11": "A", "vgg13": "B", "VGG-16": "D", "vgg_19": "E"},
+        **{"a-lrn": "A-LRN", "d": "D", "C": "C"},
+    }.items():
+        assert column_name(name) == column
+        assert parse_configuration(name) == parse_configuration(column)
+        assert ModelConfig(configuration=name).configuration == column
+    with pytest.raises(ValueError, match=r"use D, and model\.batch_norm=true"):
+        column_name("vgg16_bn")
 
 
 def test_a_layer_is_read_as_kernel_size_and_channels() -> None:

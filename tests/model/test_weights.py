@@ -2,14 +2,18 @@
 
 import json
 import os
+import re
+import shlex
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from vggdist.cli import parse
 from vggdist.config import ModelConfig
 from vggdist.errors import WeightsError
 from vggdist.model.initialization import build_initialized
@@ -160,18 +164,29 @@ def test_a_truncated_file_is_refused(file: Path, share: float) -> None:
     file.write_bytes(encoded[: int(share * len(encoded))])
     with pytest.raises(WeightsError) as refused:
         load_weights(file)
-    assert str(refused.value).startswith(f"{file} cannot be read as a weights file: ")
-    assert str(refused.value).endswith(
-        "Give a run folder, or a .safetensors file of vggdist; `vggdist import` makes one from "
-        "other files."
-    )
+    what = "is empty: it was not" if share == 0 else "cannot be read as a weights file: "
+    assert str(refused.value).startswith(f"{file} {what}")
+    assert str(refused.value).lower().endswith("fetch it again.")
     with pytest.raises(WeightsError, match=r"cannot be read as a \.safetensors file"):
         read_description(file)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"cannot be read as a weights file: .*No such file"):
+    with pytest.raises(WeightsError, match=r"nothing\.safetensors does not exist"):
         load_weights(tmp_path / "nothing.safetensors")
+
+
+def test_a_file_of_others_is_refused_with_the_command_that_takes_it(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "it's.pth")
+    np.savez(tmp_path / "caffe.npz", a=np.zeros(2))
+    for name, what in (("it's.pth", "a file of torch.save"), ("caffe.npz", "an .npz file of Num")):
+        with pytest.raises(WeightsError) as refused:
+            load_weights(tmp_path / name)
+        assert f" is {what}" in str(refused.value)
+        (command,) = re.findall("`(.*)`", str(refused.value))
+        words = shlex.split(command)
+        assert words[:3] == ["vggdist", "import", str(tmp_path / name)]
+        assert parse(words[1:]).out == (tmp_path / name).with_suffix(".safetensors")
 
 
 def test_a_file_without_a_description_is_refused_with_the_remedy(tmp_path: Path) -> None:

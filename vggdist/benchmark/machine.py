@@ -34,6 +34,7 @@ from vggdist.distributed import traffic
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.vgg import build_vgg
+from vggdist.paths import quote
 from vggdist.planning.devices import Device, load_device
 from vggdist.planning.exchange import Work
 from vggdist.planning.links import Cluster
@@ -56,14 +57,16 @@ _NUM_IMAGES, _HEIGHT, _WIDTH, _QUALITY = 64, 375, 500, 88  # ImageNet's usual sh
 def require_writable(out: Path) -> None:
     """Raises a ConfigError if `out` is anything but a new file or an earlier measurement."""
     if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: {out.absolute().parent} is no folder; make it first.")
+        raise ConfigError(
+            f"--out {quote(out)}: {quote(out.absolute().parent)} is no folder; make it first."
+        )
     try:
         if out.exists():
             load_device(str(out))
     except ConfigError:
         raise ConfigError(
-            f"--out {out} exists and was not written by `vggdist bench machine`; it is left as it "
-            "is. Give another file."
+            f"--out {quote(out)} exists and was not written by `vggdist bench machine`; it is left "
+            "as it is. Give another file."
         ) from None
 
 

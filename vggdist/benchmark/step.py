@@ -29,6 +29,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
+from vggdist.paths import quote
 
 # Weights must not run away: from the first infinite gradient on, updates would be left out.
 _LEARNING_RATE = 1e-6
@@ -94,7 +95,7 @@ def _open_images(config: Config) -> Manifest | None:
     manifest = open_training_images(config)
     if len(manifest.classes) > config.model.num_classes:
         raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but {config.data.root} has "
+            f"model.num_classes is {config.model.num_classes}, but {quote(config.data.root)} has "
             f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}."
         )
     return manifest

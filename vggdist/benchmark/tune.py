@@ -26,6 +26,7 @@ from vggdist.config import Config, split_batch
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
+from vggdist.paths import quote
 
 CLEAR_GAIN = 1.03
 """Ratio of images/s, the median over rounds, from which a change is kept."""
@@ -121,13 +122,17 @@ def require_writable(out: Path) -> None:
     try:
         if out.exists() and not out.read_text(encoding="utf-8").startswith(HEADER):
             raise ConfigError(
-                f"--out {out} exists and was not written by `vggdist tune data`; it is left as it "
-                "is. Give another file."
+                f"--out {quote(out)} exists and was not written by `vggdist tune data`; it is left "
+                "as it is. Give another file."
             )
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--out {out} cannot be used: {error}. Give another file.") from error
+        raise ConfigError(
+            f"--out {quote(out)} cannot be used: {error}. Give another file."
+        ) from error
     if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: {out.absolute().parent} is no folder; make it first.")
+        raise ConfigError(
+            f"--out {quote(out)}: {quote(out.absolute().parent)} is no folder; make it first."
+        )
 
 
 def write_tuned(result: dict[str, Any], out: Path) -> None:
@@ -141,7 +146,7 @@ def write_tuned(result: dict[str, Any], out: Path) -> None:
     try:
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {error}.") from error
+        raise ConfigError(f"--out {quote(out)} cannot be written: {error}.") from error
 
 
 def ladders(config: Config, process: world.Process) -> dict[str, list[int | float]]:

@@ -17,6 +17,7 @@ from vggdist.data.dataset import open_dataset
 from vggdist.data.geometry import map_side
 from vggdist.errors import DataError
 from vggdist.model.size import layer_sizes, multiply_adds
+from vggdist.paths import quote
 
 IMAGENET = (1_281_167, 50_000)
 """Training and validation images of ILSVRC2012."""
@@ -136,12 +137,12 @@ def count_images(experiment: Experiment) -> Images:
     if root is None:
         return Images(*IMAGENET, "ImageNet's, since data is not set")
     if not Path(root).exists():
-        return Images(*IMAGENET, f"ImageNet's, since {root} is not to be seen from here")
+        return Images(*IMAGENET, f"ImageNet's, since {quote(root)} is not to be seen from here")
     try:
         dataset = open_dataset(root)
     except DataError as error:
         return Images(*IMAGENET, f"ImageNet's, since there is a problem: {error}")
-    return Images(dataset.train.num_images, dataset.val.num_images, f"counted in {root}")
+    return Images(dataset.train.num_images, dataset.val.num_images, f"counted in {quote(root)}")
 
 
 def _flop(stage: Training | Evaluation, experiment: Experiment, images: Images) -> float:

@@ -34,6 +34,7 @@ from vggdist.cluster.works import EvaluationWork, ReportWork
 from vggdist.config import split_batch
 from vggdist.data.progress import duration
 from vggdist.errors import EXIT_STOPPED, ConfigError
+from vggdist.paths import quote
 
 ALONE = Layout(nodes=1, ranks_per_node=1, gpus_per_node=0)
 """A report adds up files."""
@@ -227,7 +228,7 @@ def _write_experiment(experiment: Experiment) -> None:
         temporary.write_text(experiment.to_yaml(), encoding="utf-8")
         os.replace(temporary, experiment.folder / EXPERIMENT_FILE)
     except OSError as error:
-        raise ConfigError(f"{experiment.folder} cannot be written: {error}.") from error
+        raise ConfigError(f"{quote(experiment.folder)} cannot be written: {error}.") from error
 
 
 class _Clock:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import graphlib
-import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,8 +41,18 @@ from vggdist.cluster.stages import (
     Training,
 )
 from vggdist.config import Config
-from vggdist.config_file import apply_overrides, check, flatten, raise_problems, read_yaml
+from vggdist.config_file import (
+    apply_overrides,
+    check,
+    flatten,
+    name_source,
+    raise_problems,
+    read_yaml,
+    takes_text,
+    to_override,
+)
 from vggdist.errors import ConfigError
+from vggdist.paths import expand_home
 
 AS_TRAINED = (
     "device",
@@ -79,19 +88,20 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     values, problems = _unshared(read_yaml(file, remedy)), list[str]()
     if path.is_dir():  # which may have been moved since
         values["folder"] = str(path)
-    apply_overrides(overrides, values, problems)
-    top, found = check(ExperimentFile, values)
+    typed = apply_overrides(overrides, values, problems, _takes_text)
+    top, found = check(ExperimentFile, values, typed=typed)
     problems += found
     if top is None:
-        raise_problems(problems, str(file))
+        raise_problems(problems, name_source(file, typed, problems))
     folder = Path(top.folder)
-    described = _Described(top, folder, file.parent)
+    described = _Described(top, folder, file.parent, typed)
     stages = described.stages()
     problems += described.problems
     stages, found = _in_order(stages)
     problems += found
     if problems:
-        raise_problems(list(dict.fromkeys(problems)), str(file))
+        problems = list(dict.fromkeys(problems))
+        raise_problems(problems, name_source(file, typed, problems))
     return Experiment(
         name=folder.absolute().name if path.is_dir() else file.stem,
         folder=folder,
@@ -104,8 +114,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 class _Described:
     """The stages of a file, each checked by itself and against those that it names."""
 
-    def __init__(self, file: ExperimentFile, folder: Path, base: Path) -> None:
-        self._file, self._folder, self._base = file, folder, base
+    def __init__(
+        self, file: ExperimentFile, folder: Path, base: Path, typed: Mapping[str, str]
+    ) -> None:
+        self._file, self._folder, self._base, self._typed = file, folder, base, typed
         self.problems: list[str] = []
         self._sections: dict[str, StageSection] = {}
         self._configs: dict[str, Config] = {}
@@ -146,7 +158,7 @@ class _Described:
                 f"or a report (report: [STAGE, ...]), and has one of these keys; this one {what}."
             )
             return
-        section, found = check(KINDS[kinds[0]], values, where)
+        section, found = check(KINDS[kinds[0]], values, where, _below(f"{where}.", self._typed))
         self.problems += found
         if section is not None:
             self._sections[name] = section
@@ -214,15 +226,16 @@ class _Described:
         found: list[str] = []
         for sections in (self._file.set, section.set):
             _merge(values, sections)
+        typed = _below("set.", self._typed) | _below(f"stages.{name}.set.", self._typed)
         try:
-            apply_overrides(shlex.split(sweep), values, found)
+            typed |= apply_overrides(shlex.split(sweep), values, found)
         except ValueError as error:
             found.append(f"sweep {sweep!r} cannot be split into overrides: {error}.")
         own: dict[str, Any] = {"run": {"folder": str(self._folder / full_name)}}
         if self._file.data is not None:
             own["data"] = {"root": self._file.data}
         _merge(values, own)
-        config, problems = check(Config, values)
+        config, problems = check(Config, values, typed=typed)
         if config is not None:
             self._configs[full_name] = config
         for problem in [*found, *problems]:
@@ -236,7 +249,8 @@ class _Described:
         self._check_scales(name, section.scales, training.data.crop_size)
         values = training.model_dump(mode="json")
         _merge(values, section.set)
-        config, found = check(Config, values)
+        typed = _below(f"stages.{name}.set.", self._typed)
+        config, found = check(Config, values, typed=typed)
         for problem in found:
             self._in_configs.setdefault(problem, []).append(name)
         flat, own = flatten(values), flatten(section.set)
@@ -246,8 +260,7 @@ class _Described:
             for key in flat
             if key in own or (key.startswith(AS_TRAINED) and flat[key] != default[key])
         ]
-        # JSON is YAML, as far as single values go.
-        return None if config is None else tuple(f"{key}={json.dumps(flat[key])}" for key in wanted)
+        return None if config is None else tuple(to_override(key, flat[key]) for key in wanted)
 
     def _check_scales(self, name: str, scales: Sequence[int], crop_size: int) -> None:
         small = [str(scale) for scale in scales if scale < crop_size]
@@ -282,6 +295,21 @@ class _Described:
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
                 problem = f"there is no stage {other}; {hint if known else 'describe it.'}"
             self.problems.append(f"stages.{name}.{key}: {problem}")
+
+
+def _takes_text(names: Sequence[str]) -> bool:
+    """Whether the value of an experiment's key is text, which is taken as it is typed."""
+    match names:
+        case ["set", *key] | ["stages", _, "set", *key]:
+            return takes_text(Config, key)
+        case ["stages", _, *key]:
+            return any(takes_text(kind, key) for kind in KINDS.values())
+    return takes_text(ExperimentFile, names)
+
+
+def _below(prefix: str, typed: Mapping[str, str]) -> dict[str, str]:
+    """The overrides of what is below a place, by their keys from there."""
+    return {key.removeprefix(prefix): one for key, one in typed.items() if key.startswith(prefix)}
 
 
 def _in_order(stages: Mapping[str, Stage]) -> tuple[dict[str, Stage], list[str]]:
@@ -339,5 +367,5 @@ def _absolute(file: ExperimentFile, values: Mapping[str, Any], base: Path) -> di
         moved["data"] = str(Path(file.data).absolute())
     for stage in moved["stages"].values():
         if isinstance(stage, dict) and isinstance(stage.get("config"), str):
-            stage["config"] = str((base / stage["config"]).absolute())
+            stage["config"] = str((base / expand_home(stage["config"])).absolute())
     return moved

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from vggdist.config import Section
+from vggdist.config import Section, UserPath
 from vggdist.evaluation.posteriors import Protocol
 
 
@@ -20,11 +20,10 @@ def _tuple(value: object) -> object:
 class ExperimentFile(Section):
     """The file's own keys."""
 
-    folder: str = Field(
-        min_length=1,
+    folder: UserPath = Field(
         description="Folder of the experiment: a run folder for every training, and all else.",
     )
-    data: str | None = Field(
+    data: UserPath | None = Field(
         None, description="The data set of all stages; none: data.root of each configuration."
     )
     glorot: bool = Field(
@@ -43,7 +42,7 @@ class ExperimentFile(Section):
 class TrainingStage(Section):
     """A training, or several that differ in some settings."""
 
-    config: str = Field(description="Configuration file, seen from the experiment's file.")
+    config: UserPath = Field(description="Configuration file, seen from the experiment's file.")
     start: str | None = Field(
         None, description="Training from whose network this one starts (model.initialize_from)."
     )

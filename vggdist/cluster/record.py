@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vggdist.errors import ConfigError
+from vggdist.paths import quote
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +108,13 @@ def hold(folder: Path) -> Iterator[None]:
                     file.seek(0)
                     raise ConfigError(
                         f"{file.read().strip() or 'another process'} is running the experiment in "
-                        f"{folder}; wait for it, or choose another folder."
+                        f"{quote(folder)}; wait for it, or choose another folder."
                     ) from None
                 time.sleep(0.1)
             except OSError as error:
-                logger.warning("%s cannot be locked (%s); start it only once.", folder, error)
+                logger.warning(
+                    "%s cannot be locked (%s); start it only once.", quote(folder), error
+                )
                 break
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
@@ -133,5 +136,6 @@ def is_held(folder: Path) -> bool:
 
 def _not_writable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"the experiment's folder {folder} cannot be written: {error}. Choose another folder."
+        f"the experiment's folder {quote(folder)} cannot be written: {error}. Choose another "
+        "folder."
     )

@@ -19,6 +19,7 @@ from vggdist.cluster.queue import QueuedJob
 from vggdist.cluster.record import JobRecord
 from vggdist.cluster.stages import JOB_FOLDER, Evaluation, Experiment, Report, Stage, Training
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED, DistributedError
+from vggdist.paths import quote
 from vggdist.training import run_files
 from vggdist.training.run_files import RESULT_FILE, read_result
 
@@ -249,8 +250,8 @@ def _changes(experiment: Experiment, stage: Training) -> str:
         return ""
     listing = ", ".join(f"{key} {old!r} -> {new!r}" for key, (old, new) in changed.items())
     return (
-        f"{folder} holds a training with other settings ({listing}); take these changes back, or "
-        "move that folder away to train again."
+        f"{quote(folder)} holds a training with other settings ({listing}); take these changes "
+        "back, or move that folder away to train again."
     )
 
 

@@ -26,6 +26,7 @@ from vggdist.cluster.job import EXIT_CODE_FILE, Job, Work, digest_of_code
 from vggdist.cluster.queue import job_states, require_slurm
 from vggdist.distributed.port import free_port
 from vggdist.errors import ConfigError, DistributedError
+from vggdist.paths import quote
 
 CPUS_BESIDE_A_GPU = 8
 FOREVER_MINUTES = 60 * 24 * 365
@@ -158,8 +159,8 @@ def run_local(
     history = attempts.read(Path(_absolute(submission.folder)), job.job_id)
     if not history or history[-1].exit_code is None:
         sys.stderr.write(
-            f"error: the main rank ended without a word; see {job.paths.stderr} and the other "
-            "ranks' logs beside it.\n"
+            f"error: the main rank ended without a word; see {quote(job.paths.stderr)} and the "
+            "other ranks' logs beside it.\n"
         )
         return DistributedError.exit_code
     return history[-1].exit_code
@@ -280,13 +281,13 @@ def _prepare(folder: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         if path.stat().st_uid != os.getuid():
             raise ConfigError(
-                f"the job folder {path} belongs to somebody else, who could make your job run "
-                "anything; choose another run.folder."
+                f"the job folder {quote(path)} belongs to somebody else, who could make your job "
+                "run anything; choose another run.folder."
             )
         path.chmod(0o700)
     except OSError as error:
         raise ConfigError(
-            f"the job folder {path} cannot be made: {error}. Choose another run.folder."
+            f"the job folder {quote(path)} cannot be made: {error}. Choose another run.folder."
         ) from error
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vggdist.cluster.estimate import Estimate, StageEstimate
 from vggdist.cluster.stages import Evaluation, Experiment, Report, Stage, Training
 from vggdist.cluster.status import StageStatus
 from vggdist.data.progress import duration
+from vggdist.paths import quote
 
 _WIDTH = 120
 _FEW = 2
@@ -41,15 +43,16 @@ def render_estimate(
 
 def render_status(experiment: Experiment, statuses: Mapping[str, StageStatus]) -> str:
     """How far every stage is, and a table of results for each sweep; the caller prints it."""
-    table = Table(title=f"Experiment {experiment.name}: {experiment.folder}", title_justify="left")
+    table = Table()
     table.add_column("stage")
     table.add_column("state", no_wrap=True)
     table.add_column("")
     for name, status in statuses.items():
-        table.add_row(name, status.state, _said(status))
+        table.add_row(name, status.state, escape(_said(status)))
     counts = Counter(status.state for status in statuses.values())
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    parts = [_drawn(table), f"{len(statuses)} stages: {summary}"]
+    title = f"Experiment {experiment.name}: {quote(experiment.folder)}"
+    parts = [title, _drawn(table), f"{len(statuses)} stages: {summary}"]
     for name, rows in sweeps(experiment, statuses).items():
         parts.append("\n" + _drawn(_sweep_table(name, rows)))
     return "\n".join(parts)
@@ -96,7 +99,7 @@ def _sweep_table(name: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         epoch = "" if row["epoch"] is None else f"{row['epoch']:.2f}"
         errors = _percent(row["top1_error"]), _percent(row["top5_error"])
-        table.add_row(row["overrides"], row["state"], epoch, *errors)
+        table.add_row(escape(row["overrides"]), row["state"], epoch, *errors)
     return table
 
 
@@ -165,7 +168,7 @@ def _assumptions(
     free = _free_bytes(experiment.folder)
     if free < estimate.num_bytes:
         yield (
-            f"warning: {experiment.folder} has {_bytes(free)} of free space, less than the "
+            f"warning: {quote(experiment.folder)} has {_bytes(free)} of free space, less than the "
             f"{_bytes(estimate.num_bytes)} that are needed."
         )
 

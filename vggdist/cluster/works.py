@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdist.errors import EXIT_STOPPED, WeightsError
 from vggdist.evaluation.posteriors import Protocol
+from vggdist.paths import quote
 from vggdist.training.run_files import RESULT_FILE, read_result
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ class ReportWork:
         files = [file for folder in self.evaluations for file in _posteriors(Path(folder))]
         report = make_report(files)
         page = write_report(report, Path(self.folder))
-        _say(f"{render_report(report)}\n\nWritten to {page} and {page.with_suffix('.md')}")
+        _say(
+            f"{render_report(report)}\n\nWritten to {quote(page)} and "
+            f"{quote(page.with_suffix('.md'))}"
+        )
         _write_result(Path(self.folder), self.definition, report.to_dict())
         return 0
 
@@ -125,7 +129,7 @@ def _posteriors(folder: Path) -> list[Path]:
     result = read_result(folder)
     if result is None:
         raise WeightsError(
-            f"{folder} has no {RESULT_FILE} that can be read; run the experiment again."
+            f"{quote(folder)} has no {RESULT_FILE} that can be read; run the experiment again."
         )
     return [folder / Path(str(row["file"])).name for row in result["files"]]
 
@@ -137,7 +141,7 @@ def _write_result(folder: Path, definition: Mapping[str, Any], result: Mapping[s
         temporary.write_text(json.dumps({"stage": definition, **result}, indent=1) + "\n")
         os.replace(temporary, folder / RESULT_FILE)
     except OSError as error:
-        raise WeightsError(f"{folder / RESULT_FILE} cannot be written: {error}.") from error
+        raise WeightsError(f"{quote(folder / RESULT_FILE)} cannot be written: {error}.") from error
 
 
 def _say(text: str) -> None:

@@ -3,15 +3,106 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vggdist.errors import VggdistError
+from vggdist.config import Config
+from vggdist.config_file import load_config
+from vggdist.errors import ConfigError, VggdistError
+from vggdist.paths import expand_home, lies_in, quote, require_apart, require_suffix
+from vggdist.training.run_files import CHECKPOINTS, CONFIG_FILE, RUN_FILES
+
+Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+@dataclass(frozen=True)
+class PathRole:
+    """What a command does with the paths of one of its arguments."""
+
+    dest: str
+    option: str
+    kind: Literal["read", "images", "written"]
+    suffixes: tuple[str, ...] = ()
+    """Of a file that is written."""
+
+
+def add_input(parser: Arguments, *names: str, images: bool = False, **settings: Any) -> None:
+    """A file or a folder that is read; `images`: nothing may be written in it."""
+    _add_path(parser, names, "images" if images else "read", (), settings)
+
+
+def add_output(
+    parser: Arguments, *names: str, suffixes: tuple[str, ...] = (), **settings: Any
+) -> None:
+    """A file with one of these suffixes that is written, or a folder."""
+    _add_path(parser, names, "written", suffixes, settings)
+
+
+def _add_path(
+    parser: Arguments,
+    names: Sequence[str],
+    kind: Literal["read", "images", "written"],
+    suffixes: tuple[str, ...],
+    settings: Mapping[str, Any],
+) -> None:
+    action = parser.add_argument(*names, **{"type": user_path, **settings})
+    role = PathRole(action.dest, names[0], kind, suffixes)
+    parser.set_defaults(paths=(*(parser.get_default("paths") or ()), role))
+
+
+def check_outputs(arguments: argparse.Namespace, images: Iterable[str | Path] = ()) -> None:
+    """Refuses to write over or into what the command reads, and misleading suffixes.
+
+    Args:
+        images: folders of images that are read, besides those of arguments.
+
+    Raises:
+        ConfigError: what is wrong with an output.
+    """
+    given = [
+        (role, path) for role in arguments.paths for path in _listed(getattr(arguments, role.dest))
+    ]
+    read = [path for role, path in given if role.kind == "read"]
+    read += [word[1:] for word in getattr(arguments, "overrides", ()) if word.startswith("@")]
+    images = [*images, *(path for role, path in given if role.kind == "images")]
+    for role, out in given:
+        if role.kind != "written" or out.absolute().is_relative_to("/dev"):  # /dev/stdout
+            continue
+        if role.suffixes:
+            require_suffix(role.option, out, role.suffixes)
+        require_apart(role.option, out, read, images)
+        _require_outside_of_training(role.option, out)
+
+
+def _listed(value: Any) -> list[Any]:
+    """The paths that an argument holds: none, one or several."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _require_outside_of_training(option: str, out: Path) -> None:
+    for folder in out.absolute().parents:
+        if (folder / CONFIG_FILE).is_file() and (
+            out.absolute() in [folder / name for name in RUN_FILES]
+            or lies_in(out, folder / CHECKPOINTS)
+        ):
+            raise ConfigError(
+                f"{option} {quote(out)} is kept for the training in {quote(folder)}; give another "
+                "name."
+            )
+
+
+def configured(arguments: argparse.Namespace, defaults: Sequence[str] = ()) -> Config:
+    """The configuration of --config and the overrides, on top of `defaults`."""
+    config = load_config(arguments.config, [*defaults, *arguments.overrides])
+    if config.data.root is not None:
+        check_outputs(arguments, [config.data.root])
+    return config
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of sections")
+    add_input(parser, "--config", metavar="FILE", help="YAML file of sections")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -21,14 +112,28 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+    add_output(
+        parser,
+        "--json",
+        suffixes=(".json",),
+        metavar="FILE",
+        help="also write the result as JSON",
+    )
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """A trained network, and settings on top of its own."""
-    parser.add_argument(
-        "network", metavar="WEIGHTS_OR_RUN", help="run folder, checkpoint or weights file"
+    """A trained network."""
+    add_input(
+        parser,
+        "network",
+        type=user_path_text,
+        metavar="WEIGHTS_OR_RUN",
+        help="run folder, checkpoint or weights file",
     )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Settings on top of a network's own."""
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -36,6 +141,23 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         help="such as precision=fp32, device=cpu, data.num_threads=4 or "
         "evaluation.max_megapixels=2",
     )
+
+
+def add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """What launchers give to every script; the environment says the same."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def user_path(text: str) -> Path:
+    """A path with `~` expanded."""
+    return Path(user_path_text(text))
+
+
+def user_path_text(text: str) -> str:
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def scales(text: str) -> tuple[int, ...]:
@@ -70,4 +192,4 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
     try:
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise VggdistError(f"--json {path} cannot be written: {error}.") from error
+        raise VggdistError(f"--json {quote(path)} cannot be written: {error}.") from error

@@ -1,10 +1,20 @@
 """The verb evaluate, which `launch/evaluate.py` starts as well."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_json, add_network, positive, scales, show
+from vggdist.commands.arguments import (
+    add_input,
+    add_json,
+    add_network,
+    add_output,
+    add_settings,
+    check_outputs,
+    positive,
+    scales,
+    show,
+    user_path_text,
+)
 from vggdist.commands.ranks import start_ranks
 
 DESCRIPTION = """\
@@ -56,7 +66,16 @@ def add_verbs(verbs: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is evaluated, and how."""
     add_network(parser)
-    parser.add_argument("--data", required=True, metavar="ROOT", help="the data set")
+    add_settings(parser)
+    add_input(
+        parser,
+        "--data",
+        images=True,
+        type=user_path_text,
+        required=True,
+        metavar="ROOT",
+        help="the data set",
+    )
     parser.add_argument(
         "--split", choices=("train", "val"), default="val", help="which images (default: val)"
     )
@@ -79,9 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="average in the posteriors of the mirrored image (default: all but center-crop do)",
     )
-    parser.add_argument(
+    add_output(
+        parser,
         "--out",
-        type=Path,
         metavar="DIR",
         help="folder for the posteriors files (default: posteriors in the run folder, or beside "
         "the weights file)",
@@ -115,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     def work() -> int:
+        check_outputs(arguments)
         evaluated = evaluate(request)
         if evaluated is not None:  # the main rank speaks
             summary = summarize(evaluated)

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggdist.commands.arguments import add_json, show
+from vggdist.commands.arguments import add_input, add_json, check_outputs, show
 from vggdist.commands.submission import add_cluster_flags, fact_flags
+from vggdist.paths import quote
 
 if TYPE_CHECKING:
     from vggdist.cluster.experiment import Array
@@ -130,9 +130,7 @@ def _speed(text: str) -> float:
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "experiment", type=Path, metavar="FILE", help="an experiment's file, or its folder"
-    )
+    add_input(parser, "experiment", metavar="FILE", help="an experiment's file, or its folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="on top of the file, such as data=ROOT"
     )
@@ -145,6 +143,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from vggdist.cluster.tables import render_status, status_to_dict
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
+    check_outputs(arguments, _images(experiment))
     statuses = look(experiment)
     show(
         render_status(experiment, statuses),
@@ -166,6 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from vggdist.config_file import raise_problems
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
+    check_outputs(arguments, _images(experiment))
     facts = load_facts(arguments.cluster, fact_flags(arguments))
     layout = make_layout(arguments.nodes, arguments.gpus_per_node, arguments.ranks_per_node, facts)
     statuses = look(experiment)
@@ -203,13 +203,21 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _images(experiment: "Experiment") -> set[str]:
+    """The data sets of all trainings."""
+    from vggdist.cluster.stages import Training
+
+    trainings = (stage for stage in experiment.stages.values() if isinstance(stage, Training))
+    return {root for stage in trainings if (root := stage.config.data.root) is not None}
+
+
 def _submitted(experiment: "Experiment", arrays: "tuple[Array, ...]") -> str:
     lines = []
     for array in arrays:
         after = f" after {', '.join(array.after)}" if array.after else ""
         lines.append(f"job {', '.join(array.jobs)}: {', '.join(array.stages)}{after}")
     lines.append(
-        f"`vggdist experiment status {experiment.folder}` shows how far they are."
+        f"`vggdist experiment status {quote(experiment.folder)}` shows how far they are."
         if arrays
         else "Nothing is missing."
     )

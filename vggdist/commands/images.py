@@ -2,10 +2,16 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_json, fraction, positive, show
+from vggdist.commands.arguments import (
+    add_input,
+    add_json,
+    add_output,
+    fraction,
+    positive,
+    show,
+)
 
 IMAGENET_DESCRIPTION = """\
 Writes ILSVRC2012 as a data set, from the archives that image-net.org gives to registered users.
@@ -27,7 +33,7 @@ def add_verbs(verbs: Any) -> None:
         help="the built-in one: scikit-learn's handwritten digits as folders of JPEGs",
         epilog="example: vggdist prepare digits --out datasets/digits",
     )
-    digits.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    add_output(digits, "--out", required=True, metavar="DIR", help="folder to make")
     digits.set_defaults(run=_prepare_digits)
     _add_prepare_imagenet(prepare)
     _add_prepare_folder(prepare)
@@ -41,7 +47,7 @@ def add_verbs(verbs: Any) -> None:
         "training reads.",
         epilog="example: vggdist check /data/imagenet --jobs 8 --json check.json --threshold 0.001",
     )
-    check.add_argument("data", type=Path, metavar="DATA", help="train/ and val/, or any images")
+    add_input(check, "data", images=True, metavar="DATA", help="train/ and val/, or any images")
     check.add_argument(
         "--jobs", type=positive, metavar="N", help="processes (default: one for each CPU)"
     )
@@ -71,7 +77,7 @@ def _add_prepare_imagenet(verbs: Any) -> None:
         ("val", "ILSVRC2012_img_val.tar"),
         ("devkit", "ILSVRC2012_devkit_t12.tar.gz"),
     ):
-        imagenet.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help=file)
+        add_input(imagenet, f"--{name}", required=True, metavar="FILE", help=file)
     _add_packing(imagenet, "folders")
     imagenet.add_argument(
         "--strict",
@@ -91,13 +97,13 @@ def _add_prepare_folder(verbs: Any) -> None:
         epilog="example: vggdist prepare folder datasets/flowers --out /data/flowers "
         "--form shards --shorter-side 512",
     )
-    folder.add_argument("source", type=Path, metavar="SRC", help="folder with train/ and val/")
+    add_input(folder, "source", images=True, metavar="SRC", help="folder with train/ and val/")
     _add_packing(folder, "shards")
     folder.set_defaults(run=_prepare_folder)
 
 
 def _add_packing(parser: argparse.ArgumentParser, form: str) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    add_output(parser, "--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--form",
         choices=("folders", "shards"),

@@ -1,28 +1,39 @@
 """Verbs about networks as such: summary, import, export."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, positive, show
+from vggdist.commands.arguments import (
+    add_config,
+    add_input,
+    add_json,
+    add_network,
+    add_output,
+    configured,
+    positive,
+    show,
+)
 from vggdist.config import Config
-from vggdist.config_file import load_config
 
 IMPORT_DESCRIPTION = """\
 Reads trained weights in the layout of others and writes a weights file, which says of itself which
 network it is for and what it is fed; every verb takes it, and a training begins from it with
 model.initialize_from. Nothing in FILE is run: a pickle that holds more than tensors is refused.
 
-  torchvision  state dict, features.0.weight ... classifier.6.bias, also within state_dict, model
+  torchvision  state dict, features.0.weight ... classifier.6.bias
   timm         state dict with convolutions for fc6 and fc7
   caffe        arrays conv1_1_W ... fc8_b, OIHW kernels, (out, in) matrices
   keras        arrays block1_conv1/kernel:0 ..., HWIO kernels, (in, out) matrices
   vggdist      a weights file, or a checkpoint's weights without a description
 
-Number of classes, width of fc6 and fc7, batch normalization and crop size are those of the file.
-Settings say what a file cannot: model.configuration for one's own blocks, data.mean and data.std,
-data.train_scale_min and data.train_scale_max.
+The network may lie in dictionaries, and its names may have prefixes; where there are several, --key
+names one. Tensors beside it are left out and listed. Number of classes, width of fc6 and fc7, batch
+normalization and crop size are those of the file. Settings say what a file cannot:
+model.configuration for one's own blocks, data.mean and data.std, data.train_scale_min and
+data.train_scale_max.
 """
+
+CONFIGURATIONS = "A, A-LRN, B, C, D or E; or VGG11, VGG13, VGG16 or VGG19 for A, B, D or E"
 
 EXPORT_DESCRIPTION = """\
 Writes a trained network for other programs. Before the file is kept it is loaded again, and its
@@ -46,7 +57,7 @@ def add_verbs(verbs: Any) -> None:
         help="layers, shapes, parameters and multiply-adds of a network",
         epilog="example: vggdist summary --configuration E data.crop_size=320",
     )
-    summary.add_argument("--configuration", metavar="NAME", help="A, A-LRN, B, C, D or E")
+    summary.add_argument("--configuration", metavar="NAME", help=CONFIGURATIONS)
     add_config(summary)
     add_json(summary)
     summary.set_defaults(run=_summary)
@@ -67,10 +78,13 @@ def _add_import(verbs: Any) -> None:
         "          vggdist import vgg16_notop.npz --configuration D --partial --out "
         "vgg_d_conv.safetensors",
     )
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help=".pth, .pt, .bin, .safetensors or .npz"
+    add_input(
+        parser,
+        "file",
+        metavar="FILE",
+        help="a file of torch.save (.pth, .pt, .bin, .ckpt, .pth.tar), .safetensors or .npz",
     )
-    parser.add_argument("--configuration", metavar="NAME", help="A, A-LRN, B, C, D or E")
+    parser.add_argument("--configuration", metavar="NAME", help=CONFIGURATIONS)
     parser.add_argument(
         "--layout",
         choices=("auto", "torchvision", "timm", "caffe", "keras", "vggdist"),
@@ -87,6 +101,18 @@ def _add_import(verbs: Any) -> None:
         "timm, mean-bgr for caffe and keras)",
     )
     parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="where in FILE the network is, such as state_dict or ema (default: the only one)",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out tensors of such names, for example 'aux.*'; may be given several times",
+    )
+    parser.add_argument(
         "--partial",
         action="store_true",
         help="let layers be missing; the result is for model.initialize_from",
@@ -97,15 +123,20 @@ def _add_import(verbs: Any) -> None:
         metavar="PIXELS",
         help="side of the network's input (default: from fc6's inputs, else 224)",
     )
-    parser.add_argument(
+    add_input(
+        parser,
         "--classes",
-        type=Path,
         metavar="FILE",
         help="names of the classes, one in each line; an evaluation compares them with the data's "
         "class folders (default: not known, which for 1000 classes means ImageNet's)",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="weights file to write"
+    add_output(
+        parser,
+        "--out",
+        suffixes=(".safetensors",),
+        required=True,
+        metavar="FILE",
+        help="weights file to write",
     )
     add_config(parser)
     add_json(parser)
@@ -121,9 +152,7 @@ def _add_export(verbs: Any) -> None:
         epilog="examples: vggdist export runs/vgg_d --format torchvision --out vgg16.pth\n"
         "          vggdist export runs/vgg_d --format onnx --dense --out vgg_d.onnx",
     )
-    parser.add_argument(
-        "network", metavar="WEIGHTS_OR_RUN", help="run folder, checkpoint or weights file"
-    )
+    add_network(parser)
     parser.add_argument(
         "--format",
         choices=("safetensors", "torchvision", "onnx", "torch-export"),
@@ -135,7 +164,7 @@ def _add_export(verbs: Any) -> None:
         action="store_true",
         help="for whole images of any height and width (onnx and torch-export)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    add_output(parser, "--out", required=True, metavar="FILE", help="file to write")
     add_json(parser)
     parser.set_defaults(run=_export)
 
@@ -157,6 +186,8 @@ def _import(arguments: argparse.Namespace) -> None:
         _config(arguments),
         layout=None if arguments.layout == "auto" else arguments.layout,
         scaling=arguments.scaling,
+        key=arguments.key,
+        ignore=arguments.ignore,
         partial=arguments.partial,
         crop_size=arguments.crop_size,
         classes=() if arguments.classes is None else read_classes(arguments.classes),
@@ -175,7 +206,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    overrides = list(arguments.overrides)
     if arguments.configuration is not None:
-        overrides.append(f"model.configuration={arguments.configuration}")
-    return load_config(arguments.config, overrides)
+        arguments.overrides = [
+            *arguments.overrides,
+            f"model.configuration={arguments.configuration}",
+        ]
+    return configured(arguments)

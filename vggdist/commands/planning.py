@@ -1,11 +1,18 @@
 """The verb plan: a training in numbers before it is started."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, positive, show
-from vggdist.config_file import load_config
+from vggdist.commands.arguments import (
+    add_config,
+    add_input,
+    add_json,
+    add_output,
+    configured,
+    positive,
+    show,
+    user_path_text,
+)
 
 PLAN_DESCRIPTION = """\
 Simulates a training step layer by layer, with the gradients that travel beside the backward pass,
@@ -50,8 +57,13 @@ def add_verbs(verbs: Any) -> None:
         metavar="IMAGES",
         help="of each rank and step (default: batch.global shared by the ranks)",
     )
-    plan.add_argument(
-        "--device", required=True, metavar="DEVICE", help="h100, a100, v100, p100, cpu or a file"
+    add_input(
+        plan,
+        "--device",
+        type=user_path_text,
+        required=True,
+        metavar="DEVICE",
+        help="h100, a100, v100, p100, cpu or a file",
     )
     plan.add_argument(
         "--network", required=True, metavar="RATE", help="such as 25gbit, of each node"
@@ -73,7 +85,7 @@ def add_verbs(verbs: Any) -> None:
     plan.add_argument(
         "--cores-per-node", type=positive, metavar="CORES", help="CPU cores that decode images"
     )
-    plan.add_argument("--out", type=Path, metavar="FILE", help="also draw it, as PNG")
+    add_output(plan, "--out", suffixes=(".png",), metavar="FILE", help="also draw it, as PNG")
     add_config(plan)
     add_json(plan)
     plan.set_defaults(run=_plan)
@@ -93,7 +105,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         parse_rate(arguments.network),
     )
     plan = make_plan(
-        load_config(arguments.config, arguments.overrides),
+        configured(arguments),
         cluster,
         micro_batch=arguments.micro_batch,
         images=Images(arguments.images, arguments.validation_images),

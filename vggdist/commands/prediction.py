@@ -1,10 +1,16 @@
 """The verb predict."""
 
 import argparse
-from pathlib import Path
 from typing import Any, get_args
 
-from vggdist.commands.arguments import add_json, positive, show
+from vggdist.commands.arguments import (
+    add_input,
+    add_json,
+    add_network,
+    add_output,
+    positive,
+    show,
+)
 from vggdist.config import PrecisionSetting
 
 DESCRIPTION = """\
@@ -23,17 +29,24 @@ def add_verbs(verbs: Any) -> None:
         epilog="example: vggdist predict vgg_d.safetensors cat.jpg photos/ --top 3 "
         "--out predictions.png",
     )
-    predict.add_argument(
-        "network", metavar="WEIGHTS_OR_RUN", help="run folder, checkpoint or weights file"
-    )
-    predict.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of images"
+    add_network(predict)
+    add_input(
+        predict,
+        "images",
+        images=True,
+        nargs="+",
+        metavar="IMAGE",
+        help="images, or folders of images",
     )
     predict.add_argument(
         "--top", type=positive, default=5, metavar="K", help="classes for each (default: 5)"
     )
-    predict.add_argument(
-        "--out", type=Path, metavar="FILE", help="picture to draw, such as sheet.png"
+    add_output(
+        predict,
+        "--out",
+        suffixes=(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".pdf"),
+        metavar="FILE",
+        help="picture to draw, such as sheet.png",
     )
     predict.add_argument(
         "--scale",

@@ -1,10 +1,10 @@
 """The verb report: the paper's tables beside ours, from posteriors files."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_json, show
+from vggdist.commands.arguments import add_input, add_json, add_output, show
+from vggdist.paths import quote
 
 DESCRIPTION = """\
 Fuses posteriors files, which `vggdist evaluate` writes, and prints Tables 3 to 7 of the paper: its
@@ -25,16 +25,16 @@ def add_verbs(verbs: Any) -> None:
         epilog="examples: vggdist report runs/vgg_d runs/vgg_e --out report\n"
         "          vggdist report runs/vgg_d/posteriors/*.npz --json report.json",
     )
-    report.add_argument(
+    add_input(
+        report,
         "files",
         nargs="+",
-        type=Path,
         metavar="FILE",
         help="posteriors files, or folders that hold some, such as run folders",
     )
-    report.add_argument(
+    add_output(
+        report,
         "--out",
-        type=Path,
         metavar="DIR",
         help="also write report.html (one file, pictures included), report.md and its pictures",
     )
@@ -56,5 +56,5 @@ def _report(arguments: argparse.Namespace) -> None:
     text = render_report(report)
     if arguments.out is not None:
         page = write_report(report, arguments.out)
-        text += f"\n\nWritten to {page} and {page.with_suffix('.md')}"
+        text += f"\n\nWritten to {quote(page)} and {quote(page.with_suffix('.md'))}"
     show(text, report.to_dict(), arguments.json)

@@ -5,9 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, positive, show
+from vggdist.commands.arguments import (
+    add_config,
+    add_input,
+    add_json,
+    add_output,
+    configured,
+    positive,
+    show,
+)
 from vggdist.commands.ranks import start_ranks
-from vggdist.config_file import load_config
+from vggdist.paths import quote
 
 STEP_DESCRIPTION = """\
 Times, in turn: a training step beside a bare PyTorch loop with the same network; the loader alone;
@@ -62,8 +70,13 @@ def _add_bench_data(bench: Any) -> None:
         help="the input pipeline beside torchvision's and DALI's usual ones",
         epilog="example: vggdist bench data --data /data/imagenet --json input.json",
     )
-    data.add_argument(
-        "--data", type=Path, required=True, metavar="ROOT", help="class folders, or train/ and val/"
+    add_input(
+        data,
+        "--data",
+        images=True,
+        required=True,
+        metavar="ROOT",
+        help="class folders, or train/ and val/",
     )
     add_json(data)
     data.set_defaults(run=_bench_data)
@@ -99,8 +112,12 @@ def _add_bench_evaluation(bench: Any) -> None:
         "the weights random.",
         epilog="example: vggdist bench evaluation --data /data/imagenet --scale 256 precision=fp32",
     )
-    evaluation.add_argument(
-        "--data", type=Path, metavar="ROOT", help="images (default: random ones in usual shapes)"
+    add_input(
+        evaluation,
+        "--data",
+        images=True,
+        metavar="ROOT",
+        help="images (default: random ones in usual shapes)",
     )
     evaluation.add_argument(
         "--scale", type=positive, default=256, metavar="Q", help="shorter side (default: 256)"
@@ -165,9 +182,10 @@ def _add_bench_machine(bench: Any) -> None:
         "          vggdist plan --nodes 4 --gpus-per-node 8 --micro-batch 64 --device machine.json "
         "--network 100gbit",
     )
-    machine.add_argument(
+    add_output(
+        machine,
         "--out",
-        type=Path,
+        suffixes=(".json",),
         default=Path("machine.json"),
         metavar="FILE",
         help="JSON file to write (default: machine.json); a checkpoint is tried beside it",
@@ -200,15 +218,17 @@ def _add_tune(verbs: Any) -> None:
         "         python launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet "
         "@tuned.txt",
     )
-    data.add_argument(
+    add_input(
+        data,
         "--data",
-        type=Path,
+        images=True,
         metavar="ROOT",
         help="a data set, class folders or a folder of images (default: data.root)",
     )
-    data.add_argument(
+    add_output(
+        data,
         "--out",
-        type=Path,
+        suffixes=(".txt", ""),
         default=Path("tuned.txt"),
         metavar="FILE",
         help="file of settings to write (default: tuned.txt)",
@@ -233,8 +253,7 @@ def _bench_step(arguments: argparse.Namespace) -> None:
 
     # 16 images fit every machine; the paper's 256 would take minutes a step on a CPU.
     default = ["batch.global=16"] if arguments.config is None else []
-    overrides = [*default, *arguments.overrides]
-    result = measure_step(load_config(arguments.config, overrides), arguments.rounds)
+    result = measure_step(configured(arguments, default), arguments.rounds)
     if result is not None:  # the main rank speaks
         show(render_step(result), result, arguments.json)
 
@@ -244,7 +263,7 @@ def _bench_evaluation(arguments: argparse.Namespace) -> None:
     from vggdist.distributed import process as world
     from vggdist.trained import require_scales
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = configured(arguments)
     (scale,) = require_scales([arguments.scale], config.data.crop_size)
     process = world.start(config.device)
     result = measure_evaluation(config, process, arguments.data, scale, arguments.rounds)
@@ -272,7 +291,7 @@ def _bench_machine(arguments: argparse.Namespace) -> int | None:
         return start_ranks(arguments.ranks)
     require_writable(arguments.out)
     default = [] if arguments.config else [f"batch.global={16 * _world_size()}"]
-    config = load_config(arguments.config, [*default, *arguments.overrides])
+    config = configured(arguments, default)
     values = measure_machine(config, arguments.rounds, arguments.out.absolute().parent)
     if values is not None:  # the main rank writes and speaks
         show(render_machine(values), values, arguments.out)
@@ -288,7 +307,7 @@ def _tune_data(arguments: argparse.Namespace) -> None:
     from vggdist.benchmark.tune import render_tuned, require_writable, tune_data, write_tuned
 
     require_writable(arguments.out)
-    config = load_config(arguments.config, arguments.overrides)
+    config = configured(arguments)
     if arguments.data is not None:
         data = config.data.model_copy(update={"root": str(arguments.data)})
         config = config.model_copy(update={"data": data})
@@ -296,6 +315,7 @@ def _tune_data(arguments: argparse.Namespace) -> None:
     if result is None:  # the main rank writes and speaks
         return
     write_tuned(result, arguments.out)
-    config_file = f" --config {arguments.config}" if arguments.config else ""
-    use = f"Written to {arguments.out}; to use it: launch/train.py{config_file} @{arguments.out}"
+    config_file = f" --config {quote(arguments.config)}" if arguments.config else ""
+    out = quote(arguments.out)
+    use = f"Written to {out}; to use it: launch/train.py{config_file} @{out}"
     show(f"{render_tuned(result)}\n{use}", result, arguments.json)

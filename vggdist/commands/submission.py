@@ -5,9 +5,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config, add_json, positive, show, write_json
+from vggdist.commands.arguments import (
+    add_config,
+    add_input,
+    add_json,
+    check_outputs,
+    configured,
+    positive,
+    show,
+    write_json,
+)
 from vggdist.config import Config, split_batch
-from vggdist.config_file import load_config, to_yaml
+from vggdist.config_file import to_yaml
+from vggdist.paths import quote
 
 DESCRIPTION = """\
 Submits a training to SLURM as one job of several nodes, with one rank for each GPU. Before its time
@@ -110,9 +120,9 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         help="ranks on each node (default: one for each GPU, else 1)",
     )
     cluster = parser.add_argument_group("facts about the cluster")
-    cluster.add_argument(
+    add_input(
+        cluster,
         "--cluster",
-        type=Path,
         metavar="FILE",
         help="YAML file of these facts (default: ~/.config/vggdist/cluster.yaml); flags win",
     )
@@ -132,7 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
     from vggdist.cluster.job import TrainingWork
     from vggdist.cluster.submission import Submission, make_layout, typed_command
 
-    config = load_config(arguments.config, arguments.overrides)
+    check_outputs(arguments)
+    config = configured(arguments)
     facts = load_facts(arguments.cluster, fact_flags(arguments))
     layout = make_layout(arguments.nodes, arguments.gpus_per_node, arguments.ranks_per_node, facts)
     folder = Path(config.run_folder)
@@ -181,7 +192,7 @@ def _render(said: dict[str, Any]) -> str:
         f"global batch {said['global_batch']} = {_count(said['world_size'], 'rank')} x "
         f"{_count(said['accumulation_steps'], 'micro batch', 'micro batches')} x "
         f"{_count(said['micro_batch'], 'image')}\n"
-        f"run folder {said['run_folder']}, job folder {said['job_folder']}\n"
+        f"run folder {quote(said['run_folder'])}, job folder {quote(said['job_folder'])}\n"
     )
 
 
@@ -212,14 +223,14 @@ def _submit(arguments: argparse.Namespace, submission: Any, said: dict[str, Any]
     require_slurm()
     for job, state in running_jobs(submission.folder).items():
         raise ConfigError(
-            f"job {job} ({state}) is training in {said['run_folder']} already; wait for it, end it "
-            f"with `scancel {job}`, or choose another run.folder."
+            f"job {job} ({state}) is training in {quote(said['run_folder'])} already; wait for it, "
+            f"end it with `scancel {job}`, or choose another run.folder."
         )
     (job,) = submit(submission)
     log = submission.folder / f"{job}_0_log.err"
     text = (
         f"{_render(said)}job {job} is submitted; `squeue --job {job}` shows it, "
-        f"`scancel {job}` ends it, and it is followed by\n  tail -F {log}\n"
+        f"`scancel {job}` ends it, and it is followed by\n  tail -F {quote(log)}\n"
     )
     show(text, said | {"submitted": True, "job": job, "log": str(log)}, arguments.json)
     return 0

@@ -1,10 +1,20 @@
 """Verbs about transfer (Appendix B): features and transfer."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_json, add_network, positive, scales, show
+from vggdist.commands.arguments import (
+    add_input,
+    add_json,
+    add_network,
+    add_output,
+    add_settings,
+    positive,
+    scales,
+    show,
+    user_path_text,
+)
+from vggdist.paths import quote
 
 FEATURES_DESCRIPTION = """\
 Applies a trained network to whole images and writes a descriptor of each: the activations of fc7
@@ -54,9 +64,7 @@ def add_verbs(verbs: Any) -> None:
         description=TRANSFER_DESCRIPTION,
         epilog=TRANSFER_EXAMPLES,
     )
-    transfer.add_argument(
-        "features", nargs="+", type=Path, metavar="F", help="file of `vggdist features`"
-    )
+    add_input(transfer, "features", nargs="+", metavar="F", help="file of `vggdist features`")
     for name, default, what in (
         ("--train-per-class", 30, "training images of each class"),
         ("--test-per-class", 50, "most test images of each class"),
@@ -71,8 +79,19 @@ def add_verbs(verbs: Any) -> None:
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
-    parser.add_argument("--data", required=True, metavar="ROOT", help="the images")
-    parser.add_argument("--out", required=True, type=Path, metavar="F", help=".npz file to write")
+    add_settings(parser)
+    add_input(
+        parser,
+        "--data",
+        images=True,
+        type=user_path_text,
+        required=True,
+        metavar="ROOT",
+        help="the images",
+    )
+    add_output(
+        parser, "--out", suffixes=(".npz",), required=True, metavar="F", help=".npz file to write"
+    )
     parser.add_argument(
         "--scales",
         type=scales,
@@ -130,8 +149,8 @@ def _features(arguments: argparse.Namespace) -> None:
     assert recipe is not None
     values = {"num_images": num_images, "num_units": num_units, **asdict(recipe)}
     text = (
-        f"{arguments.out}: {num_images:,} images of {len(features.classes)} classes, {num_units:,} "
-        f"units of each ({recipe.trained}, {recipe.method})"
+        f"{quote(arguments.out)}: {num_images:,} images of {len(features.classes)} classes, "
+        f"{num_units:,} units of each ({recipe.trained}, {recipe.method})"
     )
     show(text, values, arguments.json)
 

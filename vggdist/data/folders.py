@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vggdist.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Lower case; files count whatever the case of theirs. DALI decodes all of these formats."""
 
 LARGEST_LIST = 5

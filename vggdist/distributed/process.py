@@ -86,6 +86,13 @@ def _join(process: Process) -> None:
             timeout=WORK_TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            port = int(os.environ["MASTER_PORT"])
+            raise DistributedError(
+                f"port {port} of this machine is in use, perhaps by another training, and the "
+                f"ranks were to meet there; name another, such as {port + 1}: deepspeed "
+                f"--master_port {port + 1}, torchrun --master-port {port + 1}, or MASTER_PORT."
+            ) from error
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise DistributedError(
             f"rank {process.rank} of {process.world_size} did not meet the others at {address}: "

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vggdist.errors import WeightsError
 from vggdist.evaluation.posteriors import format_train_scale
+from vggdist.paths import quote, temporary_beside
 
 FORMAT = 1
 FeatureLayer = Literal["fc7", "pool5"]
@@ -89,13 +90,13 @@ def require_writable(path: Path) -> None:
     """
     try:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
+            raise IsADirectoryError(f"{quote(path)} is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
+        temporary = temporary_beside(path)
         temporary.touch()
         temporary.unlink()
     except OSError as error:
-        raise WeightsError(f"features file {path} cannot be written: {error}.") from error
+        raise WeightsError(f"features file {quote(path)} cannot be written: {error}.") from error
 
 
 def save_features(path: Path, features: Features) -> None:
@@ -104,7 +105,7 @@ def save_features(path: Path, features: Features) -> None:
     Raises:
         WeightsError: it cannot be written.
     """
-    temporary = _temporary(path)
+    temporary = temporary_beside(path)
     header = ""
     if features.recipe is not None:
         header = json.dumps({"format": FORMAT, **asdict(features.recipe)})
@@ -124,7 +125,7 @@ def save_features(path: Path, features: Features) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise WeightsError(f"features file {path} cannot be written: {error}.") from error
+        raise WeightsError(f"features file {quote(path)} cannot be written: {error}.") from error
 
 
 def load_features(path: Path) -> Features:
@@ -146,7 +147,7 @@ def load_features(path: Path) -> Features:
             _check(features)
     except FileNotFoundError as error:
         raise WeightsError(
-            f"there is no features file {path}; `vggdist features` writes one."
+            f"there is no features file {quote(path)}; `vggdist features` writes one."
         ) from error
     except (
         # What zipfile, zlib, NumPy and json say of bytes that are not theirs.
@@ -157,14 +158,10 @@ def load_features(path: Path) -> Features:
         if "pickle" in reason:  # NumPy says how to load them all the same
             reason = "it holds Python objects, which could run any code and stay in the file"
         raise WeightsError(
-            f"{path} cannot be read as a features file: {reason}. It is cut off, "
+            f"{quote(path)} cannot be read as a features file: {reason}. It is cut off, "
             "damaged or something else; `vggdist features` writes one."
         ) from error
     return features
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp-{os.getpid()}")
 
 
 def _names(array: NDArray[np.str_]) -> tuple[str, ...]:
@@ -204,8 +201,8 @@ def _parse(path: Path, header: str) -> Recipe:
     values = dict(json.loads(header))
     if values.pop("format") != FORMAT:
         raise WeightsError(
-            f"{path} is a features file of another version of vggdist; `vggdist features` writes "
-            "it anew."
+            f"{quote(path)} is a features file of another version of vggdist; `vggdist features` "
+            "writes it anew."
         )
     low_high = values["train_scale"]
     values["train_scale"] = None if low_high is None else (int(low_high[0]), int(low_high[1]))

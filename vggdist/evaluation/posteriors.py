@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.errors import WeightsError
+from vggdist.paths import quote, temporary_beside
 
 FORMAT = 1
 Protocol = Literal["center-crop", "dense", "multi-crop"]
@@ -114,7 +115,7 @@ def save_posteriors(path: Path, posteriors: Posteriors) -> None:
     Raises:
         WeightsError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_beside(path)
     header = json.dumps({"format": FORMAT, **asdict(posteriors.source)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ def save_posteriors(path: Path, posteriors: Posteriors) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise WeightsError(f"posteriors file {path} cannot be written: {error}.") from error
+        raise WeightsError(f"posteriors file {quote(path)} cannot be written: {error}.") from error
 
 
 def load_posteriors(path: Path) -> Posteriors:
@@ -184,7 +185,7 @@ def _parse_source(path: Path, header: str) -> Source:
     values = dict(json.loads(header))
     if values.pop("format") != FORMAT:
         raise WeightsError(
-            f"{path} is a posteriors file of another version of vggdist; `vggdist evaluate` "
+            f"{quote(path)} is a posteriors file of another version of vggdist; `vggdist evaluate` "
             "writes it anew."
         )
     if (scale := values["train_scale"]) is not None:
@@ -203,7 +204,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except FileNotFoundError as error:
         raise WeightsError(
-            f"there is no posteriors file {path}; `vggdist evaluate` writes one."
+            f"there is no posteriors file {quote(path)}; `vggdist evaluate` writes one."
         ) from error
     except (
         # What zipfile, zlib, NumPy and json say of bytes that are not theirs.
@@ -211,8 +212,8 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         *(ValueError, KeyError, IndexError, TypeError, MemoryError),
     ) as error:
         raise WeightsError(
-            f"{path} cannot be read as a posteriors file: {str(error).rstrip('.')}. It is cut off, "
-            "damaged or something else; `vggdist evaluate` writes it anew."
+            f"{quote(path)} cannot be read as a posteriors file: {str(error).rstrip('.')}. It is "
+            "cut off, damaged or something else; `vggdist evaluate` writes it anew."
         ) from error
 
 

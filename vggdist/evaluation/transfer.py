@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.evaluation.features_file import Features, load_features
+from vggdist.paths import quote
 
 CANDIDATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Values of C, the weight of the SVM's loss, among which the validation images choose."""
@@ -153,8 +154,9 @@ def stack(features: Sequence[Features], paths: Sequence[Path]) -> Features:
             )
         if not same:
             raise WeightsError(
-                f"{path} is not of the same images and classes as {paths[0]}, so their features "
-                "cannot be stacked; compute both with the same `vggdist features --data`."
+                f"{quote(path)} is not of the same images and classes as {quote(paths[0])}, so "
+                "their features cannot be stacked; compute both with the same `vggdist features "
+                "--data`."
             )
         columns.append(other.descriptors[order])
     descriptors = np.concatenate(columns, axis=1) / np.float32(len(columns) ** 0.5)

@@ -42,6 +42,9 @@ TABLE_1: dict[str, tuple[tuple[str, ...], ...]] = {
     "E": (("3-64",) * 2, ("3-128",) * 2, ("3-256",) * 4, ("3-512",) * 4, ("3-512",) * 4),
 }
 
+USUAL_NAMES = {"VGG11": "A", "VGG13": "B", "VGG16": "D", "VGG19": "E"}
+"""What most people call columns of Table 1."""
+
 MAX_BLOCKS = 5
 """The crop size is a multiple of 32 = 2^5, so it can be halved five times."""
 
@@ -63,6 +66,27 @@ def parse_layer(text: str) -> Layer:
     return Convolution(int(match[1]), int(match[2]))
 
 
+def column_name(text: str) -> str:
+    """The name of a column of Table 1: `A-LRN`, `d`, `VGG16` and `vgg-16` are such.
+
+    Raises:
+        ValueError: it is none.
+    """
+    plain = re.sub(r"[-_ ]", "", text.upper())
+    columns = {name.replace("-", ""): name for name in TABLE_1} | USUAL_NAMES
+    if plain in columns:
+        return columns[plain]
+    if plain.removesuffix("BN") in columns:
+        raise ValueError(
+            f"configuration {text!r} is {columns[plain.removesuffix('BN')]} with batch "
+            f"normalization; use {columns[plain.removesuffix('BN')]}, and model.batch_norm=true."
+        )
+    raise ValueError(
+        f"configuration {text!r} is not in Table 1; use one of {', '.join(TABLE_1)}; or "
+        f"{', '.join(USUAL_NAMES)}."
+    )
+
+
 def parse_configuration(value: str | Sequence[Sequence[str]]) -> Configuration:
     """A column's name in Table 1, or blocks of layers in its notation -> the convolution blocks.
 
@@ -71,11 +95,7 @@ def parse_configuration(value: str | Sequence[Sequence[str]]) -> Configuration:
             convolution, or an LRN right after another.
     """
     if isinstance(value, str):
-        if value not in TABLE_1:
-            raise ValueError(
-                f"configuration {value!r} is not in Table 1; use one of {', '.join(TABLE_1)}."
-            )
-        value = TABLE_1[value]
+        value = TABLE_1[column_name(value)]
     if not 1 <= len(value) <= MAX_BLOCKS:
         raise ValueError(
             f"a configuration has 1 to {MAX_BLOCKS} blocks, this one has {len(value)}."

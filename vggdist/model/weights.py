@@ -22,10 +22,13 @@ from torch import Tensor
 
 from vggdist.config import ModelConfig, Triple
 from vggdist.errors import WeightsError
+from vggdist.model.formats import find_format
 from vggdist.model.vgg import VGG, build_vgg, layer_name
+from vggdist.paths import quote, temporary_beside
 
 METADATA_KEY = "vggdist"
 FORMAT = 1
+_SAVED_BY = {"torch": "a file of torch.save", "numpy": "an .npz file of NumPy"}
 ABSENT = "the file no such layer"
 """How a line of `differing_layers` ends where the file lacks the layer."""
 
@@ -89,7 +92,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], description: Descrip
     Raises:
         WeightsError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_beside(path)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], description: Descrip
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise WeightsError(f"{path} cannot be written: {error}.") from error
+        raise WeightsError(f"{quote(path)} cannot be written: {error}.") from error
 
 
 def load_weights(path: Path) -> Weights:
@@ -110,6 +113,12 @@ def load_weights(path: Path) -> Weights:
     Raises:
         WeightsError: there is no such file, it is damaged, or it does not describe its network.
     """
+    if (found := find_format(path)) != "safetensors":
+        raise WeightsError(
+            f"{quote(path)} is {_SAVED_BY[found]} and no weights file of vggdist; `vggdist import "
+            f"{quote(path)} --configuration D --out {quote(path.with_suffix('.safetensors'))}` "
+            "makes one of it."
+        )
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -120,13 +129,13 @@ def load_weights(path: Path) -> Weights:
             tensors = {n: opened.get_tensor(n).clone() for n in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a weights file: {error}. Give a run folder, or a "
-            ".safetensors file of vggdist; `vggdist import` makes one from other files."
+            f"{quote(path)} cannot be read as a weights file: {error}. It is cut off or damaged; "
+            "fetch it again."
         ) from error
     if METADATA_KEY not in metadata:
         raise WeightsError(
-            f"{path} does not say which network it belongs to; `vggdist import {path} "
-            "--configuration D --out FILE` writes a file that does."
+            f"{quote(path)} does not say which network it belongs to; `vggdist import "
+            f"{quote(path)} --configuration D --out FILE` writes a file that does."
         )
     return Weights(path, _parse(metadata[METADATA_KEY], path), tensors, sha256)
 
@@ -141,7 +150,9 @@ def read_description(path: Path) -> Description | None:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as a .safetensors file: {error}.") from error
+        raise WeightsError(
+            f"{quote(path)} cannot be read as a .safetensors file: {error}."
+        ) from error
     return _parse(metadata[METADATA_KEY], path) if METADATA_KEY in metadata else None
 
 
@@ -217,8 +228,8 @@ def _parse(text: str, path: Path) -> Description:
         values = json.loads(text)
         if values["format"] != FORMAT:
             raise WeightsError(
-                f"{path} describes its network in format {values['format']}, and this version of "
-                f"vggdist reads format {FORMAT}; use the version that wrote it."
+                f"{quote(path)} describes its network in format {values['format']}, and this "
+                f"version of vggdist reads format {FORMAT}; use the version that wrote it."
             )
         scale = values["train_scale"]
         return Description(
@@ -232,7 +243,7 @@ def _parse(text: str, path: Path) -> Description:
         )
     except (ValueError, KeyError, TypeError, IndexError, ValidationError) as error:
         raise WeightsError(
-            f"{path} describes its network in a way that is damaged: {error}."
+            f"{quote(path)} describes its network in a way that is damaged: {error}."
         ) from error
 
 

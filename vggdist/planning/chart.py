@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from vggdist.errors import VggdistError
+from vggdist.paths import quote
 from vggdist.planning.plan import Plan
 from vggdist.planning.step import StepTime
 
@@ -36,7 +37,7 @@ def draw_plan(plan: Plan, path: Path, description: str = "") -> None:
     try:
         figure.savefig(path, format="png", metadata={"Software": None, "Description": description})
     except OSError as error:
-        raise VggdistError(f"--out {path} cannot be written: {error}.") from error
+        raise VggdistError(f"--out {quote(path)} cannot be written: {error}.") from error
 
 
 def _draw_steps(axes: Axes, plan: Plan) -> None:

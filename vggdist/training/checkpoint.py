@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vggdist.errors import CheckpointError
+from vggdist.model.formats import MOMENTUM_METADATA
 from vggdist.model.weights import Description
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         description = checkpoint.description
         metadata = description.to_metadata() if description is not None else None
         save_file(dict(checkpoint.weights), temporary / WEIGHTS, metadata)
-        save_file(dict(checkpoint.momentum), temporary / MOMENTUM)
+        save_file(dict(checkpoint.momentum), temporary / MOMENTUM, MOMENTUM_METADATA)
         state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
         (temporary / STATE).write_text(json.dumps(state, indent=1))
         for name in (WEIGHTS, MOMENTUM):  # safetensors makes files that nobody else may read

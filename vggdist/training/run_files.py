@@ -19,6 +19,8 @@ CHECKPOINTS = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, LOG_FILE, "predictions.png", "lock")
+"""Files of a run folder that nothing else is written over."""
 
 MAY_CHANGE = (
     "run.",

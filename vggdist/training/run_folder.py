@@ -14,6 +14,7 @@ from typing import TextIO
 from vggdist.config import Config, Precision
 from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError
+from vggdist.paths import quote
 from vggdist.training import checkpoint
 from vggdist.training.run_files import (
     CHECKPOINTS,
@@ -151,6 +152,11 @@ def weights_file(path: str) -> Path:
     given = Path(path)
     if given.is_file():
         return given
+    if not given.exists():
+        raise ConfigError(
+            f"{quote(path)} does not exist; give a run folder, a checkpoint, or a .safetensors "
+            "file."
+        )
     candidates = [given, *checkpoint.committed(given / CHECKPOINTS)]
     for candidate in candidates:
         if (candidate / checkpoint.WEIGHTS).is_file():

@@ -128,12 +128,12 @@ END = bytes(10240)
         (header(GOOD, tarfile.FIFOTYPE), "which is no regular file"),
         (header(GOOD, tarfile.CONTTYPE), "which is no regular file"),
         (header(GOOD, tarfile.GNUTYPE_SPARSE), "which is no regular file"),
-        (header("../" + GOOD), "which is not called n00000003_"),
-        (header("/tmp/" + GOOD), "which is not called n00000003_"),
-        (header("n00000008_1.JPEG"), "which is not called n00000003_"),
-        (header("n00000003_1.jpeg"), "which is not called n00000003_"),
-        (header("n00000003_1.JPEG\n"), "which is not called n00000003_"),
-        (header("readme.txt"), "which is not called n00000003_"),
+        (header("../" + GOOD), "which is not called like n00000003_1.JPEG"),
+        (header("/tmp/" + GOOD), "which is not called like n00000003_1.JPEG"),
+        (header("n00000008_1.JPEG"), "which is not called like n00000003_1.JPEG"),
+        (header("n00000003_1.jpeg"), "which is not called like n00000003_1.JPEG"),
+        (header("n00000003_1.JPEG\n"), "which is not called like n00000003_1.JPEG"),
+        (header("readme.txt"), "which is not called like n00000003_1.JPEG"),
         (header("n00000003_0.JPEG"), "for the second time"),
         (header(GOOD, size=64 * 2**20 + 1), "which has 67,108,865 bytes (at most 67,108,864"),
         (header(GOOD, size=-512), "which has -512 bytes"),
@@ -157,10 +157,14 @@ def test_a_class_tar_with_anything_but_its_own_images_is_refused_by_name(miniatu
 @pytest.mark.parametrize(
     ("archive", "name", "reason"),
     [
-        ("train", "n00000003_1.JPEG", r"which is not called (n\d{8})\.tar"),
-        ("train", "a/n00000003.tar", r"which is not called (n\d{8})\.tar"),
+        ("train", "n00000003_1.JPEG", "which is not called like n01440764.tar"),
+        ("train", "a/n00000003.tar", "which is not called like n01440764.tar"),
         ("train", "n00000004.tar", "a class that"),
-        ("val", "ILSVRC2012_test_00000001.JPEG", "which is not called ILSVRC2012_val_"),
+        (
+            "val",
+            "ILSVRC2012_test_00000001.JPEG",
+            "which is not called like ILSVRC2012_val_00000001.JPEG",
+        ),
         ("val", "ILSVRC2012_val_00000007.JPEG", "has 6 lines, one for each image from 1"),
         ("val", "ILSVRC2012_val_00000000.JPEG", "has 6 lines, one for each image from 1"),
     ],
@@ -322,3 +326,33 @@ def test_the_identity_of_archives_changes_with_them(miniature):
         tar([("ILSVRC2012_val_00000001.JPEG", jpeg(np.random.default_rng(0), 9, 9))])
     )
     assert ImageNetArchives(*miniature.paths).identity() != before
+
+
+@pytest.mark.parametrize(
+    ("order", "options"),
+    [
+        ("val train devkit", ["train", "val"]),
+        ("devkit val train", ["train", "devkit"]),
+        ("val devkit train", ["train", "val", "devkit"]),
+    ],
+)
+def test_archives_that_were_swapped_are_told_with_the_right_options(miniature, order, options):
+    paths = dict(zip(("train", "val", "devkit"), miniature.paths, strict=True))
+    given = [paths[name] for name in order.split()]
+    with pytest.raises(DataError) as refusal:
+        ImageNetArchives(*given)
+    message = str(refusal.value)
+    named, _, advice = message.partition("; give ")
+    assert re.findall(r"--(\w+) \S+ is ILSVRC2012_", named) == options
+    words = advice.rstrip(".").split()
+    assert words[::2] == ["--train", "--val", "--devkit"]
+    assert len(list(ImageNetArchives(*map(Path, words[1::2])).images())) > 0
+
+
+def test_one_archive_for_two_options_is_told(miniature):
+    with pytest.raises(DataError) as refusal:
+        ImageNetArchives(miniature.val, miniature.val, miniature.devkit)
+    assert str(refusal.value) == (
+        f"--train {miniature.val} is ILSVRC2012_img_val.tar; give --train ILSVRC2012_img_train.tar "
+        f"--val {miniature.val} --devkit {miniature.devkit}."
+    )

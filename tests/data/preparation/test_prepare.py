@@ -281,7 +281,11 @@ def test_another_request_for_the_same_folder_is_refused(
             packing("shards", shard_megabytes=3),
             "megabytes was 0.02, now it is 3",
         ),
-        (ImageNetArchives(*miniature.paths), packing("shards"), "source was {'folder': "),
+        (
+            ImageNetArchives(*miniature.paths),
+            packing("shards"),
+            f"source.folder was {tree}, now it is None",
+        ),
     ):
         with pytest.raises(DataError) as refusal:
             prepare(source, out, other)

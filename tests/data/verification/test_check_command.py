@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,24 +72,34 @@ def test_impossible_options_are_refused(tmp_path, option, value, sentence):
     assert sentence in done.stderr
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_no_process_outlives_the_command(tmp_path, how, code):
+@pytest.mark.parametrize(
+    ("how", "code", "seconds"),
+    [(signal.SIGINT, 130, 2), (signal.SIGINT, 130, 0), (signal.SIGKILL, -9, 2)],
+)
+def test_no_process_outlives_the_command_or_says_anything(tmp_path, how, code, seconds):
     write(tmp_path / "0.jpg", encoded(picture(3000, 3000)))
     for i in range(1, 2000):  # minutes of work
         os.link(tmp_path / "0.jpg", tmp_path / f"{i}.jpg")
     command = [sys.executable, "-m", "vggdist.cli", "check", str(tmp_path), "--jobs", "2"]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
+        running = subprocess.Popen(command, stderr=stderr, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(workers := _processes_of(running.pid) - {running.pid}) < 3:  # and a tracker
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(2)
-    running.send_signal(how)
+    time.sleep(seconds)  # 0: the workers import what they need
+    if how == signal.SIGINT:
+        os.killpg(running.pid, how)  # as a terminal does
+    else:
+        running.send_signal(how)
     assert running.wait(30) == code
     deadline = time.monotonic() + 10
     while left := _processes_of(running.pid) & workers:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+    if how == signal.SIGINT:
+        assert re.fullmatch(r"(.* of 2,000 images.*\n)*", said.read_text())
 
 
 def _processes_of(session: int) -> set[int]:
@@ -102,3 +113,28 @@ def _processes_of(session: int) -> set[int]:
         if int(its_session) == session and state != "Z":
             found.add(int(entry.parent.name))
     return found
+
+
+def test_damaged_images_that_can_be_read_are_a_class_of_their_own(tmp_path):
+    root = small_set(tmp_path / "set")
+    whole = encoded(picture(60, 80))
+    write(root / "train" / "cat" / "noise.jfif", whole[:-2] + bytes(range(1, 13)) + whole[-2:])
+    write(root / "train" / "dog" / "noise 2.jpg", whole[:-2] + b"0123" + whole[-2:])
+    json_file = tmp_path / "check.json"
+    done = vggdist("check", root, "--jobs", 1, "--json", json_file)
+    assert done.returncode == 0, done.stderr
+    assert "10 of 10 images can be used" in done.stdout
+    assert (
+        "Readable, damaged, used all the same: 2\n"
+        "  2: Corrupt JPEG data: extraneous bytes before marker 0xd9\n"
+        "    train/cat/noise.jfif\n"
+        "    train/dog/noise 2.jpg\n"
+    ) in done.stdout
+    assert "Corrupt" not in done.stderr
+    written = json.loads(json_file.read_text())
+    assert [one["file"] for one in written["damaged"]] == [
+        "train/cat/noise.jfif",
+        "train/dog/noise 2.jpg",
+    ]
+    assert written["quarantine"] == []
+    assert not (root / "vggdist-quarantine.json").exists()

@@ -45,6 +45,26 @@ def torchvision_network(configuration: str, batch_norm: bool = False, side: int 
     return network.eval()
 
 
+class TinyVGG(nn.Module):
+    """`TINY` with torchvision's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(6, 5, 1), nn.ReLU(), nn.MaxPool2d(2)),
+        )
+        self.classifier = nn.Sequential(
+            *(nn.Linear(5 * 8 * 8, WIDTH), nn.ReLU(), nn.Dropout()),
+            *(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout()),
+            nn.Linear(WIDTH, CLASSES),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))
+
+
 def random_pixels(side: int = 32, count: int = 2) -> NDArray[np.uint8]:
     """(count, side, side, 3), RGB."""
     return np.random.default_rng(7).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

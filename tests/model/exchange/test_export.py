@@ -255,7 +255,7 @@ def test_an_export_that_computes_something_else_is_refused_and_the_old_file_stay
 
     def wrong(original: torch.nn.Module, description: Description, path: Path) -> object:
         path.write_bytes(b"new")
-        return lambda images: original(images) * 1.001, "load it"
+        return lambda images: original(images) * 1.001
 
     monkeypatch.setattr(exporting, "write_onnx", wrong)
     with pytest.raises(WeightsError, match=r"n\.onnx is not written: its logits differ from the "):
@@ -281,9 +281,11 @@ def test_a_part_of_a_network_is_refused(weights: Weights, tmp_path: Path) -> Non
 
 def test_what_cannot_be_written_is_said(weights: Weights, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for form in ("safetensors", "torch-export"):
+    for form, name in (("safetensors", "out.safetensors"), ("torch-export", "out.pt2")):
         with pytest.raises(WeightsError, match=r"file/out.* cannot be written: "):
-            export(weights, tmp_path / "file" / "out", form)
+            export(weights, tmp_path / "file" / name, form)
+        with pytest.raises(ConfigError, match=f"out.bin does not end in .*; name it .*{name}"):
+            export(weights, tmp_path / "out.bin", form)
 
 
 def test_a_disk_that_is_too_full_is_noticed_before(

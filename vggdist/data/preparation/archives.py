@@ -6,9 +6,12 @@ ImageNet has are taken, and each goes where this program puts it.
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import io
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,6 +23,7 @@ from vggdist.data.folders import listed
 from vggdist.data.preparation.devkit import read_devkit
 from vggdist.data.preparation.sources import SourceImage
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 EXPECTED = {"train": 1_281_167, "val": 50_000}
 """Images of ILSVRC2012."""
@@ -40,6 +44,7 @@ _MAX_IMAGE_BYTES = 64 * 2**20
 _MAX_CLASS_BYTES = 64 * 2**30
 _MAX_IMAGES = 2_000_000
 _MAX_HEADER_BYTES = 2**20  # of an extended header, which tarfile reads at once
+_CLASS_NAME = r"(n\d{8})\.tar"
 _VAL_NAME = r"ILSVRC2012_val_(\d{8})\.JPEG"
 
 
@@ -65,9 +70,24 @@ class ImageNetArchives:
                     f"--{name} {path} is no file; it is to be the archive {_NAMES[name]} of "
                     "image-net.org."
                 )
+        self._require_in_place()
         self._kit = read_devkit(devkit)
         self.classes = self._kit.classes
         self.num_images = int(self._kit.num_train_images.sum()) + len(self._kit.val_labels)
+
+    def _require_in_place(self) -> None:
+        """Refuses archives that were given for each other, before anything is written."""
+        found = {name: _recognize(path) for name, path in self._paths.items()}
+        wrong = [
+            f"--{name} {quote(self._paths[name])} is {_NAMES[kind]}"
+            for name, kind in found.items()
+            if kind not in ("", name)
+        ]
+        if not wrong:
+            return
+        places = {kind: quote(self._paths[name]) for name, kind in found.items() if kind}
+        options = " ".join(f"--{name} {places.get(name, _NAMES[name])}" for name in _NAMES)
+        raise DataError(f"{' and '.join(wrong)}; give {options}.")
 
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change of each archive."""
@@ -143,7 +163,7 @@ class ImageNetArchives:
         labels = {name: label for label, name in enumerate(self.classes)}
         path = str(self._paths["train"])
         whole = _Window(file, 0, self._paths["train"].stat().st_size)
-        tars = _members(whole, path, "train", r"(n\d{8})\.tar", _MAX_CLASS_BYTES)
+        tars = _members(whole, path, "train", _CLASS_NAME, "n01440764.tar", _MAX_CLASS_BYTES)
         for tar in tars:
             class_name = tar.name.removesuffix(".tar")
             if class_name not in labels:
@@ -152,16 +172,16 @@ class ImageNetArchives:
                     "Use archives that belong together."
                 )
             part = _Window(file, tar.start, tar.num_bytes)
-            pattern = rf"{class_name}_\d+\.JPEG"
-            for member in _members(
-                part, f"{tar.name} in {path}", "train", pattern, _MAX_IMAGE_BYTES
-            ):
+            pattern, like = rf"{class_name}_\d+\.JPEG", f"{class_name}_1.JPEG"
+            archive = f"{tar.name} in {path}"
+            for member in _members(part, archive, "train", pattern, like, _MAX_IMAGE_BYTES):
                 yield labels[class_name], member
 
     def _val(self, file: BinaryIO) -> Iterator[tuple[int, _Member]]:
         path = str(self._paths["val"])
         whole = _Window(file, 0, self._paths["val"].stat().st_size)
-        for member in _members(whole, path, "val", _VAL_NAME, _MAX_IMAGE_BYTES):
+        like = "ILSVRC2012_val_00000001.JPEG"
+        for member in _members(whole, path, "val", _VAL_NAME, like, _MAX_IMAGE_BYTES):
             number = int(member.name[-13:-5])
             if not 1 <= number <= len(self._kit.val_labels):
                 raise DataError(
@@ -170,6 +190,22 @@ class ImageNetArchives:
                     "archives that belong together."
                 )
             yield int(self._kit.val_labels[number - 1]), member
+
+
+def _recognize(path: Path) -> str:
+    """Which of the archives a file is, by its beginning: train, val, devkit, or empty for none."""
+    with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as packed:
+        return "devkit" if packed.read(100).startswith(b"ILSVRC2012_devkit") else ""
+    with path.open("rb") as file:
+        try:
+            with tarfile.open(fileobj=_Window(file, 0, path.stat().st_size), mode="r:") as tar:
+                while (member := tar.next()) is not None and member.isdir():
+                    pass
+        except tarfile.TarError:
+            return ""
+    name = "" if member is None else member.name.removeprefix("./")
+    known = {"train": _CLASS_NAME, "val": _VAL_NAME}
+    return next((kind for kind, pattern in known.items() if re.fullmatch(pattern, name)), "")
 
 
 class _Member(NamedTuple):
@@ -207,7 +243,7 @@ class _Window(io.RawIOBase):
 
 
 def _members(
-    window: _Window, archive: str, split: str, pattern: str, max_bytes: int
+    window: _Window, archive: str, split: str, pattern: str, like: str, max_bytes: int
 ) -> Iterator[_Member]:
     """The files of a tar, each checked before it is handed out.
 
@@ -216,6 +252,7 @@ def _members(
         archive: what to call it in messages.
         split: which of the published archives it belongs to.
         pattern: what all of their names match.
+        like: such a name, for messages.
         max_bytes: the largest file allowed.
     """
     seen: set[str] = set()
@@ -226,7 +263,7 @@ def _members(
                 if member.isdir():
                     continue
                 name = member.name.removeprefix("./")
-                problem = _problem(member, name, pattern, max_bytes)
+                problem = _problem(member, name, pattern, like, max_bytes)
                 if problem or name in seen:
                     raise DataError(
                         f"{archive} holds {member.name[:200]!r}, {problem or 'for the second time'}"
@@ -247,12 +284,12 @@ def _members(
         raise _incomplete(archive, window.tell() - len(end), split)
 
 
-def _problem(member: tarfile.TarInfo, name: str, pattern: str, max_bytes: int) -> str:
+def _problem(member: tarfile.TarInfo, name: str, pattern: str, like: str, max_bytes: int) -> str:
     """Why a member is refused; empty: it is not."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
         return "a link" if member.islnk() or member.issym() else "which is no regular file"
     if not re.fullmatch(pattern, name, re.ASCII):
-        return f"which is not called {pattern}"
+        return f"which is not called like {like}"
     if not 0 <= member.size <= max_bytes:
         return f"which has {member.size:,} bytes (at most {max_bytes:,} are allowed)"
     return ""

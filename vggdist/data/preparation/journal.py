@@ -13,16 +13,18 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.config_file import flatten
 from vggdist.data.folders import listed
 from vggdist.data.manifest import Names
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 JOURNAL_NAME = ".vggdist-prepare"
 FINISHED_NAME = ".vggdist-prepared.json"
@@ -171,18 +173,26 @@ def _check_same(request: Request, stored: Path, folder: Path) -> None:
         raise DataError(
             f"{stored} is damaged ({error}). Remove {folder} and start again."
         ) from error
-    now = json.loads(_json(request))
-    differences = [
-        f"{key} was {before.get(key)}, now it is {now.get(key)}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
+    differences = list(_differences(flatten(before), flatten(json.loads(_json(request)))))
     if differences:
         raise DataError(
             f"{folder} was prepared from something else, or in another way: "
             f"{'; '.join(differences)}. Ask for the same again, choose another folder, or remove "
             "this one."
         )
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
+    """What another request asks for, by `key.key`, as halves of a sentence."""
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        path = f"{key.rpartition('.')[0]}.path"
+        if old == new or (key != path and before.get(path) != now.get(path)):
+            continue  # another file has another size and time as well
+        if path in now and key.endswith(".changed_at_ns"):
+            yield f"{quote(str(now[path]))} has changed since"
+        else:
+            yield f"{key} was {old}, now it is {new}"
 
 
 def _json(request: Request) -> bytes:

@@ -5,12 +5,16 @@ Meant for a process that may die of what it reads; `isolated.py` starts such pro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import os
 import re
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +30,8 @@ from vggdist.data.verification.probe import WindowProbe
 DALI_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"})
 """What DALI decodes, as Pillow calls it; MPO is a JPEG with more JPEGs behind it."""
 
+_DAMAGE = re.compile(r"Corrupt JPEG data|Premature end|corrupt|truncated", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+ (?=extraneous)")  # also makes one reason of many
 _COUNT = re.compile(r" \(\d+ bytes not processed\)")  # makes one reason of many
 
 
@@ -45,6 +51,8 @@ class Examined(NamedTuple):
     """Length of the encoded image."""
     sha256: bytes = bytes(32)
     """Of the encoded image; zeros: it could not be read."""
+    damage: str = ""
+    """What the decoder says of it, though it decodes it; empty: nothing."""
 
 
 def examine_image(place: Place) -> Examined:
@@ -64,11 +72,15 @@ def examine_image(place: Place) -> Examined:
             image_size(encoded)
         except CutOffError as error:
             return seen._replace(reason=str(error))
-    if not seen.reason and _window_probe().problem(encoded) is not None:
-        return seen._replace(
-            reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow does; "
-            "save it again as an RGB JPEG or PNG"
-        )
+    if not seen.reason:
+        with _decoders_lines() as lines:
+            problem = _window_probe().problem(encoded)
+        if problem is not None:
+            return seen._replace(
+                reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow "
+                "does; save it again as an RGB JPEG or PNG"
+            )
+        return seen._replace(damage=_damage(lines))
     return seen
 
 
@@ -85,6 +97,29 @@ def prepare_process() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+
+
+@contextlib.contextmanager
+def _decoders_lines() -> Iterator[list[str]]:
+    """The lines that decoders write to stderr meanwhile, without saying of which file."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        file.seek(0)
+        lines += file.read().decode(errors="replace").splitlines()
+
+
+def _damage(lines: Sequence[str]) -> str:
+    """The first line that tells of damaged pixels; others are about metadata."""
+    told = next((line for line in lines if _DAMAGE.search(line)), "")
+    return _NUMBER.sub("", told.strip())
 
 
 @functools.cache

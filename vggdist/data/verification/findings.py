@@ -93,6 +93,8 @@ class CheckResult:
     """Class -> its accepted training images, where they are fewer than `TINY_CLASS`."""
     changed: list[str]
     """Files whose bytes are not those that the manifest knew."""
+    damaged: list[Unusable]
+    """Accepted images of which the decoder says that they are damaged, sorted by file."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -131,6 +133,7 @@ class SplitFindings:
             np.zeros((num_images, 2), dtype=np.int32), np.zeros((num_images, 32), dtype=np.uint8)
         )
         self.reasons: dict[int, str] = {}
+        self.damage: dict[int, str] = {}
         self.formats: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
         self._before = before
@@ -148,6 +151,8 @@ class SplitFindings:
         if found.reason:
             self.reasons[image] = found.reason
         else:
+            if found.damage:
+                self.damage[image] = found.damage
             self.formats[found.format] += 1
             self.modes[found.mode] += 1
 
@@ -164,6 +169,10 @@ class SplitFindings:
     def unusable(self) -> list[Unusable]:
         """The other images, with their reasons."""
         return [Unusable(self.file(image), reason) for image, reason in self.reasons.items()]
+
+    def damaged(self) -> list[Unusable]:
+        """The images that are used though they are damaged."""
+        return [Unusable(self.file(image), damage) for image, damage in self.damage.items()]
 
     def changed(self) -> list[str]:
         """Files whose bytes are not those that were there before."""
@@ -231,6 +240,9 @@ def put_together(
             name: count.accepted for name, count in training.items() if count.accepted < TINY_CLASS
         },
         changed=sorted(file for split in found for file in split.changed()),
+        damaged=sorted(
+            (one for split in found for one in split.damaged()), key=lambda one: one.file
+        ),
     )
 
 

@@ -6,6 +6,7 @@ order of the things, however many processes there are.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -16,7 +17,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -92,7 +93,8 @@ class Isolated(Generic[Thing, Result]):
 
     def _start(self, chunk: list[Thing]) -> Future[list[Result]]:
         arguments = [self._function, chunk]
-        return self._pool.schedule(_call_each, args=arguments, timeout=self._timeout)
+        with _interrupts_held_back():
+            return self._pool.schedule(_call_each, args=arguments, timeout=self._timeout)
 
     def _results(
         self, chunk: list[Thing], future: Future[list[Result]]
@@ -118,6 +120,17 @@ class Isolated(Generic[Thing, Result]):
         if (exitcode := error.exitcode) is not None and exitcode < 0:
             return f"the decoder crashed (signal {-exitcode})"
         return f"the decoder ended its process (exit code {exitcode})"
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Whatever thread or process is started here never sees Ctrl-C; this process ends them."""
+    resource_tracker.ensure_running()  # as it starts, it lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _call_each(function: Callable[[Thing], Result], chunk: list[Thing]) -> list[Result]:

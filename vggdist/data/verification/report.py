@@ -7,24 +7,30 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vggdist.data.manifest_file import Unusable
 from vggdist.data.verification.findings import CROP_SIZE, TINY_CLASS, CheckResult, Spread
+from vggdist.paths import quote
 
 _MOST_FILES = 20  # quarantined files that are spelled out
 _MOST_CASES = 5  # that a warning spells out
 
 
 def render_check(result: CheckResult, whole_list: Path | None) -> str:
-    """A few tables, then warnings, then the quarantined files by reason.
+    """A few tables, then warnings, then damaged and quarantined files by reason.
 
     Args:
         result: of `check`.
-        whole_list: where all quarantined files are listed; none: nowhere.
+        whole_list: where all such files are listed; none: nowhere.
     """
     lines = [*_counts(result), "", *_contents(result)]
     if warnings := list(_warnings(result)):
         lines += ["", "Warnings", *(f"  {warning}" for warning in warnings)]
+    if result.damaged:
+        title = f"Readable, damaged, used all the same: {len(result.damaged)}"
+        lines += ["", title, *_by_reason(result.damaged, whole_list)]
     if result.quarantine:
-        lines += ["", *_quarantine(result, whole_list)]
+        title = f"Quarantine, files that training cannot use: {len(result.quarantine)}"
+        lines += ["", title, *_by_reason(result.quarantine, whole_list)]
     return "\n".join(_printable(line) for line in lines) + "\n"
 
 
@@ -81,10 +87,9 @@ def _group(files: Sequence[str]) -> str:
     )
 
 
-def _quarantine(result: CheckResult, whole_list: Path | None) -> Iterator[str]:
-    yield f"Quarantine, files that training cannot use: {len(result.quarantine)}"
+def _by_reason(listed: Sequence[Unusable], whole_list: Path | None) -> Iterator[str]:
     by_reason: defaultdict[str, list[str]] = defaultdict(list)
-    for one in result.quarantine:
+    for one in listed:
         by_reason[one.reason].append(one.file)
     left = _MOST_FILES
     for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
@@ -93,7 +98,7 @@ def _quarantine(result: CheckResult, whole_list: Path | None) -> Iterator[str]:
             yield from (f"    {file}" for file in files[:left])
         left -= len(files)
     if left < 0:
-        where = f"in {whole_list}" if whole_list else "what --json FILE writes"
+        where = f"in {quote(whole_list)}" if whole_list else "what --json FILE writes"
         yield f"  and {-left} more; the whole list is {where}"
 
 

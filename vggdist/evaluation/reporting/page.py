@@ -19,6 +19,7 @@ from vggdist.evaluation.reporting.tables import (
     percent,
     report_tables,
 )
+from vggdist.paths import quote
 
 TITLE = "The paper's errors and ours"
 CHARTS: dict[Kind, str] = {"top1_error": "top1_error.svg", "top5_error": "top5_error.svg"}
@@ -78,7 +79,7 @@ def write_report(report: Report, folder: Path) -> Path:
         page.write_text(render_html(report, tuple(charts.values())), encoding="utf-8")
         page.with_suffix(".md").write_text(render_markdown(report), encoding="utf-8")
     except OSError as error:
-        raise VggdistError(f"the report cannot be written to {folder}: {error}.") from error
+        raise VggdistError(f"the report cannot be written to {quote(folder)}: {error}.") from error
     return page
 
 

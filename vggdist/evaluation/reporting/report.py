@@ -12,6 +12,7 @@ from vggdist.evaluation.fusion import ErrorRates, ImageSet, errors_of_fusions
 from vggdist.evaluation.posteriors import Source, holds_posteriors, open_posteriors
 from vggdist.evaluation.reporting import paper
 from vggdist.evaluation.reporting.matching import Average, Line, Matcher, averages
+from vggdist.paths import quote
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def find_posteriors(paths: Iterable[Path]) -> list[Path]:
             files = [file for file in sorted(path.rglob("*.npz")) if holds_posteriors(file)]
         if not files:
             raise WeightsError(
-                f"folder {path} has no posteriors file (*.npz); `vggdist evaluate` writes them."
+                f"folder {quote(path)} has no posteriors file (*.npz); `vggdist evaluate` writes "
+                "them."
             )
         for file in files:
             found.setdefault(file.resolve(), file)

@@ -25,6 +25,7 @@ from vggdist.model.weights import (
     load_weights,
     save_weights,
 )
+from vggdist.paths import quote, require_suffix, temporary_beside
 
 Format = Literal["safetensors", "torchvision", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = ("safetensors", "torchvision", "onnx", "torch-export")
@@ -34,11 +35,11 @@ GRAPHS: tuple[Format, ...] = ("onnx", "torch-export")
 TOLERANCE = 1e-4
 """Largest difference between logits, as a share of the largest logit."""
 
-_SUFFIXES: dict[Format, str] = {
-    "safetensors": ".safetensors",
-    "torchvision": ".pth",
-    "onnx": ".onnx",
-    "torch-export": ".pt2",
+_SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "torchvision": (".pth", ".pt"),
+    "onnx": (".onnx",),
+    "torch-export": (".pt2",),
 }
 _TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 _TORCHVISION_FC_WIDTH, _TORCHVISION_CHANNELS, _TORCHVISION_SIDE = 4096, 512, 7
@@ -97,17 +98,18 @@ def export(weights: Weights, out: Path, form: Format, *, dense: bool = False) ->
             averages the score map; onnx and torch-export only.
 
     Raises:
-        ConfigError: the format has no such network.
+        ConfigError: the format has no such network, or the file another suffix.
         WeightsError: its logits differ from the original's, or it cannot be written.
     """
     network = build_network(weights)
     _require_possible(weights, network, form, dense)
+    require_suffix("--out", out, _SUFFIXES[form])
     original = DenseLogits(network).eval() if dense else network
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}{_SUFFIXES[form]}")
+    temporary = temporary_beside(out, suffix=_SUFFIXES[form][0])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _require_space(out, _num_bytes(network))
-        reloaded, how = _write(form, weights, original, temporary)
+        reloaded = _write(form, weights, original, temporary)
         shapes = _shapes(network, dense)
         differences = [_compare(original, reloaded, shape, weights.description) for shape in shapes]
         difference, logit = torch.tensor(differences).amax(dim=0).tolist()  # nan stays nan
@@ -120,17 +122,17 @@ def export(weights: Weights, out: Path, form: Format, *, dense: bool = False) ->
             difference,
             logit,
             shapes,
-            how.replace(str(temporary), str(out)),
+            _how_to_load(form, weights.description, out),
         )
         if not difference <= TOLERANCE * logit:
             raise WeightsError(
-                f"{out} is not written: its logits differ from the network's by up to "
+                f"{quote(out)} is not written: its logits differ from the network's by up to "
                 f"{difference:g}, where the largest logit is {logit:g}. Weights that are not "
                 "finite do that; otherwise please report it."
             )
         os.replace(temporary, out)
     except OSError as error:
-        raise WeightsError(f"{out} cannot be written: {error}.") from error
+        raise WeightsError(f"{quote(out)} cannot be written: {error}.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -147,31 +149,53 @@ def render_exported(exported: Exported) -> str:
     tested = ", ".join("x".join(map(str, shape)) for shape in exported.shapes)
     return "\n".join(
         [
-            f"{exported.weights}: configuration {exported.description.name} as {exported.format}"
-            f"{', dense' if exported.dense else ''}",
+            f"{quote(exported.weights)}: configuration {exported.description.name} as "
+            f"{exported.format}{', dense' if exported.dense else ''}",
             f"largest difference of logits {exported.largest_difference:.2g} (largest logit "
             f"{exported.largest_logit:.3g}; random images {tested})",
             f"input: images {shape}; {input_text(exported.description)}",
             f"in torchvision's terms: ToTensor(), Normalize(mean={mean}, std={std})",
             f"to load it: {exported.how}",
-            f"written to {exported.out}",
+            f"written to {quote(exported.out)}",
         ]
     )
 
 
-def _write(form: Format, weights: Weights, original: nn.Module, path: Path) -> tuple[Network, str]:
-    """Writes a file; what it computes once it is loaded again, and how to load it."""
+def _write(form: Format, weights: Weights, original: nn.Module, path: Path) -> Network:
+    """Writes a file; returns what it computes once it is loaded again."""
     description = weights.description
     match form:
         case "safetensors":
             save_weights(path, weights.tensors, description)
-            return build_network(load_weights(path)), f"vggdist predict {path} IMAGE"
+            return build_network(load_weights(path))
         case "torchvision":
             return _write_torchvision(original, description, path)
         case "onnx":
             return write_onnx(original, description, path)
         case "torch-export":
             return write_torch_export(original, description, path)
+        case _:
+            assert_never(form)
+
+
+def _how_to_load(form: Format, description: Description, out: Path) -> str:
+    """A command, or an expression of Python."""
+    file = repr(str(out))
+    match form:
+        case "safetensors":
+            return f"vggdist predict {quote(out)} IMAGE"
+        case "torchvision":
+            model = description.model
+            layers = _torchvision_layers(model.blocks())
+            built = f"vgg.VGG(vgg.make_layers({layers}, {model.batch_norm}), "
+            if isinstance(model.configuration, str):
+                built = f"{_TORCHVISION[model.configuration]}{'_bn' if model.batch_norm else ''}("
+            network = f"torchvision.models.{built}num_classes={model.num_classes})"
+            return f"{network}.load_state_dict(torch.load({file}))"
+        case "onnx":
+            return f"onnxruntime.InferenceSession({file})"
+        case "torch-export":
+            return f"torch.export.load({file}).module()"
         case _:
             assert_never(form)
 
@@ -186,8 +210,8 @@ def _require_possible(weights: Weights, network: VGG, form: Format, dense: bool)
         _require_torchvision(weights.description)
     if form == "onnx" and _num_bytes(network) > _LARGEST_ONNX:
         raise ConfigError(
-            f"{weights.path} has {_num_bytes(network) / 2**30:.1f} GiB of weights, and an .onnx "
-            "file ends at 2 GiB; use torch-export."
+            f"{quote(weights.path)} has {_num_bytes(network) / 2**30:.1f} GiB of weights, and an "
+            ".onnx file ends at 2 GiB; use torch-export."
         )
 
 
@@ -213,9 +237,7 @@ def _require_torchvision(description: Description) -> None:
         )
 
 
-def _write_torchvision(
-    network: nn.Module, description: Description, path: Path
-) -> tuple[Network, str]:
+def _write_torchvision(network: nn.Module, description: Description, path: Path) -> Network:
     from torchvision.models.vgg import VGG as TheirVGG  # noqa: N811  (a second)
     from torchvision.models.vgg import make_layers
 
@@ -230,14 +252,8 @@ def _write_torchvision(
     with torch.device("meta"):
         theirs = TheirVGG(make_layers(layers, model.batch_norm), num_classes=model.num_classes)
     theirs.load_state_dict(torch.load(path, weights_only=True), strict=True, assign=True)
-    built = f"vgg.VGG(vgg.make_layers({layers}, {model.batch_norm}), "
-    if isinstance(model.configuration, str):
-        built = f"{_TORCHVISION[model.configuration]}{'_bn' if model.batch_norm else ''}("
-    how = (
-        f"torchvision.models.{built}num_classes={model.num_classes})"
-        f".load_state_dict(torch.load({str(path)!r}))"
-    )
-    return theirs.eval(), how
+    reloaded: Network = theirs.eval()
+    return reloaded
 
 
 def _torchvision_layers(blocks: Configuration) -> list[int | str]:
@@ -277,8 +293,9 @@ def _require_space(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < 1.01 * num_bytes + _LARGEST_GRAPH:
         raise WeightsError(
-            f"{out} cannot be written: {free / 2**20:,.0f} MiB are free in {out.parent}, and it "
-            f"takes some {(num_bytes + _LARGEST_GRAPH) / 2**20:,.0f} MiB."
+            f"{quote(out)} cannot be written: {free / 2**20:,.0f} MiB are free in "
+            f"{quote(out.parent)}, and it takes some {(num_bytes + _LARGEST_GRAPH) / 2**20:,.0f} "
+            "MiB."
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import pickle
 import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,58 +19,134 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vggdist.errors import WeightsError
+from vggdist.model.exchange.layouts import split_name
+from vggdist.model.formats import WeightsFormat, find_format
+from vggdist.paths import quote
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-_INNER = ("state_dict", "model_state_dict", "model")  # where a training's file has its weights
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # of wrappers: data parallel, compiled, Lightning
+_WRAPPERS = ("module", "_orig_mod")  # data parallel, compiled; of a network or of a part of it
+_NO_WEIGHTS = re.compile(r"optim|sched|scaler", re.IGNORECASE)  # of a training's file
+_COUNTERS = ("total_ops", "total_params")  # which the profiler thop leaves in every layer
+_LONGEST_LIST = 5
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth, .pt, .bin, .safetensors or .npz file by their names, on the CPU.
+@dataclass(frozen=True)
+class ForeignTensors:
+    """The tensors of one network, and what else there is."""
 
-    A state dict that lies within another dictionary is found, and the prefix of a wrapper such as
-    DataParallel is taken off the names. What is no tensor is left out.
+    tensors: dict[str, Tensor]
+    """By the names that they have within the network, on the CPU."""
+    left_out: tuple[str, ...] = ()
+    """Names, in the file, of tensors that are not the network's."""
+
+
+def read_tensors(path: Path, key: str | None = None, ignore: Sequence[str] = ()) -> ForeignTensors:
+    """The tensors of a network in a file of torch.save, a .safetensors or an .npz file.
+
+    The network may lie within dictionaries, and its names may have prefixes. What is no tensor is
+    left out, and so are tensors beside the network, such as those of a loss.
+
+    Args:
+        path: the file; its first bytes say what it is.
+        key: where in the file the network is; none: where the only one is.
+        ignore: patterns of names (`aux.*`) of tensors that do not count.
 
     Raises:
         WeightsError: there is no such file, it is damaged, its kind is unknown, it holds objects
-            that only running their code would bring back, or it holds no tensors.
+            that only running their code would bring back, or it holds no tensors, or several
+            networks of which none is named.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path} is no file; give a .pth, .pt, .safetensors or .npz file.")
-    if path.suffix in TORCH_SUFFIXES:
-        tensors = _from_torch(path)
-    elif path.suffix == ".npz":
-        tensors = _from_numpy(path)
-    elif path.suffix == ".safetensors":
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
-    else:
-        raise WeightsError(
-            f"{path} ends in {path.suffix or 'nothing'}; files that can be read end in "
-            f"{', '.join(TORCH_SUFFIXES)}, .safetensors or .npz."
-        )
+    tensors = _read(path, find_format(path))
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors with names, so there are no weights in it.")
-    return _without_prefix(tensors)
+        raise WeightsError(
+            f"{quote(path)} holds no tensors with names, so there are no weights in it."
+        )
+    left_out = [name for name in tensors if _is_ignored(name, ignore)]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    place = _choose(path, _places(tensors), key)
+    inside = {
+        name.removeprefix(place): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(place)
+    }
+    left_out += [name for name in tensors if not name.startswith(place)]
+    return ForeignTensors(inside, tuple(left_out))
 
 
-def _from_torch(path: Path) -> dict[str, Tensor]:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _LONGEST_LIST
+    return ", ".join(names[:_LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _read(path: Path, weights_format: WeightsFormat) -> dict[str, Tensor]:
+    match weights_format:
+        case "torch":
+            return dict(_flatten(_from_torch(path)))
+        case "numpy":
+            return dict(_flatten(_from_numpy(path)))
+        case "safetensors":
+            try:
+                return dict(_flatten(load_file(path)))
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, error) from error
+
+
+def _flatten(values: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All named tensors in mappings of mappings, without the names of wrappers."""
+    if not isinstance(values, Mapping):
+        return
+    for key, value in values.items():
+        if not isinstance(key, str) or (isinstance(value, Mapping) and _NO_WEIGHTS.search(key)):
+            continue
+        name = ".".join(part for part in f"{prefix}{key}".split(".") if part not in _WRAPPERS)
+        if isinstance(value, Tensor):
+            yield name, value
+        else:
+            yield from _flatten(value, f"{name}." if name else "")
+
+
+def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
+    _, rest = split_name(name) or ("", name)
+    return name.rpartition(".")[2] in _COUNTERS or any(
+        fnmatch.fnmatchcase(one, pattern) for pattern in patterns for one in (name, rest)
+    )
+
+
+def _places(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Where networks are, as the beginnings of their names: wherever there is a kernel."""
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() == 4 and (parts := split_name(name)):
+            found[parts[0]] = True
+    return list(found)
+
+
+def _choose(path: Path, places: Sequence[str], key: str | None) -> str:
+    fitting = [one for one in places if key is None or f"{one}.".startswith(f"{key.rstrip('.')}.")]
+    if len(fitting) == 1:
+        return fitting[0]
+    named = ", ".join(quote(one.rstrip(".")) for one in places if one) or "one without a name"
+    if len(places) > 1:
+        raise WeightsError(
+            f"{quote(path)} holds several networks: {named}. Name one of them with --key."
+        )
+    if key is not None:
+        raise WeightsError(
+            f"{quote(path)} holds no network at --key {quote(key)}; it has {named}. Leave out "
+            "--key, or name that."
+        )
+    return ""  # of an unknown layout: the caller says which names there are
+
+
+def _from_torch(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of is an error here, or is none
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _holds_objects(path, str(error)) from error
     except Exception as error:  # of bytes that are no pickle, torch raises anything
         raise _damaged(path, error) from error
-    for name in _INNER:
-        if isinstance(values, Mapping) and isinstance(values.get(name), Mapping):
-            values = values[name]
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def _from_numpy(path: Path) -> dict[str, Tensor]:
@@ -88,19 +166,12 @@ def _from_numpy(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES * 2:  # one wrapper may be in another
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
 def _holds_objects(path: Path, message: str) -> WeightsError:
     found = re.search(r"GLOBAL ([\w.]+)", message)
     what = f" ({found[1]})" if found else ""
     return WeightsError(
-        f"{path} holds Python objects{what}, not only tensors. Bringing them back could run any "
-        "code, so they stay in the file. Have whoever made it save the tensors alone: "
+        f"{quote(path)} holds Python objects{what}, not only tensors. Bringing them back could run "
+        "any code, so they stay in the file. Have whoever made it save the tensors alone: "
         "safetensors.torch.save_file(model.state_dict(), FILE), or torch.save(model.state_dict(), "
         "FILE)."
     )
@@ -110,6 +181,6 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
     """For people: torch's messages go on for paragraphs about options that nobody here has."""
     reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
     return WeightsError(
-        f"{path} cannot be read: it is cut off or damaged, or not what {path.suffix} says "
-        f"({type(error).__name__}: {reason}). Fetch it again."
+        f"{quote(path)} cannot be read: it is cut off or damaged ({type(error).__name__}: "
+        f"{reason}). Fetch it again."
     )

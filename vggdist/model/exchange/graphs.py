@@ -29,7 +29,8 @@ class DenseLogits(nn.Module):
         return self.network.score_map(images).mean(dim=(2, 3))
 
 
-def write_onnx(original: nn.Module, description: Description, path: Path) -> tuple[Network, str]:
+def write_onnx(original: nn.Module, description: Description, path: Path) -> Network:
+    """Writes a graph; returns what it computes once it is loaded again."""
     import onnxruntime
 
     axes = ("batch", None, "height", "width")
@@ -53,12 +54,11 @@ def write_onnx(original: nn.Module, description: Description, path: Path) -> tup
         (logits,) = session.run(None, {"images": images.numpy()})
         return torch.from_numpy(logits)
 
-    return run, f"onnxruntime.InferenceSession({str(path)!r})"
+    return run
 
 
-def write_torch_export(
-    original: nn.Module, description: Description, path: Path
-) -> tuple[Network, str]:
+def write_torch_export(original: nn.Module, description: Description, path: Path) -> Network:
+    """Writes a program; returns what it computes once it is loaded again."""
     with _any_size():
         program = torch.export.export(
             original,
@@ -68,7 +68,7 @@ def write_torch_export(
     torch.export.save(program, path, extra_files=description.to_metadata())
     del program
     loaded: Network = torch.export.load(path, extra_files={METADATA_KEY: ""}).module()
-    return loaded, f"torch.export.load({str(path)!r}).module()"
+    return loaded
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +14,17 @@ from torch import Tensor
 from vggdist.config import Config, ModelConfig, Triple
 from vggdist.errors import ConfigError, WeightsError
 from vggdist.model.configurations import TABLE_1
-from vggdist.model.exchange.foreign import read_tensors
+from vggdist.model.exchange.foreign import listed, read_tensors
 from vggdist.model.exchange.layouts import Layout, detect_layout, map_side, to_vgg
+from vggdist.model.formats import find_format
 from vggdist.model.vgg import build_vgg, layer_name
 from vggdist.model.weights import (
-    ABSENT,
     Description,
     differing_layers,
     read_description,
     save_weights,
 )
+from vggdist.paths import quote
 
 InputScaling = Literal["torchvision", "mean-rgb", "mean-bgr"]
 INPUT_SCALINGS: tuple[InputScaling, ...] = ("torchvision", "mean-rgb", "mean-bgr")
@@ -52,6 +54,8 @@ class Imported:
     num_parameters: int
     missing: tuple[str, ...]
     """Weight layers that the file does not have, by their names in the paper."""
+    left_out: tuple[str, ...]
+    """Names of tensors in the file that are not the network's."""
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -61,6 +65,7 @@ class Imported:
             "layout": self.layout,
             "num_parameters": self.num_parameters,
             "missing": list(self.missing),
+            "left_out": list(self.left_out),
             **asdict(self.description),
             "model": self.description.model.model_dump(mode="json"),
         }
@@ -73,6 +78,8 @@ def import_weights(
     *,
     layout: Layout | None = None,
     scaling: InputScaling | None = None,
+    key: str | None = None,
+    ignore: Sequence[str] = (),
     partial: bool = False,
     crop_size: int | None = None,
     classes: Sequence[str] = (),
@@ -85,12 +92,14 @@ def import_weights(
     (`model.initialize_from`) draws them at random.
 
     Args:
-        file: .pth, .pt, .bin, .safetensors or .npz.
+        file: of torch.save, or .safetensors or .npz, whatever its name.
         out: the weights file to write.
         config: the configuration. `data.mean`, `data.std` and the training scale count if set.
         layout: of the file; none: found out from names and shapes.
         scaling: what the network was fed; none: what is usual for the layout. mean-bgr: the first
             layer's channels are reversed, so that it takes RGB from then on.
+        key: where in the file the network is; none: where the only one is.
+        ignore: patterns of names of tensors that are left out, such as `aux.*`.
         partial: the file need not have all layers.
         crop_size: pixels; none: as fc6 says, or 224 without it.
         classes: names, in the order of labels.
@@ -99,10 +108,10 @@ def import_weights(
         WeightsError: the file cannot be read, or its layers are not those of the configuration.
         ConfigError: settings that do not belong together.
     """
-    tensors = read_tensors(file)
-    layout = layout or detect_layout(tensors)
+    found = read_tensors(file, key, ignore)
+    layout = layout or detect_layout(found.tensors)
     blocks = config.model.blocks()
-    tensors = to_vgg(tensors, layout, blocks)
+    tensors = to_vgg(found.tensors, layout, blocks)
     model = _model(config.model, tensors)
     description = _describe(file, config, model, layout, scaling)
     crop_size = crop_size or _crop_size(tensors, model) or description.crop_size
@@ -123,7 +132,7 @@ def import_weights(
         for name, tensor in tensors.items()
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
-    return Imported(file, out, layout, description, num_parameters, missing)
+    return Imported(file, out, layout, description, num_parameters, missing, found.left_out)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -135,12 +144,12 @@ def read_classes(path: Path) -> tuple[str, ...]:
     try:
         names = path.read_text(encoding="utf-8").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes {path} cannot be read: {error}.") from error
+        raise ConfigError(f"--classes {quote(path)} cannot be read: {error}.") from error
     names = [name.strip() for name in names]
     if "" in names:
         raise ConfigError(
-            f"--classes {path}: line {names.index('') + 1} is empty; write a name in each line, in "
-            "the order of labels."
+            f"--classes {quote(path)}: line {names.index('') + 1} is empty; write a name in each "
+            "line, in the order of labels."
         )
     return tuple(names)
 
@@ -150,18 +159,20 @@ def render_imported(imported: Imported) -> str:
     description = imported.description
     model = description.model
     lines = [
-        f"{imported.file}: {imported.layout} layout, configuration {description.name}, "
+        f"{quote(imported.file)}: {imported.layout} layout, configuration {description.name}, "
         f"{imported.num_parameters:,} parameters",
         f"classes {model.num_classes}, width of fc6 and fc7 {model.fc_width}, crop size "
         f"{description.crop_size}",
         f"input: {input_text(description)}",
     ]
+    if imported.left_out:
+        lines.append(f"left out: {listed(imported.left_out)}")
     if imported.missing:
         lines += [
             f"missing: {', '.join(imported.missing)}",
-            f"A training with model.initialize_from={imported.out} draws these at random.",
+            f"A training with model.initialize_from={quote(imported.out)} draws these at random.",
         ]
-    return "\n".join([*lines, f"written to {imported.out}"])
+    return "\n".join([*lines, f"written to {quote(imported.out)}"])
 
 
 def input_text(description: Description) -> str:
@@ -190,7 +201,7 @@ def _describe(
 ) -> Description:
     """What the file says of itself, or else what is usual, or else what the user says."""
     data = config.data
-    stored = read_description(file) if file.suffix == ".safetensors" else None
+    stored = read_description(file) if find_format(file) == "safetensors" else None
     description = stored or Description(model, data.crop_size, PAPER_MEAN)
     scaling = scaling or (None if stored else _USUAL_INPUT.get(layout))
     if scaling is not None:
@@ -235,42 +246,74 @@ def _require_layers(
     missing = dict.fromkeys(_layer(name) for name in expected if _layer(name) not in found)
     if found.isdisjoint(map(_layer, expected)):
         raise WeightsError(
-            f"{file} has no tensor that is named as in its layout; its first are "
-            f"{', '.join(list(tensors)[:5])}. Name another --layout, or none."
+            f"{quote(file)} has no tensor that is named as in its layout; its first are "
+            f"{listed(tuple(tensors))}. Name another --layout, or none."
         )
     if partial:
         expected = {name: t for name, t in expected.items() if _layer(name) in found}
     if differing := differing_layers(expected, tensors):
         listing = "\n".join(f"  - {line}" for line in differing)
+        remedies = list(_remedies(tensors, model, expected)) or [
+            "Name the configuration that they were trained with, and their layout with --layout."
+        ]
         raise WeightsError(
-            f"{file} does not hold the layers of this network. They differ in:\n{listing}\n"
-            f"{_remedy(tensors, model, differing)}"
+            f"{quote(file)} does not hold the layers of this network. {' '.join(remedies)}\n"
+            f"What differs:\n{listing}"
         )
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise WeightsError(
-                f"{_layer(name)} in {file} has weights that are not finite; the file is damaged, "
-                "or its training had failed. Fetch it again."
+                f"{_layer(name)} in {quote(file)} has weights that are not finite; the file is "
+                "damaged, or its training had failed. Fetch it again."
             )
     return tuple(missing)
 
 
-def _remedy(tensors: Mapping[str, Tensor], model: ModelConfig, differing: Sequence[str]) -> str:
-    """What to do about layers that differ: name the right configuration, if there is one."""
-    convolutions = {name: t for name, t in tensors.items() if name.startswith("features.")}
-    fitting = []
-    for name in TABLE_1:
-        other = model.model_copy(update={"configuration": name})
-        expected = build_vgg(other, 224, "meta").features.state_dict(prefix="features.")
-        if not differing_layers(expected, convolutions):
-            fitting.append(name)
-    if fitting and model.configuration not in fitting:
-        return (
-            f"Its convolutions are those of {' and '.join(fitting)}: --configuration {fitting[0]}."
-        )
-    if all(line.endswith(ABSENT) for line in differing):
-        return "If these are meant to be missing, add --partial."
-    return "Name the configuration that they were trained with, and their layout with --layout."
+def _remedies(
+    tensors: Mapping[str, Tensor], model: ModelConfig, expected: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """What to do about layers that differ, as sentences."""
+    convolutions = {name: t for name, t in tensors.items() if name.startswith("features.block")}
+    has_norms = any(".norm" in name for name in convolutions)
+    fitting = [name for name in TABLE_1 if _fits(model, convolutions, name, has_norms)]
+    is_other = bool(fitting) and model.configuration not in fitting
+    if is_other:
+        names = " and ".join(fitting)
+        yield f"Its convolutions are those of {names}: --configuration {fitting[0]}."
+    if has_norms != model.batch_norm and convolutions:
+        yield f"Set model.batch_norm={str(has_norms).lower()}, or leave it out."
+    if all(_same(name, expected, tensors) for name in expected if name.startswith("features.")):
+        for key, layer, number in (
+            ("model.num_classes", "fc8", model.num_classes),
+            ("model.fc_width", "fc7", model.fc_width),
+        ):
+            weight = tensors.get(f"{layer}.linear.weight")
+            if weight is not None and weight.dim() == 2 and len(weight) != number:
+                yield f"Set {key}={len(weight)}, or leave it out."
+        crop_size = _crop_size(tensors, model)
+        name = "fc6.linear.weight"
+        if crop_size is not None and expected[name].shape[1:] != tensors[name].shape[1:]:
+            yield f"Set --crop-size {crop_size}, or leave it out."
+    if strange := [name for name in tensors if _layer(name) == name]:
+        parts = (name.partition(".") for name in strange)
+        patterns = dict.fromkeys(f"{first}.*" if dot else first for first, dot, _ in parts)
+        options = " ".join(f"--ignore {shlex.quote(pattern)}" for pattern in patterns)
+        yield f"What belongs to no layer is left out with {options}."
+    if not is_other and not {_layer(name) for name in expected} <= {_layer(n) for n in tensors}:
+        yield "If layers are meant to be missing, add --partial."
+
+
+def _same(name: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    return name in tensors and tensors[name].shape == expected[name].shape
+
+
+def _fits(
+    model: ModelConfig, convolutions: Mapping[str, Tensor], configuration: str, batch_norm: bool
+) -> bool:
+    """Whether the convolutions are those of a column of Table 1."""
+    other = model.model_copy(update={"configuration": configuration, "batch_norm": batch_norm})
+    expected = build_vgg(other, 224, "meta").features.state_dict(prefix="features.")
+    return not differing_layers(expected, convolutions)
 
 
 def _layer(path: str) -> str:

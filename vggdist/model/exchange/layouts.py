@@ -48,6 +48,25 @@ _ARRAY = re.compile(
 )
 
 
+_NETWORK = re.compile(
+    rf"features\.(?:block)?\d+\..+|classifier\.\d+\..+|pre_logits\.fc\d\..+|head\.fc\..+|"
+    rf"fc[678]\.linear\..+|{_ARRAY.pattern}",
+    re.IGNORECASE,
+)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """A tensor's name in a larger file -> where the network is, and its name in there.
+
+    `state_dict.model.features.0.weight` -> `state_dict.model.`, `features.0.weight`. None: no
+    network of the layouts has such a tensor.
+    """
+    starts = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    inside = (start for start in starts if _NETWORK.fullmatch(name, start))
+    start = next(inside, None)
+    return None if start is None else (name[:start], name[start:])
+
+
 def detect_layout(tensors: Mapping[str, Tensor]) -> Layout:
     """The layout of tensors, from their names and shapes.
 

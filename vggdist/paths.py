@@ -1,0 +1,104 @@
+"""Paths of users: home folders, how they are shown, and where nothing may be written."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from vggdist.errors import ConfigError
+
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and something is put before and behind
+
+
+def expand_home(path: str) -> str:
+    """A path as a user gives it, with a home folder in place of its `~` or `~user`.
+
+    Raises:
+        ValueError: there is no such user, or no file can have this name.
+    """
+    if not path or "\0" in path:
+        raise ValueError(f"{path!r} is no path; name a file or a folder.")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{path!r} begins with ~, and there is no such user; write ./{path} if it is a name."
+        )
+    return expanded
+
+
+def quote(path: str | os.PathLike[str]) -> str:
+    """A path as it is typed in a shell: as it is, or in quotes."""
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    # Control characters, and bytes that are no text.
+    escaped = (
+        chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(text)
+    )
+    return f"$'{''.join(escaped)}'"
+
+
+def temporary_beside(path: Path, suffix: str = "") -> Path:
+    """A name in the same folder, for what will be renamed to `path` once it is whole."""
+    name = os.fsencode(path.name)[:_LONGEST_NAME].decode(errors="ignore")
+    return path.with_name(f".{name}.tmp-{os.getpid()}{suffix}")
+
+
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path, with all links followed, is a folder or something in it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def require_apart(
+    option: str, out: Path, inputs: Sequence[str | Path], data: Sequence[str | Path]
+) -> None:
+    """Refuses to write over what is read, or into a data set.
+
+    Args:
+        option: the one that names `out`.
+        out: a file or a folder.
+        inputs: files and folders that are read.
+        data: images that are read, and folders of such.
+
+    Raises:
+        ConfigError: `out` is one of the inputs, or lies in a data set.
+    """
+    for read in (*inputs, *data):
+        if _is_same(out, read):
+            raise ConfigError(
+                f"{option} {quote(out)} is what is read, and would be written over; give another "
+                "name."
+            )
+    for root in data:
+        if lies_in(out, root):
+            raise ConfigError(
+                f"{option} {quote(out)} lies in {quote(root)}, whose images are read, and nothing "
+                "is written among them; name a place outside."
+            )
+
+
+def require_suffix(option: str, out: Path, suffixes: Sequence[str]) -> None:
+    """Refuses a file name that speaks of another format than what is written.
+
+    Args:
+        suffixes: that it may have, the usual one first.
+
+    Raises:
+        ConfigError: it has none of them.
+    """
+    if out.suffix.lower() not in suffixes:
+        named = " or ".join(filter(None, [", ".join(suffixes[:-1]), suffixes[-1]]))
+        raise ConfigError(
+            f"{option} {quote(out)} does not end in {named}, as files of what is written do; name "
+            f"it {quote(out.with_suffix(suffixes[0]))}."
+        )
+
+
+def _is_same(one: str | Path, other: str | Path) -> bool:
+    try:
+        return os.path.samefile(one, other)  # hard links too
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
