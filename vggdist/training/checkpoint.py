@@ -26,7 +26,7 @@ from vggdist.model.weights import Description
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, MOMENTUM, STATE, MANIFEST = (
     "weights.safetensors",
     "momentum.safetensors",

@@ -85,6 +85,7 @@ class Training:
         self.progress = ProgressLine(schedule.total_steps)
         self._agreement = Agreement(engine)
         self._evaluation_seconds = 0.0
+        self._num_decreases_told = 0
 
     @property
     def epoch(self) -> float:
@@ -129,11 +130,12 @@ class Training:
                     self._write_log()
                 if evaluating:
                     self._evaluate()
+                self._tell_of_decreases()
                 if saving or stopping or self.finished:
                     self._save(last=stopping or self.finished)
                 if stopping:
                     return False
-        self.progress.clear()
+        self._tell(f"training ends at step {self.step}: {self.schedule.end(self.step)}.")
         return True
 
     def state(self) -> dict[str, Any]:
@@ -159,6 +161,7 @@ class Training:
         self.schedule.load(state["schedule"])
         self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
+        self._num_decreases_told = len(self.schedule.decreases(self.step))
         self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
         if self.process.is_main:
             self.meter.sums.copy_(self.meter.sums.new_tensor(state["meter"]))
@@ -224,7 +227,10 @@ class Training:
         self.engine.eval()
         self.errors = self.evaluate()
         self.engine.train()
-        self.schedule.observe(self.errors.top1_error)
+        # An evaluation off the rhythm, at the end of a part, must not count for the patience: the
+        # training would go another way than one that is not done in parts.
+        if self._is_due(self._evaluation_interval):
+            self.schedule.observe(self.step, self.errors.top1_error)
         self._evaluation_seconds = time.monotonic() - started_at
         if self.log is not None:
             values = {
@@ -242,6 +248,23 @@ class Training:
                 self.errors.loss,
             )
         self.throughput.resume()
+
+    def _tell_of_decreases(self) -> None:
+        """Says once, of each fall of the learning rate, that it fell."""
+        decreases = self.schedule.decreases(self.step)
+        for decrease in decreases[self._num_decreases_told :]:
+            self._tell(
+                f"the learning rate falls to {decrease.learning_rate:g} at step {decrease.step}: "
+                f"{self.schedule.cause}."
+            )
+        self._num_decreases_told = len(decreases)
+
+    def _tell(self, text: str) -> None:
+        """A line in the log and a mark in TensorBoard."""
+        self.progress.clear()
+        logger.info("%s", text)
+        if self.log is not None:
+            self.log.write_text("schedule", text, self.step)
 
     def _save(self, last: bool) -> None:
         self.throughput.pause()

@@ -62,11 +62,11 @@ class MetricLog:
                 self._board.add_scalar(f"{split}/{name}", value, step)
             self._board.flush()
 
-    def write_text(self, name: str, text: str) -> None:
-        """A text of this start, shown as it is."""
+    def write_text(self, name: str, text: str, step: int | None = None) -> None:
+        """A text, shown as it is; without a step it belongs to this start."""
         indented = "\n".join("    " + line for line in text.splitlines())
         with self._going_on():
-            self._board.add_text(name, indented, self._first_step)
+            self._board.add_text(name, indented, self._first_step if step is None else step)
 
     def write_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images (n, 3, height, width), 8-bit."""
