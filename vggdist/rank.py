@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,7 +11,7 @@ from torch import distributed
 
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError, DistributedError, VggdistError
+from vggdist.errors import DataError, DistributedError, StoppedError, VggdistError
 from vggdist.training import progress
 
 T = TypeVar("T")
@@ -25,6 +26,11 @@ def run_rank(work: Callable[[], int]) -> int:
     log_to_terminal(rank == "0")
     try:
         return work()
+    except StoppedError as stopped:
+        logging.getLogger("vggdist").info("%s", stopped)
+        return stopped.exit_code
+    except KeyboardInterrupt:  # the second one, where the first waits for a checkpoint
+        return 128 + signal.SIGINT
     except VggdistError as error:
         if rank == "0" or isinstance(error, DataError | DistributedError):
             where = f"rank {rank}: " if rank != "0" else ""

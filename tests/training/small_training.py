@@ -17,10 +17,12 @@ from tests.training.small_engine import (
 from vggdist.config import split_batch, total_steps
 from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest, from_classes
+from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.training import checkpoint
+from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
@@ -32,7 +34,7 @@ NUM_TRAINING_IMAGES = 4 * GLOBAL_BATCH
 """An epoch has four steps."""
 NUM_VALIDATION_IMAGES, EVALUATION_MICRO = 11, 2
 
-Evaluate = Callable[[Training], Errors]
+Evaluate = Callable[[Training, StopSignal], Errors]
 
 
 def batch_of(seed: int, count: int) -> Batch:
@@ -111,7 +113,9 @@ class Part:
             ),
             num_images=NUM_TRAINING_IMAGES,
             open_batches=lambda step: training_batches(process, step),
-            evaluate=lambda: evaluate(self.training) if evaluate else self._evaluate(process),
+            evaluate=lambda stop: (
+                evaluate(self.training, stop) if evaluate else self._evaluate(process, stop)
+            ),
             data_digests={},
             known_bad=KnownBad(_images(), 0.0),
             log=self.log,
@@ -127,6 +131,7 @@ class Part:
         finally:
             if self.log is not None:
                 self.log.__exit__()
+            world.all_agree(True, self.training.process.device)  # the main rank has saved
 
     def weights(self) -> dict[str, Tensor]:
         return self.training.engine.weights()
@@ -134,8 +139,9 @@ class Part:
     def momentum(self) -> dict[str, Tensor]:
         return self.training.engine.momentum()
 
-    def _evaluate(self, process: Process) -> Errors:
-        batches = validation_batches(process)
+    def _evaluate(self, process: Process, stop: StopSignal) -> Errors:
+        rounds = -(-len(range(0, NUM_VALIDATION_IMAGES, process.world_size)) // EVALUATION_MICRO)
+        batches = until_stopped(validation_batches(process), rounds, stop, process.device)
         return evaluate(self.training.engine, batches, NUM_VALIDATION_IMAGES, process.device)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from tests.run_folders import records
 from tests.training.small_engine import equal
 from tests.training.small_training import Part
 from vggdist.distributed.process import Process
+from vggdist.errors import DataError
 from vggdist.evaluation.metrics import Errors
 from vggdist.run_report import write_result
+from vggdist.training import checkpoint
 from vggdist.training.loop import Training
 from vggdist.training.stop import StopSignal
 
@@ -47,7 +49,6 @@ def marks(folder: Path) -> list[tuple[int, str]]:
         (event.step, event.tensor_proto.string_val[0].decode().strip())
         for event in board.Tensors("schedule/text_summary")
     ]
-
 
 
 class Logged(logging.Handler):
@@ -110,11 +111,11 @@ def test_a_training_in_five_parts_is_to_the_bit_the_one_in_one_go(tmp_path: Path
     assert result["falls"] >= 1, "else the learning rate proves nothing"
     assert result["weights"]
     assert result["momentum"]
-    shown = [record for record in records(tmp_path / "parts", "validation")]
+    shown = records(tmp_path / "parts", "validation")
     assert {20, 40} < {record["step"] for record in shown}, "each part ends with an evaluation"
 
 
-def never_better(_: Training) -> Errors:
+def never_better(_: Training, stop: StopSignal) -> Errors:
     return Errors(100, 0.5, 0.25, 1.0)
 
 
@@ -152,3 +153,118 @@ def test_a_plateau_that_ends_a_training_is_told_as_is_each_fall_of_the_rate(
         {"step": 9, "learning_rate": 0.05},
         {"step": 15, "learning_rate": 0.025},
     ]
+
+
+SEVEN_STEPS = {
+    "batch_norm": True,
+    "schedule": {"num_steps": 7},
+    "evaluation": EVERY_THREE_STEPS,
+}
+
+
+class SignalInEvaluation(StopSignal):
+    """A signal that comes to rank 1 in the middle of the evaluation after some step."""
+
+    def __init__(self, process: Process, step: int) -> None:
+        super().__init__()
+        self._comes_here, self._step = process.rank == 1, step
+        self.training: Training | None = None
+        self._asked = 0
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        assert self.training is not None
+        if self._comes_here and self.training.step == self._step and not self._in_training:
+            self._asked += 1
+        return self._asked > 1
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        pass
+
+    @property
+    def _in_training(self) -> bool:
+        assert self.training is not None
+        return self.training.engine.module.training
+
+
+def interrupted_evaluation(
+    process: Process, folder: Path, step: int, every_steps: int
+) -> dict[str, Any]:
+    """A training whose evaluation after `step` is interrupted, and then goes on."""
+    changes = {**SEVEN_STEPS, "checkpoint": {"every_steps": every_steps}}
+    whole = Part(process, folder / "whole", **changes)
+    whole.train()
+    first = Part(process, folder / "parts", **changes)
+    stop = SignalInEvaluation(process, step)
+    stop.training = first.training
+    ended = first.train(stop)
+    saved = checkpoint.newest(folder / "parts" / "checkpoints")
+    assert saved is not None
+    second = Part(process, folder / "parts", **changes)
+    return {
+        "stopped": (not ended, first.training.step, saved.name, first.training.evaluated_step),
+        "ended": second.train(),
+        "weights": equal(whole.weights(), second.weights()),
+        "momentum": equal(whole.momentum(), second.momentum()),
+        "schedules": (whole.training.schedule.state(), second.training.schedule.state()),
+        "errors": (whole.training.errors, second.training.errors),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "every_steps"), [(3, 100), (3, 3), (7, 100)])
+def test_a_signal_in_an_evaluation_saves_on_all_ranks_and_the_evaluation_is_made_up_for(
+    tmp_path: Path, step: int, every_steps: int
+) -> None:
+    for result in run_in_ranks(interrupted_evaluation, 2, tmp_path, step, every_steps):
+        assert result["stopped"] == (True, step, f"step-{step:08d}", -1 if step == 3 else 6)
+        assert result["ended"]
+        assert result["weights"]
+        assert result["momentum"]
+        for whole, parts in (result["schedules"], result["errors"]):
+            assert whole == parts
+    evaluated = [record["step"] for record in records(tmp_path / "parts", "validation")]
+    assert evaluated == [3, 6, 7]
+
+
+def broken_evaluation(_: Training, stop: StopSignal) -> Errors:
+    raise DataError("The image cat.jpg cannot be used.")
+
+
+def save_before_evaluation(process: Process, folder: Path) -> tuple[int, bool, list[int]]:
+    changes = {**SEVEN_STEPS, "checkpoint": {"every_steps": 3}}
+    with pytest.raises(DataError):
+        Part(process, folder, broken_evaluation, **changes).train()
+    saved = [int(path.name[-8:]) for path in checkpoint.committed(folder / "checkpoints")]
+    mended = Part(process, folder, **changes)
+    begun = mended.training.step
+    return begun, mended.train(), saved
+
+
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_when_it_can_be(
+    tmp_path: Path,
+) -> None:
+    assert run_in_ranks(save_before_evaluation, 1, tmp_path) == [(3, True, [3])]
+    assert [r["step"] for r in records(tmp_path, "validation")] == [3, 6, 7]
+
+
+def repeated_evaluation(process: Process, folder: Path) -> None:
+    """Killed soon after an evaluation whose checkpoint had been saved before it."""
+    changes = {
+        "schedule": {**PLATEAU, "num_steps": 12},
+        "evaluation": EVERY_THREE_STEPS,
+        "checkpoint": {"every_steps": 9},
+    }
+    killed = Part(process, folder, never_better, **changes)
+    killed.train(StopAfter(killed.training, 10))
+    shutil.rmtree(max((folder / "checkpoints").iterdir()))
+    Part(process, folder, never_better, **changes).train()
+
+
+def test_an_evaluation_that_is_made_again_is_written_once(tmp_path: Path) -> None:
+    run_in_ranks(repeated_evaluation, 1, tmp_path)
+    assert [r["step"] for r in records(tmp_path, "validation")] == [3, 6, 9, 12]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("validation/top1_error")] == [3, 6, 9, 12]
+    assert [step for step, _ in marks(tmp_path)] == [9, 12]

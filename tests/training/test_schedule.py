@@ -72,7 +72,9 @@ def test_a_fall_of_the_step_schedule_is_where_the_rate_is_lower_than_a_step_befo
     epochs: float, falls: list[int]
 ) -> None:
     one = schedule(name="step", step_epochs=epochs, factor=0.5)
-    lower = [step for step in range(1, 101) if one.learning_rate(step) < one.learning_rate(step - 1)]
+    lower = [
+        step for step in range(1, 101) if one.learning_rate(step) < one.learning_rate(step - 1)
+    ]
     assert lower == falls
     assert [fall.step for fall in one.decreases(100)] == falls
     assert [fall.step for fall in one.decreases(falls[1])] == falls[:2]

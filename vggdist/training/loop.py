@@ -12,7 +12,7 @@ from typing import Any
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError
+from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.weights import Description
 from vggdist.training import checkpoint
@@ -38,6 +38,7 @@ class Training:
     Attributes:
         step: finished steps.
         errors: of the latest evaluation.
+        evaluated_step: after which it was made; -1: there has been none.
         elapsed_seconds: from the first step's start to the last one's end, evaluations included.
     """
 
@@ -51,7 +52,7 @@ class Training:
         *,
         num_images: int,
         open_batches: Callable[[int], Batches],
-        evaluate: Callable[[], Errors],
+        evaluate: Callable[[StopSignal], Errors],
         data_digests: dict[str, str],
         known_bad: KnownBad,
         log: MetricLog | None,
@@ -63,7 +64,8 @@ class Training:
         Args:
             num_images: in the training set.
             open_batches: finished steps -> this rank's micro batches from there on.
-            evaluate: errors of `engine` on the validation set; collective.
+            evaluate: errors of `engine` on the validation set; collective. Raises a StoppedError on
+                all ranks if a rank's signal has come.
             data_digests: of the manifests, kept with every checkpoint.
             known_bad: images that `open_batches` does not show.
             log: curves, on the main rank.
@@ -79,6 +81,7 @@ class Training:
         self.step = 0
         self.num_masked = 0
         self.errors: Errors | None = None
+        self.evaluated_step = -1
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
@@ -108,9 +111,11 @@ class Training:
             DataError: on all ranks, when too many images could not be used.
             CheckpointError: the last checkpoint could not be written.
         """
+        self.throughput.resume()
+        if self._evaluation_due and not self._evaluate(stop):
+            return False
+        self._tell_of_decreases()
         if self.finished:
-            if self.errors is None:  # made shorter than its last checkpoint
-                self._evaluate()
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         verdict: Verdict | None = None
@@ -121,18 +126,21 @@ class Training:
                 stopping = previous is not None and self._heed(previous)
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
-                evaluating = ended or self._is_due(self._evaluation_interval)
-                saving = ended or self._is_due(self._checkpoint_interval) or stopping
-                if evaluating or saving:
+                saving = ended or self._is_due(self._checkpoint_interval)
+                if saving or stopping or self._evaluation_due:
                     # Nothing is evaluated or saved before its step is known to be good.
                     stopping, verdict = self._heed(verdict) or stopping, None
                 if self._log_due:
                     self._write_log()
-                if evaluating:
-                    self._evaluate()
+                # Saved first: an evaluation takes its time, and may be interrupted or fail. Whoever
+                # continues from what is saved evaluates then.
+                if saving or stopping:
+                    self._save(last=ended or stopping)
+                if self._evaluation_due and not stopping:
+                    stopping = not self._evaluate(stop)
+                    if not saving and (stopping or self.finished):
+                        self._save(last=True)
                 self._tell_of_decreases()
-                if saving or stopping or self.finished:
-                    self._save(last=stopping or self.finished)
                 if stopping:
                     return False
         self._tell(f"training ends at step {self.step}: {self.schedule.end(self.step)}.")
@@ -143,6 +151,7 @@ class Training:
         return {
             "schedule": self.schedule.state(),
             "errors": asdict(self.errors) if self.errors is not None else None,
+            "evaluated_step": self.evaluated_step,
             "meter": sum_over_ranks(self.meter.sums.clone()).tolist(),
             "num_masked": self.num_masked,
             "elapsed_seconds": self.elapsed_seconds,
@@ -163,6 +172,7 @@ class Training:
         self.step, self.num_masked = saved.step, state["num_masked"]
         self._num_decreases_told = len(self.schedule.decreases(self.step))
         self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
+        self.evaluated_step = state["evaluated_step"]
         if self.process.is_main:
             self.meter.sums.copy_(self.meter.sums.new_tensor(state["meter"]))
         self.elapsed_seconds = state["elapsed_seconds"]
@@ -221,12 +231,19 @@ class Training:
         self.log.write("train", self.step, self.epoch, values)
         self.progress.log(self.step, self.epoch, values, self._seconds_left())
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: StopSignal) -> bool:
+        """Whether the evaluation was made; on no rank where a signal ended it."""
         self.throughput.pause()
         started_at = time.monotonic()
         self.engine.eval()
-        self.errors = self.evaluate()
-        self.engine.train()
+        try:
+            self.errors = self.evaluate(stop)
+        except StoppedError:
+            return False
+        finally:
+            self.engine.train()
+            self.throughput.resume()
+        self.evaluated_step = self.step
         # An evaluation off the rhythm, at the end of a part, must not count for the patience: the
         # training would go another way than one that is not done in parts.
         if self._is_due(self._evaluation_interval):
@@ -247,7 +264,7 @@ class Training:
                 100 * self.errors.top5_error,
                 self.errors.loss,
             )
-        self.throughput.resume()
+        return True
 
     def _tell_of_decreases(self) -> None:
         """Says once, of each fall of the learning rate, that it fell."""
@@ -298,6 +315,14 @@ class Training:
         return self.step % self.config.log.every_steps == 0 or self.step in (
             1,
             self.schedule.total_steps,
+        )
+
+    @property
+    def _evaluation_due(self) -> bool:
+        """Whether the network as it is now is still to be evaluated."""
+        wanted = self.step and self._is_due(self._evaluation_interval)
+        return (wanted or self.step >= self.schedule.total_steps) and (
+            self.evaluated_step != self.step
         )
 
     @property
