@@ -31,7 +31,7 @@ class DataError(VggdistError):
 
 
 class NumericError(VggdistError):
-    """A loss or gradient was not finite; that step never reached the weights."""
+    """A loss, a gradient or the weights were not finite; nothing of it was saved."""
 
     exit_code = 4
 

@@ -2,19 +2,21 @@
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.ranks import run_in_ranks
 from tests.run_folders import records
-from tests.training.small_engine import equal
+from tests.training.small_engine import engine_step, equal, small_engine
 from tests.training.small_training import Part
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError
+from vggdist.errors import DataError, NumericError
 from vggdist.evaluation.metrics import Errors
 from vggdist.run_report import write_result
 from vggdist.training import checkpoint
@@ -268,3 +270,134 @@ def test_an_evaluation_that_is_made_again_is_written_once(tmp_path: Path) -> Non
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("validation/top1_error")] == [3, 6, 9, 12]
     assert [step for step, _ in marks(tmp_path)] == [9, 12]
+
+
+def finite(process: Process) -> dict[str, bool]:
+    """What an engine says of itself with one bad number in each of its parts."""
+    found = {}
+    for stage in (0, 1):
+        engine = small_engine(process, batch_norm=True, zero_stage=stage)
+        engine_step(engine, process, step=0)
+        found[f"good {stage}"] = engine.is_finite()
+        state = engine.module.state_dict()
+        (momentum, *_) = (each["momentum_buffer"] for each in engine.optimizer.state.values())
+        parts = {
+            "weight": state["features.block1.conv1.weight"],
+            "bias": state["fc8.linear.bias"],
+            "running variance": state["features.block1.norm1.running_var"],
+            "momentum": momentum,
+        }
+        for name, part in parts.items():
+            for value in (math.nan, math.inf, -3e38):
+                kept = part.clone()
+                part[(0,) * part.dim()] = value
+                found[f"{name} {value} {stage}"] = engine.is_finite()
+                part.copy_(kept)
+        found[f"mended {stage}"] = engine.is_finite()
+    return found
+
+
+def test_one_number_that_is_not_finite_shows_in_whatever_a_checkpoint_holds() -> None:
+    (found,) = run_in_ranks(finite, 1)
+    assert {name for name, good in found.items() if good} == {
+        f"{name} {stage}" for name in ("good", "mended") for stage in (0, 1)
+    }
+    assert len(found) == 28
+
+
+def explode(training: Training, factor: float = 1e13) -> None:
+    """The weights stay finite, with three layers of `factor` the logits do not."""
+    with torch.no_grad():
+        for name in ("fc6", "fc7", "fc8"):
+            training.engine.module.get_parameter(f"{name}.linear.weight").mul_(factor)
+
+
+def diverged(process: Process, folder: Path) -> dict[str, str]:
+    """What trainings say that explode, by where it shows first."""
+    told: dict[str, str] = {}
+
+    def train(name: str, where: str, at: int, factor: float = 1e13, every_steps: int = 3) -> None:
+        """`where`: before the evaluation after `at` steps, or behind it."""
+
+        def evaluate(training: Training, stop: StopSignal) -> Errors:
+            before = where == "before" and training.step == at
+            if before:
+                explode(training, factor)
+            errors = part._evaluate(process, stop)
+            if where == "behind" and training.step == at:
+                explode(training, factor)
+            return errors
+
+        part = Part(
+            process,
+            folder / name,
+            evaluate,
+            schedule={"num_steps": 12},
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": every_steps},
+        )
+        with pytest.raises(NumericError) as caught:
+            part.train()
+        told[name] = str(caught.value)
+
+    train("evaluation", "before", at=6)
+    train("first evaluation", "before", at=3)
+    train("step", "behind", at=6)
+    train("weights", "behind", at=6, factor=1e25, every_steps=1)
+    train("no checkpoint", "behind", at=3, every_steps=100)
+    # The next start of the same training, from a checkpoint that was saved just before.
+    (folder / "again").mkdir()
+    shutil.copytree(folder / "evaluation" / "checkpoints", folder / "again" / "checkpoints")
+    train("again", "before", at=6)
+    return told
+
+
+@pytest.mark.slow
+def test_a_network_that_explodes_ends_the_training_with_the_newest_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    (told,) = run_in_ranks(diverged, 1, tmp_path)
+    good = {"evaluation": 3, "again": 3, "step": 3, "weights": 5}
+    for name, text in told.items():
+        checkpoints = tmp_path / name / "checkpoints"
+        if name in good:
+            path = checkpoints / f"step-{good[name]:08d}"
+            end = f"The newest good checkpoint is {path}; run.resume={path} goes on from there."
+            assert checkpoint.verify(path) is None
+        else:
+            end = f"No checkpoint in {checkpoints} is known to be good."
+        assert text.endswith(f"what led here is in the curves. {end}"), (name, text)
+    for name, step in (("evaluation", 6), ("first evaluation", 3), ("again", 6)):
+        assert told[name].startswith(
+            f"step {step}: the validation loss is infinite or not a number"
+        )
+    for name, step in (("step", 7), ("weights", 7), ("no checkpoint", 4)):
+        assert told[name].startswith(f"step {step}: the loss or a gradient is infinite or not")
+    assert [r["step"] for r in records(tmp_path / "evaluation", "validation")] == [3]
+
+
+def too_large(process: Process, folder: Path) -> str:
+    part = Part(process, folder, schedule={"num_steps": 6}, checkpoint={"every_steps": 2})
+    take_step = part.training._take_step
+
+    def take_step_and_explode(batches: Any, stop: StopSignal) -> Any:
+        verdict = take_step(batches, stop)
+        if part.training.step == 4:
+            explode(part.training, 1e22)
+        return verdict
+
+    part.training._take_step = take_step_and_explode  # type: ignore[method-assign]
+    with pytest.raises(NumericError) as caught:
+        part.train()
+    return str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
+    (told,) = run_in_ranks(too_large, 1, tmp_path)
+    assert told.startswith("step 4: the weights are infinite, not numbers, or so large that")
+    assert "no checkpoint was made of them" in told
+    (good,) = checkpoint.committed(tmp_path / "checkpoints")
+    assert told.endswith(
+        f"The newest good checkpoint is {good}; run.resume={good} goes on from there."
+    )
+    assert good.name == "step-00000002"

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +13,7 @@ from typing import Any
 
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
-from vggdist.distributed.process import Process, sum_over_ranks
+from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.weights import Description
@@ -107,7 +109,7 @@ class Training:
             stop: this rank's signals; one that came before the first step counts too.
 
         Raises:
-            NumericError: on all ranks, when a loss or gradient was not finite.
+            NumericError: on all ranks, when a loss, a gradient or the weights were not finite.
             DataError: on all ranks, when too many images could not be used.
             CheckpointError: the last checkpoint could not be written.
         """
@@ -197,17 +199,38 @@ class Training:
         flags = verdict.read()
         if flags.failed:
             self.progress.clear()
-            raise NumericError(
+            # The network as it was before this step has failed, and so has no good checkpoint.
+            raise self._diverged(
                 f"step {verdict.step}: the loss or a gradient is infinite or not a number; the "
-                "update was left out, and training stops. Lower optimizer.learning_rate, set "
-                "optimizer.gradient_clipping, or choose a precision with more range, in another "
-                "run.folder; what led here is in the curves. The last checkpoint is good."
+                "update was left out, and training stops.",
+                good_until=verdict.step - 2,
             )
         self.num_masked += flags.masked
         if flags.found_bad:
             self.progress.clear()
             self.known_bad.agree()
         return flags.stop
+
+    def _diverged(self, what: str, good_until: int) -> NumericError:
+        """The error for a network that has exploded.
+
+        Args:
+            what: has shown it, and what follows; whole sentences.
+            good_until: a step; checkpoints of later ones are not known to be any better.
+        """
+        good = None
+        if self.process.is_main:
+            good = checkpoint.newest_good(self.checkpoint_folder, good_until)
+        path = shlex.quote(str(good))
+        return NumericError(
+            f"{what} Lower optimizer.learning_rate, set optimizer.gradient_clipping, or choose a "
+            "precision with more range, in another run.folder; what led here is in the curves. "
+            + (
+                f"The newest good checkpoint is {good}; run.resume={path} goes on from there."
+                if good is not None
+                else f"No checkpoint in {self.checkpoint_folder} is known to be good."
+            )
+        )
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
@@ -237,13 +260,20 @@ class Training:
         started_at = time.monotonic()
         self.engine.eval()
         try:
-            self.errors = self.evaluate(stop)
+            errors = self.evaluate(stop)
         except StoppedError:
             return False
         finally:
             self.engine.train()
             self.throughput.resume()
-        self.evaluated_step = self.step
+        if not math.isfinite(errors.loss):
+            self.progress.clear()
+            raise self._diverged(
+                f"step {self.step}: the validation loss is infinite or not a number, so the "
+                "network is good for nothing, and training stops.",
+                good_until=self.evaluated_step,
+            )
+        self.errors, self.evaluated_step = errors, self.step
         # An evaluation off the rhythm, at the end of a part, must not count for the patience: the
         # training would go another way than one that is not done in parts.
         if self._is_due(self._evaluation_interval):
@@ -285,6 +315,13 @@ class Training:
 
     def _save(self, last: bool) -> None:
         self.throughput.pause()
+        if not all_agree(self.engine.is_finite(), self.process.device):
+            self.progress.clear()
+            raise self._diverged(
+                f"step {self.step}: the weights are infinite, not numbers, or so large that the "
+                "square of their norm is; no checkpoint was made of them, and training stops.",
+                good_until=self.step - 1,
+            )
         weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
         if self.process.is_main:
             saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
