@@ -350,3 +350,19 @@ def test_without_scales_q_is_the_middle_of_the_training_scales(
     (posteriors,) = posteriors_of(request(weights, dataset, tmp_path))
     assert posteriors.source.scale == (32 + 48) // 2
     assert posteriors.source.train_scale == (32, 48)
+
+
+@pytest.mark.parametrize("protocol", ["center-crop", "dense", "multi-crop"])
+def test_a_network_that_has_exploded_is_refused_and_no_file_is_made_of_it(
+    dataset: Path, tmp_path: Path, protocol: str
+) -> None:
+    network = build_initialized(MODEL, CROP, seed=3)
+    with torch.no_grad():
+        network.fc7.linear.weight.mul_(1e20)
+        network.fc8.linear.weight.mul_(1e30)
+    path = tmp_path / "exploded.safetensors"
+    save_weights(path, network.state_dict(), Description(MODEL, CROP, MEAN, STD, (32, 48), CLASSES))
+    made = request(path, dataset, tmp_path / "out", protocols=(protocol,))
+    with pytest.raises(WeightsError, match="posteriors are infinite or not numbers for 23 of 23"):
+        evaluate(made)
+    assert list((tmp_path / "out").iterdir()) == []

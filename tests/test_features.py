@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tests.reference import Reference, rescaled
 from vggdist.cli import main
 from vggdist.config import ModelConfig
-from vggdist.errors import ConfigError, DataError, VggdistError
+from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluation.features_file import Features, load_features
 from vggdist.features import Request, compute_features
 from vggdist.model.initialization import build_initialized
@@ -147,3 +147,19 @@ def test_what_has_no_features_is_refused_in_a_sentence(
     (tmp_path / "broken" / "one").mkdir(parents=True)
     (tmp_path / "broken" / "one" / "a.jpg").write_bytes(b"no image")
     assert "cannot be used" in refusal(DataError, weights, tmp_path / "broken")
+
+
+@pytest.mark.parametrize("factor", [1e25, 1e38])
+def test_a_network_that_has_exploded_has_no_features(
+    folder: Path, tmp_path: Path, factor: float
+) -> None:
+    network = build_initialized(MODEL, CROP, seed=5)
+    with torch.no_grad():
+        network.fc7.linear.weight.mul_(factor)
+    description = Description(MODEL, CROP, (120.0, 110.0, 100.0), (60.0, 55.0, 50.0))
+    save_weights(tmp_path / "exploded.safetensors", network.state_dict(), description)
+    request = Request(
+        str(tmp_path / "exploded.safetensors"), str(folder), (40,), overrides=OVERRIDES
+    )
+    with pytest.raises(WeightsError, match="features are infinite or not numbers for 9 of 9"):
+        compute_features(request)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vggdist import cli
 from vggdist.config import ModelConfig
-from vggdist.errors import ConfigError, DataError
+from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.initialization import build_initialized
 from vggdist.model.weights import Description, build_network, load_weights, save_weights
 from vggdist.predict import default_scale, expand, predict, render_predictions, split_usable
@@ -244,3 +244,15 @@ def test_usable_and_unusable_images_are_told_apart(images: Path, tmp_path: Path)
     assert usable == [images / "a.png"]
     assert list(problems) == [tmp_path / "words.jpg"]
     assert problems[tmp_path / "words.jpg"].startswith("it is no image")
+
+
+def test_a_network_that_has_exploded_is_refused(images: Path, tmp_path: Path) -> None:
+    network = build_initialized(MODEL, 32, seed=5)
+    with torch.no_grad():
+        network.fc7.linear.weight.mul_(1e20)
+        network.fc8.linear.weight.mul_(1e30)
+    description = Description(MODEL, 32, (120.0, 110.0, 100.0), (60.0, 59.0, 58.0), (36, 44))
+    save_weights(tmp_path / "exploded.safetensors", network.state_dict(), description)
+    weights = load_weights(tmp_path / "exploded.safetensors")
+    with pytest.raises(WeightsError, match=r"posteriors are infinite or not numbers for .*a\.png"):
+        predict(weights, expand([images]), device="cpu")

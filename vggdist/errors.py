@@ -5,6 +5,14 @@ message without a traceback; anything that is not a `VggdistError` is a mistake 
 its traceback.
 """
 
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C before there was anything to save, as shells say it: 128 + SIGINT."""
+EXIT_STOPPED = 75
+"""Stopped by a signal, after a checkpoint: the same command continues (EX_TEMPFAIL, sysexits.h)."""
+EXIT_NOT_REQUEUED = 76
+"""The same in a job that does not start again by itself: its budget of requeues is used up, or
+SLURM could not be asked."""
+
 
 class VggdistError(Exception):
     """A problem that the user can solve; `exit_code` is what the command ends with."""
@@ -25,7 +33,7 @@ class DataError(VggdistError):
 
 
 class NumericError(VggdistError):
-    """A loss or gradient was not finite; that step never reached the weights."""
+    """A loss, a gradient or the weights were not finite; nothing of it was saved."""
 
     exit_code = 4
 
@@ -48,10 +56,7 @@ class DistributedError(VggdistError):
     exit_code = 6
 
 
-EXIT_INTERRUPTED = 130
-"""Ended by Ctrl-C before there was anything to save, as shells say it: 128 + SIGINT."""
-EXIT_STOPPED = 75
-"""Stopped by a signal, after a checkpoint: the same command continues (EX_TEMPFAIL, sysexits.h)."""
-EXIT_NOT_REQUEUED = 76
-"""The same in a job that does not start again by itself: its budget of requeues is used up, or
-SLURM could not be asked."""
+class StoppedError(VggdistError):
+    """No problem: a signal has asked a rank to stop, and nothing is left to be saved."""
+
+    exit_code = EXIT_STOPPED

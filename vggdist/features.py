@@ -25,6 +25,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.evaluation.features_file import Aggregate, FeatureLayer, Features, Recipe
+from vggdist.evaluation.posteriors import require_finite
 from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
 from vggdist.model.dense import DenseNetwork
 from vggdist.trained import (
@@ -146,15 +147,19 @@ class _Extraction:
         ) as groups:
             for group in groups:
                 index, found = self._describe(group)
+                names = [images.name(image) for image in index.tolist()]
+                # By a length that is infinite they would all be divided to 0.
+                length = found.norm(dim=1, keepdim=True).numpy(force=True)
+                require_finite(length, "features", names.__getitem__)
                 if rows is None:
                     rows = np.empty((images.num_images, found.shape[1]), np.float32)
-                rows[index] = found.numpy()
+                rows[index] = F.normalize(found).numpy(force=True)
                 progress.advance(len(index))
         assert rows is not None
         return rows
 
     def _describe(self, group: Group) -> tuple[NDArray[np.int64], Tensor]:
-        """Numbers and descriptors of a group's images."""
+        """Numbers of a group's images, and their descriptors as long as they come."""
         scales = []
         for scale in self._scales:
             images = [one for one in group if one.scale == scale]
@@ -164,7 +169,7 @@ class _Extraction:
             scales.append(found[torch.from_numpy(index.argsort()).to(found.device)])
         stacked = self._request.aggregate == "stack"
         whole = torch.cat(scales, dim=1) if stacked else torch.stack(scales).mean(dim=0)
-        return np.sort(index), F.normalize(whole).cpu()
+        return np.sort(index), whole
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import DTYPES, choose_precision, use_precision
 from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
+from vggdist.evaluation.posteriors import require_finite
 from vggdist.model.class_names import class_names
 from vggdist.model.weights import Description, Weights, build_network
 from vggdist.paths import quote
@@ -113,7 +114,7 @@ def predict(
     Raises:
         ConfigError: the scale is below the crop size, or the device lacks something.
         DataError: an image cannot be used.
-        WeightsError: they are not weights of a whole network.
+        WeightsError: they are not weights of a whole network, or of one that has exploded.
     """
     description = weights.description
     where = choose_device(device, 0)
@@ -151,6 +152,8 @@ def predict(
             with casting:
                 logits = network(batch.images)
             confidences, labels = logits.float().softmax(dim=1).topk(top)
+            of_batch = [_shown(files[index]) for index in batch.index.tolist()]
+            require_finite(confidences.numpy(force=True), "posteriors", of_batch.__getitem__)
             for index, row, said in zip(
                 batch.index.tolist(), confidences.tolist(), labels.tolist(), strict=True
             ):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from vggdist.config import (
@@ -33,6 +34,7 @@ from vggdist.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    StoppedError,
 )
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
@@ -42,6 +44,7 @@ from vggdist.model.weights import Description, Weights, load_weights
 from vggdist.rank import on_main, run_rank
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training import checkpoint, run_folder
+from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
@@ -66,7 +69,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
     """Trains (or continues, or only reports a finished training) on this rank.
 
     Args:
-        stop: signals that are being noted already; none: they are from the first step on.
+        stop: signals that are being noted already; none: they are once the ranks have met.
 
     Returns:
         The exit code: 0 where the training is finished, `EXIT_STOPPED` after a signal.
@@ -76,15 +79,18 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
     """
     with ExitStack() as stack:
         process = stack.enter_context(world.joined(config.device))
+        # Not sooner: in a library that waits for other ranks a signal would end nothing.
+        stop = stop or stack.enter_context(StopSignal(speaks=process.is_main))
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
-        start = on_main(process, lambda: _open_folder(config, folder, stack))
+        start = on_main(process, partial(stop.run, partial(_open_folder, config, folder, stack)))
         config, why = resolve_precision(config, process, _precision_of_run(start, folder, process))
-        dataset = _open_data(config, folder, process)
+        dataset = _open_data(config, folder, process, stop)
+        _end_if_asked(stop, process)
         saved = _load_checkpoint(config, start, process)
         if saved is not None:
             _check_same_data(saved, dataset)
-        dataset = _stage(config, dataset, process)
+        dataset = _stage(config, dataset, process, stop)
         # Now that nothing is left to object to: another start must agree with what stands there.
         on_main(process, lambda: run_folder.prepare(config, folder))
         if process.is_main:
@@ -103,11 +109,18 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         if saved is not None:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, folder)
-        if not training.train(stop or stack.enter_context(StopSignal())):
+        _end_if_asked(stop, process)
+        if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED
         _report(training, config, dataset.val, folder)
     return 0
+
+
+def _end_if_asked(stop: StopSignal, process: Process) -> None:
+    """Ends all ranks where a signal has come to one of them while there was nothing to save."""
+    if not world.all_agree(not stop.requested, process.device):
+        raise StoppedError("stopped before a step was taken; the same command starts again.")
 
 
 def _log_to_file(folder: Path, stack: ExitStack) -> None:
@@ -160,14 +173,15 @@ def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Pre
     return world.gather(precision)[0]
 
 
-def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
+def _open_data(config: Config, folder: Path, process: Process, stop: StopSignal) -> Dataset:
     root = config.data.root
     if root is None:
         raise ConfigError(
             "data.root is not set; give the folder that holds train/ and val/, each with one "
             "folder of images per class: data.root=/path/to/images."
         )
-    dataset = on_main(process, lambda: open_dataset(root, fallback=folder, write=True))
+    listing = partial(open_dataset, root, fallback=folder, write=True)
+    dataset = on_main(process, partial(stop.run, listing))
     dataset = dataset or open_dataset(root, fallback=folder)
     if dataset.val.quarantine:
         raise DataError(
@@ -185,7 +199,7 @@ def _open_data(config: Config, folder: Path, process: Process) -> Dataset:
     return dataset
 
 
-def _stage(config: Config, dataset: Dataset, process: Process) -> Dataset:
+def _stage(config: Config, dataset: Dataset, process: Process, stop: StopSignal) -> Dataset:
     """The data set, on a disk of this node's own if that is wanted; one rank per node copies."""
     if config.data.local_folder is None:
         return dataset
@@ -201,7 +215,7 @@ def _stage(config: Config, dataset: Dataset, process: Process) -> Dataset:
         try:
             # The ranks meet every few seconds: hours in one collective would be taken for a hang.
             while not world.all_agree(_is_over(copying), process.device):
-                pass
+                _end_if_asked(stop, process)
         except BaseException:
             cancelled.set()  # the pool waits for what was begun
             raise
@@ -321,9 +335,11 @@ def _build_training(
             num_threads=config.data.num_threads or process.num_cores,
         )
 
-    def evaluate_all() -> Errors:
-        with _evaluation_loader(config, process, split, dataset.val) as batches:
-            return evaluate(engine, batches, dataset.val.num_images, process.device)
+    def evaluate_all(stop: StopSignal) -> Errors:
+        images = dataset.val
+        with _evaluation_loader(config, process, split, images) as batches:
+            shown = until_stopped(batches, batches.num_rounds, stop, process.device)
+            return evaluate(engine, shown, images.num_images, process.device)
 
     schedule = Schedule(
         config.schedule,

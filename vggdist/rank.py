@@ -10,7 +10,13 @@ from torch import distributed
 
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
-from vggdist.errors import EXIT_INTERRUPTED, DataError, DistributedError, VggdistError
+from vggdist.errors import (
+    EXIT_INTERRUPTED,
+    DataError,
+    DistributedError,
+    StoppedError,
+    VggdistError,
+)
 from vggdist.training import progress
 
 T = TypeVar("T")
@@ -25,13 +31,16 @@ def run_rank(work: Callable[[], int]) -> int:
     log_to_terminal(rank == "0")
     try:
         return work()
+    except StoppedError as stopped:
+        logging.getLogger("vggdist").info("%s", stopped)
+        return stopped.exit_code
+    except KeyboardInterrupt:  # the second one, where the first waits for a checkpoint
+        return EXIT_INTERRUPTED
     except VggdistError as error:
         if rank == "0" or isinstance(error, DataError | DistributedError):
             where = f"rank {rank}: " if rank != "0" else ""
             sys.stderr.write(f"error: {where}{error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     except SystemExit as end:  # of `on_main`, where the main rank speaks
         return int(end.code or 0)
     except RuntimeError as error:

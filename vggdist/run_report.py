@@ -24,7 +24,8 @@ PREDICTIONS_FILE = "predictions.png"
 def write_result(training: Training, folder: Path) -> dict[str, float]:
     """Writes `result.json`; errors are fractions, speeds over all ranks and all steps.
 
-    The file also names the images, by the digests of their manifests.
+    The file also says when the learning rate fell and why the training ended, and names the images,
+    by the digests of their manifests.
     """
     assert training.errors is not None
     result = {
@@ -35,7 +36,12 @@ def write_result(training: Training, folder: Path) -> dict[str, float]:
         "seconds": training.elapsed_seconds,
         "unusable_images": len(training.known_bad.found),
     }
-    stored = {**result, "data": training.data_digests}
+    stored = {
+        **result,
+        "ended": training.schedule.end(training.step),
+        "decreases": [fall._asdict() for fall in training.schedule.decreases(training.step)],
+        "data": training.data_digests,
+    }
     (folder / RESULT_FILE).write_text(json.dumps(stored, indent=1) + "\n")
     return result
 

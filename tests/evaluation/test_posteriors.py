@@ -175,3 +175,26 @@ def test_a_source_is_named_as_in_the_paper() -> None:
     plain = replace(SOURCE, train_scale=None, flip=False, protocol="center-crop", scale=256)
     assert plain.title == "D, center-crop, Q 256, no flip"
     assert format_train_scale((384, 384)) == "384"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_posteriors_that_are_no_numbers_are_not_written(value: float, tmp_path: Path) -> None:
+    posteriors = random_posteriors(num_classes=7)
+    values = posteriors.values.copy()
+    values[[4, 9], 3] = value
+    with pytest.raises(WeightsError) as caught:
+        store(tmp_path, [replace(posteriors, values=values)])
+    assert "posteriors are infinite or not numbers for 2 of 23 images, such as" in str(caught.value)
+    assert posteriors.names[4] in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_posteriors_that_are_no_numbers_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posteriors = random_posteriors(num_classes=7)
+    posteriors.values[4, 3] = np.nan
+    monkeypatch.setattr("vggdist.evaluation.posteriors.require_finite", lambda *_: None)
+    (path,) = store(tmp_path, [posteriors])
+    with pytest.raises(WeightsError, match="some of its posteriors are not numbers"):
+        load_posteriors(path)

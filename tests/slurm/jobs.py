@@ -66,10 +66,11 @@ class SubmittedJob:
 
     def process(self, rank: int) -> int:
         """The rank's process."""
-        (process,) = self._processes(rank)
+        (process,) = self.processes(rank)
         return process
 
-    def _processes(self, rank: int) -> list[int]:
+    def processes(self, rank: int) -> list[int]:
+        """The rank's process, if it is there."""
         return [
             number
             for number in self.cluster.processes(SLURM_PROCID=str(rank), SLURM_JOB_ID=self.job)
@@ -82,7 +83,7 @@ class SubmittedJob:
         SLURM may do so at once; and it sends SIGCONT, which lets a paused rank go on.
         """
         wait_for(lambda: self._has_begun() or self._has_stopped(), log=self.log)
-        for process in self._processes(rank=1):
+        for process in self.processes(rank=1):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGSTOP)
         wait_for(self._has_stopped, log=self.log)
@@ -136,12 +137,15 @@ def submit(
 
 
 def wait_for(
-    is_so: Callable[[], bool], seconds: float = 120.0, log: Callable[[], str] = lambda: ""
+    is_so: Callable[[], bool],
+    seconds: float = 120.0,
+    log: Callable[[], str] = lambda: "",
+    pause_seconds: float = 0.1,
 ) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, log()
-        time.sleep(0.1)
+        time.sleep(pause_seconds)
 
 
 def scontrol(cluster: Cluster, *words: str) -> None:

@@ -71,6 +71,20 @@ def test_a_signal_lets_all_ranks_save_at_one_step_and_the_job_start_again_once(
     assert not first.met_time_limit
 
 
+def test_a_signal_to_a_job_that_is_still_importing_lets_it_start_again(
+    cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    job = submit(cluster, overrides, tmp_path / "run")
+    wait_for(lambda: bool(job.processes(rank=1)), log=job.log, pause_seconds=0.005)
+    assert cluster.run("scancel", "--signal=USR2", job.job).returncode == 0
+    job.wait_for_restart()
+    assert "stopped before a step was taken" in job.log()
+    assert_same_training(job, undisturbed)
+    first, _ = job.attempts()
+    assert first.exit_code == EXIT_STOPPED
+    assert job.details()["Restarts"] == "1"
+
+
 def test_a_job_that_meets_its_time_limit_starts_again_and_counts_it(
     cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +117,7 @@ def test_a_cancelled_job_does_not_start_again_and_can_be_continued(
     ended = running.wait_for_state("CANCELLED", "COMPLETED", "FAILED", "RUNNING")
     wait_for(lambda: running.details()["JobState"] == "CANCELLED", log=running.log)
     assert ended["Restarts"] == "0"
-    assert f"SLURM ends job {running.job}; the checkpoint is good." in running.log()
+    assert f"SLURM ends job {running.job}; what was done is saved." in running.log()
     again = submit(cluster, overrides, running.run_folder)
     assert_same_training(again, undisturbed)
     assert running.details()["JobState"] == "CANCELLED"

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from tests.ranks import run_in_ranks
 from vggdist.distributed.process import Process
-from vggdist.training.agreement import Agreement, Verdict
+from vggdist.errors import StoppedError
+from vggdist.training.agreement import Agreement, Verdict, until_stopped
+from vggdist.training.stop import StopSignal
 
 
 def engine_of(module: nn.Module, process: Process) -> Any:
@@ -141,3 +143,32 @@ def test_statistics_lie_as_aligned_as_tensors_of_their_own() -> None:
     network = nn.Sequential(nn.BatchNorm2d(64), nn.BatchNorm2d(128), nn.BatchNorm2d(512))
     Agreement(engine_of(network, Process(0, 0, 1, torch.device("cpu"))))
     assert {b.data_ptr() % 64 for n, b in network.named_buffers() if "running" in n} == {0}
+
+
+def evaluate_until(process: Process, stopping_rank: int, stopping_batch: int) -> tuple[int, bool]:
+    """How many batches this rank has seen, and whether it was stopped; rank 1 has one less."""
+    stop, seen = StopSignal(), 0
+    try:
+        for number in until_stopped(iter(range(5 - process.rank)), 5, stop, process.device):
+            assert number == seen
+            seen += 1
+            if (process.rank, number) == (stopping_rank, stopping_batch):
+                stop.requested = True
+    except StoppedError:
+        return seen, True
+    return seen, False
+
+
+def evaluations(process: Process) -> list[tuple[int, bool]]:
+    cases = ((0, 1), (1, 1), (0, 2), (1, 3), (0, 4), (9, 9))
+    return [evaluate_until(process, *case) for case in cases]
+
+
+@pytest.mark.multi_process
+def test_a_signal_to_any_rank_ends_an_evaluation_on_all_a_batch_later() -> None:
+    first, second = run_in_ranks(evaluations, 2)
+    assert first[:3] == second[:3] == [(3, True), (3, True), (4, True)]
+    assert (first[3], second[3]) == ((5, True), (4, True)), "rank 1 has run out of batches"
+    # With the last batch the evaluation is done, and the next step hears of it.
+    assert first[4:] == [(5, False)] * 2
+    assert second[4:] == [(4, False)] * 2

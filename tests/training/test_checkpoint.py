@@ -67,7 +67,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert verify(path) is None
     assert_good(path.parent, 7)
     assert load(path).state == {
-        "format": 1,
+        "format": 2,
         "step": 7,
         "schedule": {"errors": [0.5, 0.25]},
         "scaler": {},
@@ -180,10 +180,10 @@ def test_the_damage_is_named(tmp_path: Path, damage: Damage, message: str) -> No
         ("", "JSONDecodeError: "),
         ("[]", "TypeError: "),
         ("{}", "KeyError: "),
-        ('{"format": 2, "files": {}}', "its format is 2, this version reads 1."),
-        ('{"format": 1, "files": []}', "AttributeError: "),
+        ('{"format": 1, "files": {}}', "its format is 1, this version reads 2."),
+        ('{"format": 2, "files": []}', "AttributeError: "),
         (
-            '{"format": 1, "files": {}}',
+            '{"format": 2, "files": {}}',
             "momentum.safetensors, state.json, weights.safetensors is not in its manifest.",
         ),
     ],
@@ -352,7 +352,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_os_error(tmp_path: Path) -> Non
 def test_the_manifest_holds_sizes_and_digests(tmp_path: Path) -> None:
     path = save(tmp_path, made_at(1), keep=2)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     for name in FILES[:3]:
         assert manifest["files"][name]["bytes"] == (path / name).stat().st_size
         assert len(manifest["files"][name]["sha256"]) == 64

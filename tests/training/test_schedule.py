@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from vggdist.config import ScheduleConfig
-from vggdist.training.schedule import Schedule
+from vggdist.training.schedule import Decrease, Schedule
 
 
 def schedule(total_steps: int = 100, steps_per_epoch: float = 10.0, **config: object) -> Schedule:
@@ -17,10 +17,10 @@ def schedule(total_steps: int = 100, steps_per_epoch: float = 10.0, **config: ob
 
 
 def rates_after(one: Schedule, errors: Sequence[float]) -> list[float]:
-    """The learning rate after each evaluation, in units of the first one."""
+    """The learning rate after each evaluation, in units of the first one; one every 10 steps."""
     rates = []
     for error in errors:
-        one.observe(error)
+        one.observe(10 * (len(one.steps) + 1), error)
         rates.append(one.learning_rate(0) / 0.01)
     return rates
 
@@ -44,6 +44,47 @@ def test_a_new_low_begins_the_waiting_anew() -> None:
     one = schedule(patience=3)
     assert rates_after(one, [0.5, 0.6, 0.6, 0.4, 0.5, 0.5]) == [1.0] * 6
     assert rates_after(one, [0.4]) == pytest.approx([0.1])  # equal is no new low
+
+
+def test_each_fall_and_the_reason_for_the_end_can_be_told() -> None:
+    one = schedule(patience=2, num_decreases=2)
+    rates_after(one, [0.5, 0.4, 0.4, 0.4, 0.4])
+    assert one.decreases(50) == [Decrease(40, pytest.approx(0.001))]
+    assert one.end(50) == ""
+    rates_after(one, [0.4, 0.375, 0.4])
+    assert one.decreases(80) == [
+        Decrease(40, pytest.approx(0.001)),
+        Decrease(60, pytest.approx(0.0001)),
+    ]
+    rates_after(one, [0.4])
+    assert one.finished
+    assert len(one.decreases(90)) == 2  # the last plateau is no fall but the end
+    assert one.end(90) == (
+        "no new low of the top-1 error for 2 evaluations (schedule.patience), and the learning "
+        "rate has fallen 2 times (schedule.num_decreases); the lowest error, 37.50 %, was that of "
+        "step 70"
+    )
+    assert one.end(100) == "all 100 steps are taken"
+
+
+@pytest.mark.parametrize(("epochs", "falls"), [(3.0, [30, 60, 90]), (2.45, [25, 49, 74, 98])])
+def test_a_fall_of_the_step_schedule_is_where_the_rate_is_lower_than_a_step_before(
+    epochs: float, falls: list[int]
+) -> None:
+    one = schedule(name="step", step_epochs=epochs, factor=0.5)
+    lower = [
+        step for step in range(1, 101) if one.learning_rate(step) < one.learning_rate(step - 1)
+    ]
+    assert lower == falls
+    assert [fall.step for fall in one.decreases(100)] == falls
+    assert [fall.step for fall in one.decreases(falls[1])] == falls[:2]
+    assert [one.learning_rate(fall.step) for fall in one.decreases(100)] == pytest.approx(
+        [fall.learning_rate for fall in one.decreases(100)]
+    )
+
+
+def test_cosine_glides_and_has_no_falls() -> None:
+    assert schedule(name="cosine").decreases(100) == []
 
 
 def test_without_decreases_the_first_plateau_ends_the_training() -> None:
@@ -116,7 +157,7 @@ def test_the_state_survives_a_checkpoints_json() -> None:
     one, two = schedule(patience=2), schedule(patience=2)
     rates_after(one, [0.9, 0.8, 0.8, 0.8])
     two.load(json.loads(json.dumps(one.state())))
-    assert two.errors == one.errors
+    assert (two.steps, two.errors) == (one.steps, one.errors)
     following = [0.8, 0.7, 0.7, 0.7, 0.7, 0.7]
     assert rates_after(one, following) == rates_after(two, following)
     assert one.finished == two.finished

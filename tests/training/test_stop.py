@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from vggdist.errors import StoppedError
 from vggdist.training.stop import SIGNALS, StopSignal
 
 
@@ -50,3 +51,52 @@ def test_any_number_of_the_schedulers_signals_and_one_interrupt_wait_for_it() ->
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             send(number)
         assert stop.requested
+
+
+def test_the_first_signal_is_told_at_once_and_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignal():
+        send(signal.SIGUSR2)
+        assert capfd.readouterr().err.endswith(
+            "SIGUSR2 was seen: stopping, once what is done is saved.\n"
+        )
+        send(signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+    with StopSignal():
+        send(signal.SIGINT)
+    assert "saved. Ctrl-C again does not wait.\n" in capfd.readouterr().err
+
+
+def test_of_several_ranks_one_speaks(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignal(speaks=False) as stop:
+        send(signal.SIGTERM)
+        assert stop.requested
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_that_was_blocked_comes_as_soon_as_it_is_noted() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        send(signal.SIGUSR2)
+        with StopSignal() as stop:
+            assert stop.requested
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=[number.name for number in SIGNALS])
+def test_what_may_end_at_once_does(number: signal.Signals) -> None:
+    reached = []
+
+    def action() -> None:
+        send(number)
+        reached.append("the end")
+
+    with StopSignal() as stop:
+        assert stop.run(lambda: 7) == 7
+        with pytest.raises(StoppedError, match="stopped before a step was taken"):
+            stop.run(action)
+        assert stop.requested
+        with pytest.raises(StoppedError):  # one that came before
+            stop.run(lambda: reached.append("the beginning"))
+        send(signal.SIGTERM)  # and afterwards it is only a flag again
+    assert reached == []

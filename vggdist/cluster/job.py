@@ -96,7 +96,7 @@ class Job:
         if self.visible_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         _name_ranks(environment, self.port)
-        with StopSignal() as stop:
+        with StopSignal(speaks=environment.global_rank == 0) as stop:
             exit_code = _Attempt(self, environment, stop).run()
         if exit_code:
             from vggdist.rank import leave
@@ -164,14 +164,14 @@ class _Attempt:
             if known.get("JobState") != "RUNNING" and not self.met_time_limit:
                 # SLURM is ending it, to start it again by itself, or because it was cancelled:
                 # a cancelled job that asks is started again.
-                self._say(f"SLURM ends job {job}; the checkpoint is good.")
+                self._say(f"SLURM ends job {job}; what was done is saved.")
                 return EXIT_STOPPED
             if self.met_time_limit and self._used_up():
                 return EXIT_NOT_REQUEUED
             queue.requeue(job)
         except DistributedError as error:
             self._say(
-                f"error: the checkpoint is good, but SLURM was not asked to start the job again. "
+                f"error: what was done is saved, but SLURM was not asked to start the job again. "
                 f"{error} Continue with `scontrol requeue {job}`, or submit it again: "
                 f"{self.job.command}"
             )
@@ -186,7 +186,7 @@ class _Attempt:
             return False
         self._say(
             f"error: the time limit was met and max_requeues, {self.job.max_requeues}, is used up, "
-            f"so this job does not start again. Its checkpoint is good; continue with: "
+            f"so this job does not start again. What was done is saved; continue with: "
             f"{self.job.command}"
         )
         return True

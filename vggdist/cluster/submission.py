@@ -31,6 +31,8 @@ from vggdist.paths import quote
 CPUS_BESIDE_A_GPU = 8
 FOREVER_MINUTES = 60 * 24 * 365
 _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS")
+_PYTHON = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("start_rank.py"))])
+"""What a rank is started with in place of Python."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def make_layout(
 def sbatch_text(submission: Submission) -> str:
     """The script that sbatch gets, to the letter."""
     folder = _absolute(submission.folder)
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(folder)}"
+    command = f"{_PYTHON} -u -m submitit.core._submit {shlex.quote(folder)}"
     count = len(submission.works)
     text: str = _make_sbatch_string(
         command=command,
@@ -114,7 +116,7 @@ def submit(submission: Submission) -> tuple[str, ...]:
     require_slurm()
     _prepare(submission.folder)
     with _private_files() as umask, _outside_any_job():
-        executor = SlurmExecutor(folder=_absolute(submission.folder))
+        executor = SlurmExecutor(folder=_absolute(submission.folder), python=_PYTHON)
         executor.update_parameters(**_parameters(submission))
         try:
             with executor.batch():
@@ -140,7 +142,7 @@ def run_local(
     (work,) = submission.works
     _prepare(submission.folder)
     with _private_files() as umask, _outside_any_job(), _interrupts_left_to_ranks():
-        executor = LocalExecutor(folder=_absolute(submission.folder))
+        executor = LocalExecutor(folder=_absolute(submission.folder), python=_PYTHON)
         executor.update_parameters(
             tasks_per_node=submission.layout.world_size,
             gpus_per_node=submission.layout.nodes * submission.layout.gpus_per_node,

@@ -179,6 +179,9 @@ class EvaluationLoader(Loader[Batch]):
         share = images[evaluation_share(len(images), rank, world_size)]
         self.num_images = len(share)
         self.num_batches = -(-len(share) // batch_size)
+        # Of the rank that has most: the ranks that share the set may have to meet as often.
+        most = len(evaluation_share(len(images), 0, world_size))
+        self.num_rounds = -(-most // batch_size)
 
         def samples(number: int, _known_bad: Set[int]) -> Samples | None:
             part = share[number * batch_size : (number + 1) * batch_size]

@@ -18,6 +18,7 @@ from vggdist.data.progress import Progress
 from vggdist.errors import ConfigError, DataError
 
 _COPIES_AT_ONCE = 4  # a network file system gives more to several readers than to one
+_PIECE_BYTES = 1 << 24
 _LOCK = "lock"
 
 
@@ -45,7 +46,7 @@ def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = No
     is complete has its name, its size and its time of change; one that was not finished has not.
 
     Args:
-        cancelled: once set, no further shard is begun.
+        cancelled: once set, the copying ends, in the middle of a shard too.
 
     Raises:
         DataError: there is not enough space, or a shard cannot be copied; what has been copied
@@ -122,10 +123,14 @@ def _check_space(missing: list[tuple[Path, Path]], target: Path, dataset: Datase
 
 
 def _copy(source: Path, copy: Path, cancelled: threading.Event | None) -> None:
-    if cancelled is not None and cancelled.is_set():
-        return
     copy.parent.mkdir(exist_ok=True)
     partial = copy.with_name(f".{copy.name}.partial")
-    shutil.copyfile(source, partial)
+    with open(source, "rb") as read, open(partial, "wb") as written:
+        while True:
+            if cancelled is not None and cancelled.is_set():
+                return
+            if not (piece := read.read(_PIECE_BYTES)):
+                break
+            written.write(piece)
     shutil.copystat(source, partial)
     os.replace(partial, copy)

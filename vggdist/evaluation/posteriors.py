@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,7 +100,10 @@ class PosteriorsFile:
                 left -= taken
                 # With its last bytes, zipfile compares the part's checksum.
                 data = part.read(taken * num_classes * dtype.itemsize)
-                yield np.frombuffer(data, dtype).reshape(taken, num_classes)
+                values = np.frombuffer(data, dtype).reshape(taken, num_classes)
+                if not np.isfinite(values).all():
+                    raise ValueError("some of its posteriors are not numbers")
+                yield values
 
 
 def format_train_scale(scale: tuple[int, int]) -> str:
@@ -113,8 +116,9 @@ def save_posteriors(path: Path, posteriors: Posteriors) -> None:
     """Writes a posteriors file; an old one is replaced at once or not at all.
 
     Raises:
-        WeightsError: it cannot be written.
+        WeightsError: it cannot be written, or the posteriors are no numbers.
     """
+    require_finite(posteriors.values, "posteriors", posteriors.names.__getitem__)
     temporary = temporary_beside(path)
     header = json.dumps({"format": FORMAT, **asdict(posteriors.source)})
     try:
@@ -135,6 +139,26 @@ def save_posteriors(path: Path, posteriors: Posteriors) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise WeightsError(f"posteriors file {quote(path)} cannot be written: {error}.") from error
+
+
+def require_finite(values: NDArray[Any], what: str, name: Callable[[int], str]) -> None:
+    """Refuses what a network that has exploded says of images.
+
+    Args:
+        values: (num_images, n).
+        what: they are, in the plural.
+        name: of an image, by its row.
+
+    Raises:
+        WeightsError: some are infinite or not numbers.
+    """
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise WeightsError(
+            f"the network's {what} are infinite or not numbers for {len(bad)} of {len(values)} "
+            f"images, such as {name(int(bad[0]))}: it has exploded in training, or its weights are "
+            "damaged. Take an older checkpoint, or other weights."
+        )
 
 
 def load_posteriors(path: Path) -> Posteriors:

@@ -1,5 +1,5 @@
 """What the ranks tell each other in every step, in one tiny all-reduce: whether one wants to stop,
-whether one found a bad image, and batch statistics.
+whether one found a bad image, and batch statistics. In an evaluation, whether one wants to stop.
 
 Batch normalization's running statistics differ between ranks after every forward pass. Averaged in
 every step, they are the same everywhere, whenever an evaluation or a checkpoint wants them; and
@@ -7,12 +7,19 @@ where the update was masked they go back to what they were, so that nothing bad 
 of frozen layers never change.
 """
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from vggdist.distributed.process import sum_over_ranks
+from vggdist.errors import StoppedError
 from vggdist.training.engine import Engine, normalizations
+from vggdist.training.stop import StopSignal
+
+T = TypeVar("T")
 
 
 class Agreement:
@@ -73,22 +80,55 @@ class Flags(NamedTuple):
     """A rank met an image that it could not use."""
 
 
+def until_stopped(
+    batches: Iterator[T], num_rounds: int, stop: StopSignal, device: torch.device
+) -> Iterator[T]:
+    """This rank's batches of an evaluation, as long as no rank wants to stop; collective.
+
+    Args:
+        num_rounds: batches of the rank that has most of them.
+
+    Raises:
+        StoppedError: on all ranks, and after as many batches on each, a rank wants to stop.
+    """
+    before: _Sent | None = None
+    for _ in range(num_rounds):
+        yield from itertools.islice(batches, 1)
+        # Not `torch.tensor([...])`: that is a copy from the host, which waits for the device.
+        request = torch.zeros(1, device=device).fill_(float(stop.requested))
+        sent = _Sent(sum_over_ranks(request))
+        # Read a batch later, as the verdict on a step.
+        if before is not None and any(before.read()):
+            raise StoppedError("stopped in an evaluation; the same command continues.")
+        before = sent
+
+
+class _Sent:
+    """Numbers on their way from the device to the host, which asks for them later, unwaiting."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> list[bool]:
+        """Which are above 0, once the device has come to them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [value > 0 for value in self._numbers.tolist()]
+
+
 class Verdict:
     """A step's agreed flags on their way to the host, which reads them a step later, unwaiting."""
 
     def __init__(self, flags: Tensor, step: int) -> None:
         self.step = step
-        self._event: torch.cuda.Event | None = None
-        if flags.is_cuda:
-            self._flags = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-            self._flags.copy_(flags, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-        else:
-            self._flags = flags
+        self._flags = _Sent(flags)
 
     def read(self) -> Flags:
         """The flags, once the device has come to them."""
-        if self._event is not None:
-            self._event.synchronize()
-        return Flags(*(value > 0 for value in self._flags.tolist()))
+        return Flags(*self._flags.read())

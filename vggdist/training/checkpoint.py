@@ -27,7 +27,7 @@ from vggdist.model.weights import Description
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, MOMENTUM, STATE, MANIFEST = (
     "weights.safetensors",
     "momentum.safetensors",
@@ -55,9 +55,13 @@ def committed(folder: Path) -> list[Path]:
         return []
     return sorted(
         (entry for entry in folder.iterdir() if _COMMITTED.fullmatch(entry.name)),
-        key=lambda entry: int(entry.name.removeprefix("step-")),
+        key=_step,
         reverse=True,
     )
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -131,6 +135,13 @@ def newest(folder: Path) -> Path | None:
             "above). Restore one of them, or choose another run.folder to start anew."
         )
     return None
+
+
+def newest_good(folder: Path, until: int) -> Path | None:
+    """The newest checkpoint that verifies, of step `until` or before it, if there is one."""
+    return next(
+        (path for path in committed(folder) if _step(path) <= until and verify(path) is None), None
+    )
 
 
 def verify(path: Path) -> str | None:

@@ -208,6 +208,16 @@ class Engine:
         """What fp16's loss scaler must remember; empty without one."""
         return self._scaler.state_dict() if self._scaler is not None else {}
 
+    def is_finite(self) -> bool:
+        """Whether the weights, statistics and momentum of this rank have a finite norm in fp32.
+
+        The norm is one up to 1.8e19. Waits for the device.
+        """
+        values = [value for value in self.module.state_dict().values() if value.is_floating_point()]
+        momentum = (state.get("momentum_buffer") for state in self.optimizer.state.values())
+        values += [buffer for buffer in momentum if buffer is not None]
+        return bool(torch.isfinite(norm(values)))
+
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, contiguous, on the CPU."""
         return {name: _to_store(value) for name, value in self.module.state_dict().items()}

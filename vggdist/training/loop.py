@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,8 +13,8 @@ from typing import Any
 
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
-from vggdist.distributed.process import Process, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError
+from vggdist.distributed.process import Process, all_agree, sum_over_ranks
+from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.weights import Description
 from vggdist.training import checkpoint
@@ -38,6 +40,7 @@ class Training:
     Attributes:
         step: finished steps.
         errors: of the latest evaluation.
+        evaluated_step: after which it was made; -1: there has been none.
         elapsed_seconds: from the first step's start to the last one's end, evaluations included.
     """
 
@@ -51,7 +54,7 @@ class Training:
         *,
         num_images: int,
         open_batches: Callable[[int], Batches],
-        evaluate: Callable[[], Errors],
+        evaluate: Callable[[StopSignal], Errors],
         data_digests: dict[str, str],
         known_bad: KnownBad,
         log: MetricLog | None,
@@ -63,7 +66,8 @@ class Training:
         Args:
             num_images: in the training set.
             open_batches: finished steps -> this rank's micro batches from there on.
-            evaluate: errors of `engine` on the validation set; collective.
+            evaluate: errors of `engine` on the validation set; collective. Raises a StoppedError on
+                all ranks if a rank's signal has come.
             data_digests: of the manifests, kept with every checkpoint.
             known_bad: images that `open_batches` does not show.
             log: curves, on the main rank.
@@ -79,12 +83,14 @@ class Training:
         self.step = 0
         self.num_masked = 0
         self.errors: Errors | None = None
+        self.evaluated_step = -1
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
         self.progress = ProgressLine(schedule.total_steps)
         self._agreement = Agreement(engine)
         self._evaluation_seconds = 0.0
+        self._num_decreases_told = 0
 
     @property
     def epoch(self) -> float:
@@ -103,13 +109,15 @@ class Training:
             stop: this rank's signals; one that came before the first step counts too.
 
         Raises:
-            NumericError: on all ranks, when a loss or gradient was not finite.
+            NumericError: on all ranks, when a loss, a gradient or the weights were not finite.
             DataError: on all ranks, when too many images could not be used.
             CheckpointError: the last checkpoint could not be written.
         """
+        self.throughput.resume()
+        if self._evaluation_due and not self._evaluate(stop):
+            return False
+        self._tell_of_decreases()
         if self.finished:
-            if self.errors is None:  # made shorter than its last checkpoint
-                self._evaluate()
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         verdict: Verdict | None = None
@@ -120,20 +128,24 @@ class Training:
                 stopping = previous is not None and self._heed(previous)
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
-                evaluating = ended or self._is_due(self._evaluation_interval)
-                saving = ended or self._is_due(self._checkpoint_interval) or stopping
-                if evaluating or saving:
+                saving = ended or self._is_due(self._checkpoint_interval)
+                if saving or stopping or self._evaluation_due:
                     # Nothing is evaluated or saved before its step is known to be good.
                     stopping, verdict = self._heed(verdict) or stopping, None
                 if self._log_due:
                     self._write_log()
-                if evaluating:
-                    self._evaluate()
-                if saving or stopping or self.finished:
-                    self._save(last=stopping or self.finished)
+                # Saved first: an evaluation takes its time, and may be interrupted or fail. Whoever
+                # continues from what is saved evaluates then.
+                if saving or stopping:
+                    self._save(last=ended or stopping)
+                if self._evaluation_due and not stopping:
+                    stopping = not self._evaluate(stop)
+                    if not saving and (stopping or self.finished):
+                        self._save(last=True)
+                self._tell_of_decreases()
                 if stopping:
                     return False
-        self.progress.clear()
+        self._tell(f"training ends at step {self.step}: {self.schedule.end(self.step)}.")
         return True
 
     def state(self) -> dict[str, Any]:
@@ -141,6 +153,7 @@ class Training:
         return {
             "schedule": self.schedule.state(),
             "errors": asdict(self.errors) if self.errors is not None else None,
+            "evaluated_step": self.evaluated_step,
             "meter": sum_over_ranks(self.meter.sums.clone()).tolist(),
             "num_masked": self.num_masked,
             "elapsed_seconds": self.elapsed_seconds,
@@ -159,7 +172,9 @@ class Training:
         self.schedule.load(state["schedule"])
         self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
+        self._num_decreases_told = len(self.schedule.decreases(self.step))
         self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
+        self.evaluated_step = state["evaluated_step"]
         if self.process.is_main:
             self.meter.sums.copy_(self.meter.sums.new_tensor(state["meter"]))
         self.elapsed_seconds = state["elapsed_seconds"]
@@ -184,17 +199,38 @@ class Training:
         flags = verdict.read()
         if flags.failed:
             self.progress.clear()
-            raise NumericError(
+            # The network as it was before this step has failed, and so has no good checkpoint.
+            raise self._diverged(
                 f"step {verdict.step}: the loss or a gradient is infinite or not a number; the "
-                "update was left out, and training stops. Lower optimizer.learning_rate, set "
-                "optimizer.gradient_clipping, or choose a precision with more range, in another "
-                "run.folder; what led here is in the curves. The last checkpoint is good."
+                "update was left out, and training stops.",
+                good_until=verdict.step - 2,
             )
         self.num_masked += flags.masked
         if flags.found_bad:
             self.progress.clear()
             self.known_bad.agree()
         return flags.stop
+
+    def _diverged(self, what: str, good_until: int) -> NumericError:
+        """The error for a network that has exploded.
+
+        Args:
+            what: has shown it, and what follows; whole sentences.
+            good_until: a step; checkpoints of later ones are not known to be any better.
+        """
+        good = None
+        if self.process.is_main:
+            good = checkpoint.newest_good(self.checkpoint_folder, good_until)
+        path = shlex.quote(str(good))
+        return NumericError(
+            f"{what} Lower optimizer.learning_rate, set optimizer.gradient_clipping, or choose a "
+            "precision with more range, in another run.folder; what led here is in the curves. "
+            + (
+                f"The newest good checkpoint is {good}; run.resume={path} goes on from there."
+                if good is not None
+                else f"No checkpoint in {self.checkpoint_folder} is known to be good."
+            )
+        )
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
@@ -218,13 +254,30 @@ class Training:
         self.log.write("train", self.step, self.epoch, values)
         self.progress.log(self.step, self.epoch, values, self._seconds_left())
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: StopSignal) -> bool:
+        """Whether the evaluation was made; on no rank where a signal ended it."""
         self.throughput.pause()
         started_at = time.monotonic()
         self.engine.eval()
-        self.errors = self.evaluate()
-        self.engine.train()
-        self.schedule.observe(self.errors.top1_error)
+        try:
+            errors = self.evaluate(stop)
+        except StoppedError:
+            return False
+        finally:
+            self.engine.train()
+            self.throughput.resume()
+        if not math.isfinite(errors.loss):
+            self.progress.clear()
+            raise self._diverged(
+                f"step {self.step}: the validation loss is infinite or not a number, so the "
+                "network is good for nothing, and training stops.",
+                good_until=self.evaluated_step,
+            )
+        self.errors, self.evaluated_step = errors, self.step
+        # An evaluation off the rhythm, at the end of a part, must not count for the patience: the
+        # training would go another way than one that is not done in parts.
+        if self._is_due(self._evaluation_interval):
+            self.schedule.observe(self.step, self.errors.top1_error)
         self._evaluation_seconds = time.monotonic() - started_at
         if self.log is not None:
             values = {
@@ -241,10 +294,34 @@ class Training:
                 100 * self.errors.top5_error,
                 self.errors.loss,
             )
-        self.throughput.resume()
+        return True
+
+    def _tell_of_decreases(self) -> None:
+        """Says once, of each fall of the learning rate, that it fell."""
+        decreases = self.schedule.decreases(self.step)
+        for decrease in decreases[self._num_decreases_told :]:
+            self._tell(
+                f"the learning rate falls to {decrease.learning_rate:g} at step {decrease.step}: "
+                f"{self.schedule.cause}."
+            )
+        self._num_decreases_told = len(decreases)
+
+    def _tell(self, text: str) -> None:
+        """A line in the log and a mark in TensorBoard."""
+        self.progress.clear()
+        logger.info("%s", text)
+        if self.log is not None:
+            self.log.write_text("schedule", text, self.step)
 
     def _save(self, last: bool) -> None:
         self.throughput.pause()
+        if not all_agree(self.engine.is_finite(), self.process.device):
+            self.progress.clear()
+            raise self._diverged(
+                f"step {self.step}: the weights are infinite, not numbers, or so large that the "
+                "square of their norm is; no checkpoint was made of them, and training stops.",
+                good_until=self.step - 1,
+            )
         weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
         if self.process.is_main:
             saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
@@ -275,6 +352,14 @@ class Training:
         return self.step % self.config.log.every_steps == 0 or self.step in (
             1,
             self.schedule.total_steps,
+        )
+
+    @property
+    def _evaluation_due(self) -> bool:
+        """Whether the network as it is now is still to be evaluated."""
+        wanted = self.step and self._is_due(self._evaluation_interval)
+        return (wanted or self.step >= self.schedule.total_steps) and (
+            self.evaluated_step != self.step
         )
 
     @property

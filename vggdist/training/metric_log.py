@@ -1,7 +1,8 @@
 """Curves: TensorBoard events and `metrics.jsonl`, written by the main rank.
 
 After a resume no step appears twice: TensorBoard is told to forget what came after the checkpoint,
-and the lines of `metrics.jsonl` after it are dropped.
+and the lines of `metrics.jsonl` after it are dropped. An evaluation of the checkpoint itself, which
+is made again where nobody knows its outcome, is not written again.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ class MetricLog:
         self._first_step = first_step
         self._failed = False
         self._path = run_folder / METRICS_FILE
-        _drop_lines_after(self._path, first_step)
+        self._there = _drop_lines_after(self._path, first_step)
         self._lines = self._path.open("a", encoding="utf-8")
         # From the beginning, where an earlier start ended before its first checkpoint.
         purge_step = first_step + 1 if first_step else 0
@@ -51,6 +52,8 @@ class MetricLog:
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """A point of every curve; `split` is train or validation and groups them."""
+        if (split, step) in self._there:
+            return
         # JSON has no nan and no infinity.
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
         record = {"split": split, "step": step, "epoch": epoch, **numbers}
@@ -62,11 +65,13 @@ class MetricLog:
                 self._board.add_scalar(f"{split}/{name}", value, step)
             self._board.flush()
 
-    def write_text(self, name: str, text: str) -> None:
-        """A text of this start, shown as it is."""
+    def write_text(self, name: str, text: str, step: int | None = None) -> None:
+        """A text, shown as it is; without a step it belongs to this start."""
+        if ("validation", step) in self._there:  # said then, after the same evaluation
+            return
         indented = "\n".join("    " + line for line in text.splitlines())
         with self._going_on():
-            self._board.add_text(name, indented, self._first_step)
+            self._board.add_text(name, indented, self._first_step if step is None else step)
 
     def write_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images (n, 3, height, width), 8-bit."""
@@ -90,17 +95,23 @@ def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:
     return (images.detach().float().cpu() * scale + shift).round().clamp(0, 255).to(torch.uint8)
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Also drops what is no record, such as a last line that a kill cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _drop_lines_after(path: Path, step: int) -> set[tuple[str, int]]:
+    """Also drops what is no record, such as a last line that a kill cut short.
+
+    Returns:
+        Split and step of those that are left.
+    """
+    kept, there = [], set()
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            if record["step"] <= step:
+                there.add((record["split"], record["step"]))
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+    return there

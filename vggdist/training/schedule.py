@@ -1,10 +1,20 @@
 """The learning rate: plateau (the paper's), step or cosine, each after an optional warm-up."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from vggdist.config import ScheduleConfig
+
+
+class Decrease(NamedTuple):
+    """A fall of the learning rate."""
+
+    step: int
+    """After so many finished steps."""
+    learning_rate: float
+    """From then on."""
 
 
 @dataclass
@@ -18,6 +28,7 @@ class Schedule:
 
     Attributes:
         errors: top-1 errors of the evaluations so far, as fractions.
+        steps: after which they were made.
     """
 
     config: ScheduleConfig
@@ -25,6 +36,7 @@ class Schedule:
     steps_per_epoch: float
     total_steps: int
     errors: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
 
     def learning_rate(self, step: int) -> float:
         """For the step after `step` finished ones."""
@@ -38,33 +50,71 @@ class Schedule:
         if self.config.name == "step":
             decreases = int(step / (self.config.step_epochs * self.steps_per_epoch) + 1e-9)
         else:
-            decreases = min(self.num_plateaus, self.config.num_decreases)
+            decreases = min(len(self.plateaus), self.config.num_decreases)
         return self.base_learning_rate * self.config.factor**decreases
 
-    def observe(self, top1_error: float) -> None:
-        """Takes in the error of an evaluation."""
+    def observe(self, step: int, top1_error: float) -> None:
+        """Takes in the error of the evaluation after `step` finished steps."""
+        self.steps.append(step)
         self.errors.append(top1_error)
 
     @property
-    def num_plateaus(self) -> int:
-        """How often the error has stayed without a new low for `patience` evaluations."""
-        plateaus, waited, lowest = 0, 0, math.inf
-        for error in self.errors:
+    def plateaus(self) -> list[int]:
+        """The steps at which the error had stayed without a new low for `patience` evaluations."""
+        plateaus, waited, lowest = [], 0, math.inf
+        for step, error in zip(self.steps, self.errors, strict=True):
             waited = 0 if error < lowest else waited + 1
             lowest = min(lowest, error)
             if waited == self.config.patience:
-                plateaus, waited = plateaus + 1, 0
+                plateaus.append(step)
+                waited = 0
         return plateaus
+
+    def decreases(self, step: int) -> list[Decrease]:
+        """Each fall of the learning rate in `step` finished steps; cosine has none, it glides."""
+        if self.config.name == "cosine":
+            return []
+        if self.config.name == "plateau":
+            steps = self.plateaus[: self.config.num_decreases]
+        else:
+            interval = self.config.step_epochs * self.steps_per_epoch
+            each = (math.ceil(number * interval - 1e-9) for number in itertools.count(1))
+            steps = list(itertools.takewhile(lambda fall: fall <= step, each))
+        return [
+            Decrease(fall, self.base_learning_rate * self.config.factor**number)
+            for number, fall in enumerate(steps, start=1)
+        ]
+
+    @property
+    def cause(self) -> str:
+        """Why the learning rate falls when it does, in a few words."""
+        if self.config.name == "plateau":
+            return f"no new low of the top-1 error for {self.config.patience} evaluations"
+        return f"it does so every {self.config.step_epochs:g} epochs"
+
+    def end(self, step: int) -> str:
+        """Why the training ends after `step` finished steps; empty: it does not."""
+        if step >= self.total_steps:
+            return f"all {self.total_steps} steps are taken"
+        if not self.finished:
+            return ""
+        lowest = min(self.errors)
+        return (
+            f"{self.cause} (schedule.patience), and the learning rate has fallen "
+            f"{self.config.num_decreases} times (schedule.num_decreases); the lowest error, "
+            f"{100 * lowest:.2f} %, was that of step {self.steps[self.errors.index(lowest)]}"
+        )
 
     @property
     def finished(self) -> bool:
         """Whether the last plateau has been reached."""
-        return self.config.name == "plateau" and self.num_plateaus > self.config.num_decreases
+        return self.config.name == "plateau" and len(self.plateaus) > self.config.num_decreases
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"errors": self.errors}
+        return {"steps": self.steps, "errors": self.errors}
 
     def load(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
+        self.steps = [int(step) for step in state["steps"]]
         self.errors = [float(error) for error in state["errors"]]

@@ -1,0 +1,403 @@
+"""Whole trainings of a small engine, in one go or in parts; the oracle of the parts is one go."""
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.ranks import run_in_ranks
+from tests.run_folders import records
+from tests.training.small_engine import engine_step, equal, small_engine
+from tests.training.small_training import Part
+from vggdist.distributed.process import Process
+from vggdist.errors import DataError, NumericError
+from vggdist.evaluation.metrics import Errors
+from vggdist.run_report import write_result
+from vggdist.training import checkpoint
+from vggdist.training.loop import Training
+from vggdist.training.stop import StopSignal
+
+pytestmark = pytest.mark.multi_process
+
+
+class StopAfter(StopSignal):
+    """A signal that has come once `step` steps are finished."""
+
+    def __init__(self, training: Training, step: int) -> None:
+        super().__init__()
+        self._training, self._step = training, step
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        return self._training.step >= self._step
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        pass
+
+
+def marks(folder: Path) -> list[tuple[int, str]]:
+    """Texts of the schedule in TensorBoard, with their steps."""
+    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    if "schedule/text_summary" not in board.Tags()["tensors"]:
+        return []
+    return [
+        (event.step, event.tensor_proto.string_val[0].decode().strip())
+        for event in board.Tensors("schedule/text_summary")
+    ]
+
+
+class Logged(logging.Handler):
+    """What a training says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        logger = logging.getLogger("vggdist")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def about(self, text: str) -> list[str]:
+        return [line for line in self.lines if text in line]
+
+
+PLATEAU = {"name": "plateau", "patience": 2, "num_decreases": 2, "factor": 0.5}
+EVERY_THREE_STEPS = {"every_epochs": 0.75}
+
+
+def in_parts(process: Process, folder: Path) -> dict[str, Any]:
+    """One go of 40 steps; and five parts, of which two are stopped and two have fewer steps."""
+
+    def part(name: str, num_steps: int) -> Part:
+        return Part(
+            process,
+            folder / name,
+            batch_norm=True,
+            dropout=0.5,
+            schedule={**PLATEAU, "num_steps": num_steps, "patience": 3, "num_decreases": 9},
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": 6},
+        )
+
+    whole = part("whole", 40)
+    assert whole.train()
+    for num_steps, stop_at in ((5, None), (40, 10), (20, None), (40, 31), (40, None)):
+        one = part("parts", num_steps)
+        ended = one.train(StopAfter(one.training, stop_at) if stop_at else None)
+        assert ended == (stop_at is None)
+    return {
+        "steps": (whole.training.step, one.training.step),
+        "schedules": (whole.training.schedule.state(), one.training.schedule.state()),
+        "falls": len(whole.training.schedule.decreases(40)),
+        "weights": equal(whole.weights(), one.weights()),
+        "momentum": equal(whole.momentum(), one.momentum()),
+    }
+
+
+@pytest.mark.slow
+def test_a_training_in_five_parts_is_to_the_bit_the_one_in_one_go(tmp_path: Path) -> None:
+    (result,) = run_in_ranks(in_parts, 1, tmp_path)
+    whole, parts = result["schedules"]
+    assert result["steps"] == (40, 40)
+    assert whole == parts
+    assert whole["steps"] == list(range(3, 40, 3))
+    assert result["falls"] >= 1, "else the learning rate proves nothing"
+    assert result["weights"]
+    assert result["momentum"]
+    shown = records(tmp_path / "parts", "validation")
+    assert {20, 40} < {record["step"] for record in shown}, "each part ends with an evaluation"
+
+
+def never_better(_: Training, stop: StopSignal) -> Errors:
+    return Errors(100, 0.5, 0.25, 1.0)
+
+
+def plateaus(process: Process, folder: Path) -> list[str]:
+    logged = Logged()
+    one = Part(
+        process,
+        folder,
+        never_better,
+        schedule={**PLATEAU, "num_steps": 100},
+        evaluation=EVERY_THREE_STEPS,
+    )
+    assert one.train()
+    write_result(one.training, folder)
+    return logged.about("learning rate")
+
+
+def test_a_plateau_that_ends_a_training_is_told_as_is_each_fall_of_the_rate(
+    tmp_path: Path,
+) -> None:
+    (lines,) = run_in_ranks(plateaus, 1, tmp_path)
+    cause = "no new low of the top-1 error for 2 evaluations"
+    # The first evaluation is a low; each plateau is two more.
+    falls = {9: "0.05", 15: "0.025"}
+    told = [f"the learning rate falls to {r} at step {s}: {cause}." for s, r in falls.items()]
+    end = (
+        f"{cause} (schedule.patience), and the learning rate has fallen 2 times "
+        "(schedule.num_decreases); the lowest error, 50.00 %, was that of step 3"
+    )
+    assert lines == [*told, f"training ends at step 21: {end}."]
+    assert marks(tmp_path) == list(zip([9, 15, 21], lines, strict=True))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["ended"] == end
+    assert result["decreases"] == [
+        {"step": 9, "learning_rate": 0.05},
+        {"step": 15, "learning_rate": 0.025},
+    ]
+
+
+SEVEN_STEPS = {
+    "batch_norm": True,
+    "schedule": {"num_steps": 7},
+    "evaluation": EVERY_THREE_STEPS,
+}
+
+
+class SignalInEvaluation(StopSignal):
+    """A signal that comes to rank 1 in the middle of the evaluation after some step."""
+
+    def __init__(self, process: Process, step: int) -> None:
+        super().__init__()
+        self._comes_here, self._step = process.rank == 1, step
+        self.training: Training | None = None
+        self._asked = 0
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        assert self.training is not None
+        if self._comes_here and self.training.step == self._step and not self._in_training:
+            self._asked += 1
+        return self._asked > 1
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        pass
+
+    @property
+    def _in_training(self) -> bool:
+        assert self.training is not None
+        return self.training.engine.module.training
+
+
+def interrupted_evaluation(
+    process: Process, folder: Path, step: int, every_steps: int
+) -> dict[str, Any]:
+    """A training whose evaluation after `step` is interrupted, and then goes on."""
+    changes = {**SEVEN_STEPS, "checkpoint": {"every_steps": every_steps}}
+    whole = Part(process, folder / "whole", **changes)
+    whole.train()
+    first = Part(process, folder / "parts", **changes)
+    stop = SignalInEvaluation(process, step)
+    stop.training = first.training
+    ended = first.train(stop)
+    saved = checkpoint.newest(folder / "parts" / "checkpoints")
+    assert saved is not None
+    second = Part(process, folder / "parts", **changes)
+    return {
+        "stopped": (not ended, first.training.step, saved.name, first.training.evaluated_step),
+        "ended": second.train(),
+        "weights": equal(whole.weights(), second.weights()),
+        "momentum": equal(whole.momentum(), second.momentum()),
+        "schedules": (whole.training.schedule.state(), second.training.schedule.state()),
+        "errors": (whole.training.errors, second.training.errors),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "every_steps"), [(3, 100), (3, 3), (7, 100)])
+def test_a_signal_in_an_evaluation_saves_on_all_ranks_and_the_evaluation_is_made_up_for(
+    tmp_path: Path, step: int, every_steps: int
+) -> None:
+    for result in run_in_ranks(interrupted_evaluation, 2, tmp_path, step, every_steps):
+        assert result["stopped"] == (True, step, f"step-{step:08d}", -1 if step == 3 else 6)
+        assert result["ended"]
+        assert result["weights"]
+        assert result["momentum"]
+        for whole, parts in (result["schedules"], result["errors"]):
+            assert whole == parts
+    evaluated = [record["step"] for record in records(tmp_path / "parts", "validation")]
+    assert evaluated == [3, 6, 7]
+
+
+def broken_evaluation(_: Training, stop: StopSignal) -> Errors:
+    raise DataError("The image cat.jpg cannot be used.")
+
+
+def save_before_evaluation(process: Process, folder: Path) -> tuple[int, bool, list[int]]:
+    changes = {**SEVEN_STEPS, "checkpoint": {"every_steps": 3}}
+    with pytest.raises(DataError):
+        Part(process, folder, broken_evaluation, **changes).train()
+    saved = [int(path.name[-8:]) for path in checkpoint.committed(folder / "checkpoints")]
+    mended = Part(process, folder, **changes)
+    begun = mended.training.step
+    return begun, mended.train(), saved
+
+
+def test_an_evaluation_that_fails_costs_no_step_and_is_made_when_it_can_be(
+    tmp_path: Path,
+) -> None:
+    assert run_in_ranks(save_before_evaluation, 1, tmp_path) == [(3, True, [3])]
+    assert [r["step"] for r in records(tmp_path, "validation")] == [3, 6, 7]
+
+
+def repeated_evaluation(process: Process, folder: Path) -> None:
+    """Killed soon after an evaluation whose checkpoint had been saved before it."""
+    changes = {
+        "schedule": {**PLATEAU, "num_steps": 12},
+        "evaluation": EVERY_THREE_STEPS,
+        "checkpoint": {"every_steps": 9},
+    }
+    killed = Part(process, folder, never_better, **changes)
+    killed.train(StopAfter(killed.training, 10))
+    shutil.rmtree(max((folder / "checkpoints").iterdir()))
+    Part(process, folder, never_better, **changes).train()
+
+
+def test_an_evaluation_that_is_made_again_is_written_once(tmp_path: Path) -> None:
+    run_in_ranks(repeated_evaluation, 1, tmp_path)
+    assert [r["step"] for r in records(tmp_path, "validation")] == [3, 6, 9, 12]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("validation/top1_error")] == [3, 6, 9, 12]
+    assert [step for step, _ in marks(tmp_path)] == [9, 12]
+
+
+def finite(process: Process) -> dict[str, bool]:
+    """What an engine says of itself with one bad number in each of its parts."""
+    found = {}
+    for stage in (0, 1):
+        engine = small_engine(process, batch_norm=True, zero_stage=stage)
+        engine_step(engine, process, step=0)
+        found[f"good {stage}"] = engine.is_finite()
+        state = engine.module.state_dict()
+        (momentum, *_) = (each["momentum_buffer"] for each in engine.optimizer.state.values())
+        parts = {
+            "weight": state["features.block1.conv1.weight"],
+            "bias": state["fc8.linear.bias"],
+            "running variance": state["features.block1.norm1.running_var"],
+            "momentum": momentum,
+        }
+        for name, part in parts.items():
+            for value in (math.nan, math.inf, -3e38):
+                kept = part.clone()
+                part[(0,) * part.dim()] = value
+                found[f"{name} {value} {stage}"] = engine.is_finite()
+                part.copy_(kept)
+        found[f"mended {stage}"] = engine.is_finite()
+    return found
+
+
+def test_one_number_that_is_not_finite_shows_in_whatever_a_checkpoint_holds() -> None:
+    (found,) = run_in_ranks(finite, 1)
+    assert {name for name, good in found.items() if good} == {
+        f"{name} {stage}" for name in ("good", "mended") for stage in (0, 1)
+    }
+    assert len(found) == 28
+
+
+def explode(training: Training, factor: float = 1e13) -> None:
+    """The weights stay finite, with three layers of `factor` the logits do not."""
+    with torch.no_grad():
+        for name in ("fc6", "fc7", "fc8"):
+            training.engine.module.get_parameter(f"{name}.linear.weight").mul_(factor)
+
+
+def diverged(process: Process, folder: Path) -> dict[str, str]:
+    """What trainings say that explode, by where it shows first."""
+    told: dict[str, str] = {}
+
+    def train(name: str, where: str, at: int, factor: float = 1e13, every_steps: int = 3) -> None:
+        """`where`: before the evaluation after `at` steps, or behind it."""
+
+        def evaluate(training: Training, stop: StopSignal) -> Errors:
+            before = where == "before" and training.step == at
+            if before:
+                explode(training, factor)
+            errors = part._evaluate(process, stop)
+            if where == "behind" and training.step == at:
+                explode(training, factor)
+            return errors
+
+        part = Part(
+            process,
+            folder / name,
+            evaluate,
+            schedule={"num_steps": 12},
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": every_steps},
+        )
+        with pytest.raises(NumericError) as caught:
+            part.train()
+        told[name] = str(caught.value)
+
+    train("evaluation", "before", at=6)
+    train("first evaluation", "before", at=3)
+    train("step", "behind", at=6)
+    train("weights", "behind", at=6, factor=1e25, every_steps=1)
+    train("no checkpoint", "behind", at=3, every_steps=100)
+    # The next start of the same training, from a checkpoint that was saved just before.
+    (folder / "again").mkdir()
+    shutil.copytree(folder / "evaluation" / "checkpoints", folder / "again" / "checkpoints")
+    train("again", "before", at=6)
+    return told
+
+
+@pytest.mark.slow
+def test_a_network_that_explodes_ends_the_training_with_the_newest_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    (told,) = run_in_ranks(diverged, 1, tmp_path)
+    good = {"evaluation": 3, "again": 3, "step": 3, "weights": 5}
+    for name, text in told.items():
+        checkpoints = tmp_path / name / "checkpoints"
+        if name in good:
+            path = checkpoints / f"step-{good[name]:08d}"
+            end = f"The newest good checkpoint is {path}; run.resume={path} goes on from there."
+            assert checkpoint.verify(path) is None
+        else:
+            end = f"No checkpoint in {checkpoints} is known to be good."
+        assert text.endswith(f"what led here is in the curves. {end}"), (name, text)
+    for name, step in (("evaluation", 6), ("first evaluation", 3), ("again", 6)):
+        assert told[name].startswith(
+            f"step {step}: the validation loss is infinite or not a number"
+        )
+    for name, step in (("step", 7), ("weights", 7), ("no checkpoint", 4)):
+        assert told[name].startswith(f"step {step}: the loss or a gradient is infinite or not")
+    assert [r["step"] for r in records(tmp_path / "evaluation", "validation")] == [3]
+
+
+def too_large(process: Process, folder: Path) -> str:
+    part = Part(process, folder, schedule={"num_steps": 6}, checkpoint={"every_steps": 2})
+    take_step = part.training._take_step
+
+    def take_step_and_explode(batches: Any, stop: StopSignal) -> Any:
+        verdict = take_step(batches, stop)
+        if part.training.step == 4:
+            explode(part.training, 1e22)
+        return verdict
+
+    part.training._take_step = take_step_and_explode  # type: ignore[method-assign]
+    with pytest.raises(NumericError) as caught:
+        part.train()
+    return str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
+    (told,) = run_in_ranks(too_large, 1, tmp_path)
+    assert told.startswith("step 4: the weights are infinite, not numbers, or so large that")
+    assert "no checkpoint was made of them" in told
+    (good,) = checkpoint.committed(tmp_path / "checkpoints")
+    assert told.endswith(
+        f"The newest good checkpoint is {good}; run.resume={good} goes on from there."
+    )
+    assert good.name == "step-00000002"

@@ -1,0 +1,17 @@
+"""Starts a rank's Python with the signals blocked that would end it before it knows what they mean.
+
+    python -IS start_rank.py ARGUMENTS OF PYTHON
+
+A rank imports for seconds before its handlers are there (`training/stop.py`). What comes meanwhile
+waits, and is delivered once they are; a job would end with it, for good. A shell can ignore a
+signal but not make it wait, and GNU's `env --block-signal` is younger than many clusters. Nothing
+of the project is imported here: that would take time itself.
+"""
+
+import os
+import signal
+import sys
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
