@@ -68,7 +68,7 @@ class FakeCuda:
         self._connection.send((function, args, kwargs))
         is_good, answer = self._connection.recv()
         assert is_good, answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def close(self) -> None:
         """Ends the process."""
