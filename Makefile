@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# 12: for GPUs older than Turing, or drivers older than 580 (docs/gpu.md).
+CUDA ?= 13
 # pip compiles on one core what takes a minute and a half; below all cores do it.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -9,7 +11,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help setup quickstart test test-long test-all test-root test-gpu lint types format figures clean
 
 help:
-	@echo "make setup       make the environment $(VENV), with the vggdist command in it"
+	@echo "make setup       make the environment $(VENV), with the vggdist command in it;"
+	@echo "                 CUDA=12 for GPUs older than Turing, or drivers older than 580"
 	@echo "make quickstart  train on the built-in data set with two ranks, some minutes on two cores"
 	@echo "make test        the tests that take seconds, some minutes on two cores"
 	@echo "make test-long   those that start several ranks, or take longer"
@@ -19,13 +22,18 @@ help:
 	@echo "make figures     draw the pictures of images/ anew"
 	@echo "make lint types  ruff and mypy;  make format  rewrites"
 
-setup: $(BIN)/.complete
+setup: $(VENV)/.with-cuda$(CUDA)
 
-$(BIN)/.complete: requirements.lock setup.py
+$(VENV)/.with-cuda$(CUDA): requirements.lock requirements-cuda12.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "vggdist needs Python 3.11 or newer; name one: make setup PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+ifeq ($(CUDA),12)
+	grep -vE '^(cuda|nvidia|torch|triton)' requirements.lock > $(VENV)/rest.txt
+	$(PIP) -r requirements-cuda12.txt -r $(VENV)/rest.txt
+else
 	$(PIP) -r requirements.lock
+endif
 	$(PIP) --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # some files are templates
 	@touch $@
@@ -47,8 +55,9 @@ test-long: setup
 
 test-all: test test-long
 
+# By files: each process has a cluster of its own, and an experiment is run once.
 test-root: setup
-	OMP_NUM_THREADS=1 pytest -m "slurm or netns"
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile -m "slurm or netns"
 
 test-gpu: setup
 	pytest -m gpu

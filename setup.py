@@ -1,6 +1,16 @@
-"""Packages the library `vggdist`; `requirements.lock` holds the exact versions that are tested."""
+"""Packages the library `vggdist`; `requirements.lock` holds the exact versions that are tested.
+
+For GPUs older than Turing, or drivers older than 580: VGGDIST_CUDA=12 pip install .
+"""
+
+import os
 
 from setuptools import find_packages, setup
+
+NEEDS_CUDA = {
+    "12": ["torch>=2.14,<2.15", "torchvision>=0.29,<0.30", "nvidia-dali-cuda120>=2.4"],
+    "13": ["torch>=2.14", "torchvision>=0.29", "nvidia-dali-cuda130>=2.4"],
+}
 
 setup(
     name="vggdist",
@@ -11,9 +21,7 @@ setup(
     packages=find_packages(include=["vggdist", "vggdist.*"]),
     package_data={"vggdist": ["py.typed"]},
     install_requires=[
-        "torch>=2.14",
-        "torchvision>=0.29",
-        "nvidia-dali-cuda130>=2.4",
+        *NEEDS_CUDA[os.environ.get("VGGDIST_CUDA", "13")],
         "deepspeed>=0.19.8",
         "tensorboard>=2.20",
         "pyyaml>=6.0",

@@ -17,8 +17,8 @@ from vggdist.errors import ConfigError
 from vggdist.model.configurations import Configuration, Convolution, parse_configuration
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16"]
-PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Exchange = Literal["auto", "all_reduce", "factors"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -391,7 +391,9 @@ class Config(Section):
         "auto",
         description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 where the "
         "device computes it natively (a CPU is also measured), fp16 on older GPUs, else fp32; a "
-        "resumed run keeps the precision that it began in.",
+        "resumed run keeps the precision that it began in. fp32 is exact; tf32 rounds what is "
+        "multiplied to 10 bits on GPUs from Ampere on, and is fp32 elsewhere. Products are always "
+        "added in fp32.",
     )
     device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
     seed: int = Field(
@@ -452,15 +454,16 @@ class Config(Section):
 
     @property
     def travel_precision(self) -> Precision:
-        """In which all-reduced gradients travel at stage 0."""
+        """In which all-reduced gradients travel at stage 0; TF32 is arithmetic, not a type."""
         chosen = self.exchange_precision
-        return self.resolved_precision if chosen == "compute" else chosen
+        precision = self.resolved_precision if chosen == "compute" else chosen
+        return "fp32" if precision == "tf32" else precision
 
     @property
     def factor_precision(self) -> Precision:
         """In which factors travel at stage 0: never in more bits than they are computed in."""
         precision = self.resolved_precision
-        return self.travel_precision if precision == "fp32" else precision
+        return self.travel_precision if precision in ("fp32", "tf32") else precision
 
     @property
     def updates_by_blocks(self) -> bool:

@@ -23,7 +23,7 @@ from vggdist.data.manifest import Manifest, Names, Place
 from vggdist.data.progress import Progress
 from vggdist.data.verification.examine import examine_image
 from vggdist.distributed.device import choose_device, require_kernels
-from vggdist.distributed.precision import DTYPES, choose_precision
+from vggdist.distributed.precision import DTYPES, choose_precision, use_precision
 from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
 from vggdist.model.class_names import class_names
@@ -114,9 +114,9 @@ def predict(
     """
     description = weights.description
     where = choose_device(device, 0)
-    if where.type == "cuda":
-        require_kernels(where)
+    require_kernels(where)
     chosen, why = choose_precision(precision, where)
+    use_precision(chosen)
     logger.info(why)
     scale = scale or default_scale(description)
     if scale < description.crop_size:
@@ -142,7 +142,7 @@ def predict(
         device=where,
         num_threads=len(os.sched_getaffinity(0)),
     )
-    casting = torch.autocast(where.type, DTYPES[chosen], enabled=chosen != "fp32")
+    casting = torch.autocast(where.type, DTYPES[chosen], enabled=DTYPES[chosen] != torch.float32)
     with loader, _progress(len(files)) as advance:
         for batch in loader:
             with casting:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.payloads import NoteGpus
 from tests.ranks import train_in_ranks
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, wait_for_step
 from vggdist.cluster import attempts
+from vggdist.cluster.facts import ClusterFacts
+from vggdist.cluster.submission import Layout, Submission, run_local
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +69,23 @@ def test_debug_runs_the_work_in_this_process(tiny_overrides: list[str], tmp_path
     assert code == 0, told
     assert "Training finished" in printed
     assert not (tmp_path / "run" / "jobs").exists()
+
+
+@pytest.mark.parametrize("visible", ["GPU-5ebe9f43,GPU-21ca7e2b", "5,3", ""])
+def test_the_ranks_of_a_local_job_see_the_gpus_that_the_user_sees(
+    visible: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    submission = Submission(
+        name="gpus",
+        works=(NoteGpus(tmp_path),),
+        layout=Layout(nodes=1, ranks_per_node=2, gpus_per_node=2),
+        facts=ClusterFacts(),
+        folder=tmp_path / "jobs",
+        command="vggdist submit --local",
+    )
+    assert run_local(submission) == 0
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [visible, visible]
 
 
 @pytest.mark.fault

@@ -56,8 +56,9 @@ def test_a_gpu_behind_an_old_driver_is_not_left_idle_without_a_word(
     assert str(caught.value) == (
         f"device is {name}, but this process was given an NVIDIA GPU that torch cannot use: its "
         "driver is 535.129.03, and torch 2.14.1 (CUDA 13.0) needs driver 580 or newer. Update the "
-        "driver, or install a torch that is built for an older CUDA; `nvidia-smi` shows whether "
-        "the GPU is well. Set device to cpu to train on the processor all the same."
+        "driver, or install a torch that is built for an older CUDA (make setup CUDA=12, for "
+        "drivers from 525 on); `nvidia-smi` shows whether the GPU is well. Set device to cpu to "
+        "train on the processor all the same."
     )
     assert choose_device("cpu", 0) == torch.device("cpu")
 
@@ -126,7 +127,7 @@ def test_what_runs_on_a_gpu_is_what_cuda_says(
 
 @pytest.mark.parametrize(
     ("capability", "remedy"),
-    [((7, 0), r"Install torch's build for CUDA 12\.6 .* nvidia-dali-cuda120, or set device"),
+    [((7, 0), r"Install torch's build for CUDA 12\.6 .* \(make setup CUDA=12\), or set device"),
      ((20, 0), "Install a newer torch, or set device to cpu")],
 )  # fmt: skip
 def test_a_gpu_without_kernels_is_refused_with_the_torch_to_install(
@@ -137,5 +138,6 @@ def test_a_gpu_without_kernels_is_refused_with_the_torch_to_install(
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: WHEEL[:-1])
     with pytest.raises(ConfigError, match=remedy) as caught:
         require_kernels(torch.device("cuda", 0))
+    require_kernels(torch.device("cpu"))
     number = ".".join(map(str, capability))
     assert str(caught.value).startswith(f"A GPU has compute capability {number}, and torch ")

@@ -8,8 +8,10 @@ from vggdist.distributed import precision as subject
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import (
     choose_precision,
+    is_native,
     relative_seconds,
     resolve_precision,
+    use_precision,
 )
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
@@ -88,6 +90,39 @@ def test_fp32_and_what_is_as_fast_are_obeyed_without_a_warning(monkeypatch):
     assert choose_precision("fp32", CPU) == ("fp32", "precision fp32, as set.")
     gpu_with(monkeypatch, bf16=True)
     assert choose_precision("bf16", GPU) == ("bf16", "precision bf16, as set.")
+
+
+@pytest.mark.parametrize(("capability", "has_tf32"), [((8, 0), True), ((7, 5), False)])
+def test_a_gpu_has_tf32_from_ampere_on(monkeypatch, capability, has_tf32):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert is_native("tf32", GPU) == has_tf32
+    why = choose_precision("tf32", GPU)[1]
+    assert ("has no TF32" in why) != has_tf32
+
+
+def test_tf32_is_fp32_where_there_is_none_and_says_so(monkeypatch):
+    processor_with(monkeypatch, "amx_bf16")
+    expected = "this device has no TF32, and computes in fp32."
+    assert choose_precision("tf32", CPU) == ("tf32", f"precision tf32, as set; {expected}")
+    assert resolve_precision(Config(), process_on(CPU), of_run="tf32")[1].endswith(expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_only_tf32_rounds_what_is_multiplied_and_sums_are_fp32(precision):
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    products.allow_tf32 = convolutions.allow_tf32 = precision != "tf32"
+    products.allow_bf16_reduced_precision_reduction = True
+    products.allow_fp16_reduced_precision_reduction = True
+    use_precision(precision)
+    assert products.allow_tf32 == convolutions.allow_tf32 == (precision == "tf32")
+    assert not products.allow_bf16_reduced_precision_reduction
+    assert not products.allow_fp16_reduced_precision_reduction
+
+
+def test_what_is_resolved_is_in_use(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    resolve_precision(Config(precision="fp32"), process_on(CPU))
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_what_the_device_cannot_compute_at_all_is_refused(monkeypatch):

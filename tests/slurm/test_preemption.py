@@ -64,6 +64,7 @@ def test_a_preempted_job_saves_starts_again_and_continues(
     assert job.details()["Restarts"] == "1"
 
 
+@pytest.mark.parametrize("preempting", [""], ids=["not told"], indirect=True)
 def test_where_there_is_no_time_to_save_the_last_checkpoint_is_used(
     preempting: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:

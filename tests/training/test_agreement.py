@@ -135,3 +135,9 @@ def test_a_verdict_says_what_its_flags_say(flags: tuple[int, int, int, int]) -> 
     verdict = Verdict(torch.tensor(flags, dtype=torch.float32), step=3)
     assert verdict.step == 3
     assert verdict.read() == tuple(flag > 0 for flag in flags)
+
+
+def test_statistics_lie_as_aligned_as_tensors_of_their_own() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(64), nn.BatchNorm2d(128), nn.BatchNorm2d(512))
+    Agreement(engine_of(network, Process(0, 0, 1, torch.device("cpu"))))
+    assert {b.data_ptr() % 64 for n, b in network.named_buffers() if "running" in n} == {0}

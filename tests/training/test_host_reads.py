@@ -74,9 +74,7 @@ def forbid_synchronization() -> None:
 @pytest.mark.parametrize(
     ("world_size", "precision", "changes"),
     [
-        (1, "fp16", {}),
         (1, "fp16", {"clip": 0.05}),
-        (2, "bf16", {}),
         (2, "fp32", {"clip": 0.05, "exchange": "factors"}),
     ],
 )

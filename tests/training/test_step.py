@@ -19,15 +19,18 @@ class Recorder:
         self.network, self.calls = network, []
         self.losses: list[Tensor] = []
         self.keys: list[Tensor] = []
+        self.algorithms_are_timed: set[bool] = set()
 
     def __call__(self, images: Tensor, dropout_keys: Tensor) -> Tensor:
         self.calls.append("forward")
+        self.algorithms_are_timed.add(torch.backends.cudnn.benchmark)
         self.keys.append(dropout_keys)
         logits: Tensor = self.network(images).bfloat16()
         return logits
 
     def backward(self, loss: Tensor) -> None:
         self.calls.append("backward")
+        self.algorithms_are_timed.add(torch.backends.cudnn.benchmark)
         self.losses.append(loss)
 
     def step(self) -> None:
@@ -59,6 +62,12 @@ def test_every_micro_batch_goes_forward_back_and_to_the_engines_step(recorder: A
     assert recorder.calls == ["forward", "backward", "step"] * 2
     assert [keys.tolist() for keys in recorder.keys] == [[0] * 4, [1] * 4]
     assert all(loss.requires_grad and loss.dtype == torch.float32 for loss in recorder.losses)
+
+
+def test_cudnn_times_its_algorithms_in_steps_alone(recorder: Any) -> None:
+    train_step(recorder, batches([4]), Meter(torch.device("cpu")))
+    assert recorder.algorithms_are_timed == {True}
+    assert not torch.backends.cudnn.benchmark
 
 
 def test_the_meter_adds_up_over_images_and_not_over_batches(recorder: Any) -> None:

@@ -184,8 +184,9 @@ def _compute(timings: Timings, setting: Setting) -> str:
         text += f" {_percent(timings.exchange / timings.step)} of a step is exchange."
     gpu = setting.process.device.type == "cuda"
     remedies = [f"more {'or faster GPUs' if gpu else 'ranks, or GPUs'} (now {_ranks(split)})"]
-    if config.resolved_precision == "fp32" and is_native("bf16", setting.process.device):
-        remedies.append("precision=auto (now fp32)")
+    precision = config.resolved_precision
+    if precision in ("fp32", "tf32") and is_native("bf16", setting.process.device):
+        remedies.append(f"precision=auto (now {precision})")
     if split.accumulation_steps > 1:
         remedies.append(
             f"a larger batch.micro, if memory allows (now {split.micro}, in "

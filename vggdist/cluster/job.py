@@ -78,6 +78,8 @@ class Job:
     """The user's, for what the work writes; the job folder is the user's alone."""
     port: int | None = None
     """Where the ranks of a local job meet; SLURM's variables name another one in each attempt."""
+    visible_gpus: str | None = None
+    """What CUDA_VISIBLE_DEVICES said where a local job was submitted; submitit counts from 0."""
 
     def __call__(self) -> int:
         """Works until the end, or until this attempt has to stop.
@@ -91,6 +93,8 @@ class Job:
 
         environment = submitit.JobEnvironment()
         _remove_leftovers(environment)
+        if self.visible_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         _name_ranks(environment, self.port)
         with StopSignal() as stop:
             exit_code = _Attempt(self, environment, stop).run()

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -143,11 +143,16 @@ def run_local(
         executor.update_parameters(
             tasks_per_node=submission.layout.world_size,
             gpus_per_node=submission.layout.nodes * submission.layout.gpus_per_node,
-            visible_gpus=_visible_gpus(),
             timeout_min=limit_minutes or FOREVER_MINUTES,
             signal_delay_s=submission.facts.signal_seconds,
         )
-        job = executor.submit(_job(submission, work, umask, port=free_port()))
+        job = executor.submit(
+            replace(
+                _job(submission, work, umask),
+                port=free_port(),
+                visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            )
+        )
     started(job.job_id)
     _show_until_done(job)
     history = attempts.read(Path(_absolute(submission.folder)), job.job_id)
@@ -238,7 +243,7 @@ def _further_parameters(submission: Submission) -> dict[str, Any]:
     return further
 
 
-def _job(submission: Submission, work: Work, umask: int, port: int | None = None) -> Job:
+def _job(submission: Submission, work: Work, umask: int) -> Job:
     return Job(
         work=work,
         command=submission.command,
@@ -246,7 +251,6 @@ def _job(submission: Submission, work: Work, umask: int, port: int | None = None
         max_requeues=submission.facts.max_requeues,
         signal_seconds=submission.facts.signal_seconds,
         umask=umask,
-        port=port,
     )
 
 
@@ -356,13 +360,6 @@ def _show_until_done(job: submitit.Job[Any]) -> None:
                     raise
                 interrupted = True
                 sys.stderr.write("stopping after a checkpoint; Ctrl-C again does not wait.\n")
-
-
-def _visible_gpus() -> tuple[int, ...]:
-    """The GPUs that the user has left visible, which submitit would number anew."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    numbers = visible.split(",")
-    return tuple(map(int, numbers)) if all(number.isdecimal() for number in numbers) else ()
 
 
 def _refusal(error: FailedJobError) -> str:

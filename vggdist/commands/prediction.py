@@ -2,9 +2,10 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vggdist.commands.arguments import add_json, positive, show
+from vggdist.config import PrecisionSetting
 
 DESCRIPTION = """\
 Prints the most probable classes of images, by their centre crop. Classes have the names that the
@@ -43,7 +44,7 @@ def add_verbs(verbs: Any) -> None:
     )
     predict.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=get_args(PrecisionSetting),
         default="auto",
         help="of the arithmetic (default: auto, what this device computes natively)",
     )

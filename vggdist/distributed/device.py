@@ -68,8 +68,9 @@ def _why_no_gpu() -> str:
     return (
         f"this process was given an NVIDIA GPU that torch cannot use: {_driver()}, and torch "
         f"{torch.__version__} (CUDA {cuda}) needs driver {needed} or newer. Update the driver, or "
-        "install a torch that is built for an older CUDA; `nvidia-smi` shows whether the GPU is "
-        "well. Set device to cpu to train on the processor all the same"
+        "install a torch that is built for an older CUDA (make setup CUDA=12, for drivers from 525 "
+        "on); `nvidia-smi` shows whether the GPU is well. Set device to cpu to train on the "
+        "processor all the same"
     )
 
 
@@ -83,11 +84,13 @@ def _driver() -> str:
 
 
 def require_kernels(device: torch.device) -> None:
-    """Refuses a GPU for which this torch has no kernels.
+    """Refuses a GPU for which this torch has no kernels; CPUs have them.
 
     Raises:
         ConfigError: the GPU, what torch has, and which torch to install.
     """
+    if device.type != "cuda":
+        return
     capability = torch.cuda.get_device_capability(device)
     architectures = torch.cuda.get_arch_list()
     if not architectures or has_kernels(capability, architectures):
@@ -95,7 +98,7 @@ def require_kernels(device: torch.device) -> None:
     if capability < (7, 5):
         remedy = (
             "Install torch's build for CUDA 12.6 (2.14 is the last that has one), the last with "
-            "kernels for GPUs older than Turing, and nvidia-dali-cuda120"
+            "kernels for GPUs older than Turing, and nvidia-dali-cuda120 (make setup CUDA=12)"
         )
     else:
         remedy = "Install a newer torch"

@@ -18,6 +18,7 @@ from vggdist.errors import ConfigError
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
+    "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
@@ -25,7 +26,7 @@ DTYPES: dict[Precision, torch.dtype] = {
 _MEASURED_SECONDS = 0.5
 _WORTH_A_WARNING = 1.1
 """From this ratio to fp32 on it is more than noise."""
-_FROM_SAFEST: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+_FROM_SAFEST: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 """What several ranks agree on is the first of these that one of them wants."""
 
 
@@ -33,6 +34,8 @@ def resolve_precision(
     config: Config, process: Process, of_run: Precision | None = None
 ) -> tuple[Config, str]:
     """The configuration with a precision in place of `auto`, and a sentence on why; collective.
+
+    From here on this process computes in it (`use_precision`).
 
     Args:
         config: `precision` may also be set, and is then obeyed.
@@ -44,16 +47,30 @@ def resolve_precision(
     """
     if config.precision == "auto" and of_run is not None:
         precision, reason = of_run, f"precision {of_run}, in which this run was begun"
-        if slowdown := _slowdown_worth_a_warning(of_run, process.device):
-            reason += f"; {slowdown}"
-        return config.model_copy(update={"precision": precision}), f"{reason}."
-    precision, reason = choose_precision(config.precision, process.device)
-    wanted = world.gather(precision) if process.world_size > 1 else [precision]
-    agreed = min(wanted, key=_FROM_SAFEST.index)
-    if agreed != precision:
-        rank = wanted.index(agreed)
-        reason = f"precision {agreed}: the best that the device of rank {rank} has."
-    return config.model_copy(update={"precision": agreed}), reason
+        if cost := _cost(of_run, process.device):
+            reason += f"; {cost}"
+        reason += "."
+    else:
+        wanted, reason = choose_precision(config.precision, process.device)
+        of_ranks = world.gather(wanted) if process.world_size > 1 else [wanted]
+        precision = min(of_ranks, key=_FROM_SAFEST.index)
+        if precision != wanted:
+            rank = of_ranks.index(precision)
+            reason = f"precision {precision}: the best that the device of rank {rank} has."
+    use_precision(precision)
+    return config.model_copy(update={"precision": precision}), reason
+
+
+def use_precision(precision: Precision) -> None:
+    """Sets what torch leaves open: products in fp32 are exact, in tf32 they are not.
+
+    By itself torch uses TF32 in convolutions, and adds up parts of 16-bit products in 16 bits.
+    """
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    products = torch.backends.cuda.matmul
+    products.allow_tf32 = precision == "tf32"
+    products.allow_bf16_reduced_precision_reduction = False
+    products.allow_fp16_reduced_precision_reduction = False
 
 
 def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
@@ -66,8 +83,8 @@ def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[P
         ConfigError: the device cannot compute in the precision that is set.
     """
     if setting != "auto":
-        slowdown = _slowdown_worth_a_warning(setting, device)
-        return setting, f"precision {setting}, as set" + (f"; {slowdown}." if slowdown else ".")
+        cost = _cost(setting, device)
+        return setting, f"precision {setting}, as set" + (f"; {cost}." if cost else ".")
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if is_native("bf16", device):
@@ -90,6 +107,8 @@ def is_native(precision: Precision, device: torch.device) -> bool:
     """Whether the device has instructions for the precision, by its data sheet."""
     if precision == "fp32":
         return True
+    if precision == "tf32":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cuda":
         return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
@@ -141,10 +160,12 @@ class _Step:
             return time.perf_counter() - began_at
 
 
-def _slowdown_worth_a_warning(precision: Precision, device: torch.device) -> str:
-    """What it costs, in words, to compute in a precision that is slower than fp32; else empty."""
+def _cost(precision: Precision, device: torch.device) -> str:
+    """What it costs, in words, to compute in a precision that the device lacks; else empty."""
     if precision == "fp32" or (device.type == "cuda" and is_native(precision, device)):
         return ""
+    if precision == "tf32":
+        return "this device has no TF32, and computes in fp32"
     ratio = relative_seconds(precision, device)
     if ratio < _WORTH_A_WARNING:
         return ""

@@ -60,8 +60,8 @@ def start(device: str = "auto") -> Process:
         DistributedError: the environment is incomplete, or not all ranks came within five minutes.
     """
     process = _from_environment(device)
+    require_kernels(process.device)
     if process.device.type == "cuda":
-        require_kernels(process.device)
         torch.cuda.set_device(process.device)
     _join(process)
     process = replace(process, num_cores=_count_cores(process.device))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vggdist.config import Exchange, Precision
 
-ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 
 def all_reduce_bytes(num_elements: int, world_size: int, element_bytes: int) -> float:

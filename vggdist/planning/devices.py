@@ -79,8 +79,8 @@ class Device(Section):
 
     def teraflops(self, precision: Precision) -> tuple[float, Precision]:
         """The sustained rate, and the arithmetic that it was measured in, the nearest there is."""
-        order: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
-        nearest = [precision, *(order if precision != "fp32" else order[::-1])]
+        order: tuple[Precision, ...] = ("bf16", "fp16", "tf32", "fp32")
+        nearest = [precision, *(order if precision in ("bf16", "fp16") else order[::-1])]
         known = next(one for one in nearest if one in self.sustained_teraflops)
         return self.sustained_teraflops[known], known
 
@@ -95,8 +95,8 @@ DEVICES = {
         name="H100 SXM",
         source="data sheet; sustained rates are estimates (no rate of VGG-16 is published): 65 % "
         "of the peak for the products, 0.33 GB an image for what lies between them",
-        peak_teraflops={"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
-        sustained_teraflops={"bf16": 350.0, "fp16": 350.0, "fp32": 45.0},
+        peak_teraflops={"bf16": 989.0, "fp16": 989.0, "tf32": 494.0, "fp32": 67.0},
+        sustained_teraflops={"bf16": 350.0, "fp16": 350.0, "tf32": 175.0, "fp32": 45.0},
         memory_gigabytes=80.0,
         memory_gigabytes_per_second=2680.0,
         bus_gigabytes_per_second=360.0,
@@ -107,8 +107,8 @@ DEVICES = {
         name="A100 SXM, 80 GB",
         source="data sheet; sustained rates are estimates (no rate of VGG-16 is published): 75 % "
         "of the peak for the products, 0.33 GB an image for what lies between them",
-        peak_teraflops={"bf16": 312.0, "fp16": 312.0, "fp32": 19.5},
-        sustained_teraflops={"bf16": 155.0, "fp16": 155.0, "fp32": 15.0},
+        peak_teraflops={"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "fp32": 19.5},
+        sustained_teraflops={"bf16": 155.0, "fp16": 155.0, "tf32": 77.0, "fp32": 15.0},
         memory_gigabytes=80.0,
         memory_gigabytes_per_second=1630.0,
         bus_gigabytes_per_second=240.0,

@@ -37,7 +37,7 @@ def plan_memory(
         "gradients": FP32_BYTES * (trained - never_whole),
         "momentum": FP32_BYTES * trained,
         # Autocast keeps its copies of the weights until the end of the forward and backward pass.
-        "weights_for_arithmetic": 0 if work.precision == "fp32" else element * parameters,
+        "weights_for_arithmetic": 0 if element == 4 else element * parameters,
         "activations": work.micro * (kept + passing),
         "images": work.micro * pixels * (FP32_BYTES + element + config.data.prefetch + 1),
         "exchange": _exchange(work, world_size, ways),

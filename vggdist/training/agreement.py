@@ -25,8 +25,9 @@ class Agreement:
             for name in ("running_mean", "running_var")
         ]
         sizes = [module.get_buffer(name).numel() for module, name in statistics]
-        self._flat = torch.zeros(2 + sum(sizes), device=engine.device)
-        self._statistics = self._flat[2:]
+        self._flat = torch.zeros(sum(sizes) + 2, device=engine.device)
+        # First, so that with the usual widths each lies as aligned as a tensor of its own.
+        self._statistics, self._requests = self._flat[:-2], self._flat[-2:]
         # The modules' buffers become views, so that averaging needs no copies.
         start = 0
         for (module, name), size in zip(statistics, sizes, strict=True):
@@ -49,14 +50,14 @@ class Agreement:
             found_bad: whether this rank met an image that it could not use.
         """
         # Not `[0] = ...`: that is a copy from the host, which waits for the device.
-        self._flat[0:1].fill_(float(stop_requested))
-        self._flat[1:2].fill_(float(found_bad))
+        self._requests[0:1].fill_(float(stop_requested))
+        self._requests[1:2].fill_(float(found_bad))
         world_size = distributed.get_world_size()
         if world_size > 1:
             distributed.all_reduce(self._flat)
             self._statistics.div_(world_size)
         torch.where(engine.masked > 0, self._kept, self._statistics, out=self._statistics)
-        return torch.cat([engine.failed, engine.masked, self._flat[:2]])
+        return torch.cat([engine.failed, engine.masked, self._requests])
 
 
 class Flags(NamedTuple):

@@ -46,10 +46,11 @@ def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
     }
-    if config.resolved_precision != "fp32":
+    dtype = DTYPES[config.resolved_precision]
+    if dtype != torch.float32:
         settings["torch_autocast"] = {
             "enabled": True,
-            "dtype": str(DTYPES[config.resolved_precision]).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             # Without this, ZeRO reduces the gradients of these modules in 16 bits.
             "lower_precision_safe_modules": [],
         }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vggdist.config import Precision
+from vggdist.distributed.precision import DTYPES
 from vggdist.layers.conv_block import ConvBlock
 
 WIDE = 512
@@ -29,7 +30,7 @@ def arrange_convolutions(network: nn.Module, device: torch.device, precision: Pr
     """
     network.to(memory_format=torch.channels_last)
     assert convolutions_are_channels_last(network)
-    if device.type == "cpu" and precision == "fp32":
+    if device.type == "cpu" and DTYPES[precision] == torch.float32:
         for block in network.modules():
             if isinstance(block, ConvBlock) and block.out_channels >= WIDE:
                 block.to(memory_format=torch.contiguous_format)

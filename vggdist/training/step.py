@@ -1,6 +1,7 @@
 """Micro batches -> one weight update."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,23 @@ def train_step(engine: Engine, micro_batches: Iterable[Batch], meter: Meter) -> 
         micro_batches: `accumulation_steps` of them; images (n, 3, c, c), labels (n,).
         meter: takes in loss and errors without reading them back.
     """
-    for batch in micro_batches:
-        logits = engine(batch.images, batch.dropout_keys).float()
-        loss = F.cross_entropy(logits, batch.labels)
-        engine.backward(loss)
-        meter.add(loss.detach(), logits.detach(), batch.labels)
-        engine.step()
+    with _convolutions_timed():
+        for batch in micro_batches:
+            logits = engine(batch.images, batch.dropout_keys).float()
+            loss = F.cross_entropy(logits, batch.labels)
+            engine.backward(loss)
+            meter.add(loss.detach(), logits.detach(), batch.labels)
+            engine.step()
+
+
+@contextmanager
+def _convolutions_timed() -> Iterator[None]:
+    """cuDNN times its algorithms when it first meets a shape, and keeps to the fastest.
+
+    For training alone, where one shape recurs; each shape of an evaluation would be timed anew.
+    """
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
