@@ -20,30 +20,4 @@ int cuDevicePrimaryCtxGetState(int, unsigned *flags, int *active) {
   *active = 0;
   return 0;
 }
-
-// libcaffe2_nvrtc.so is not loaded without these; nothing calls them.
-#define UNUSED(name) \
-  int name() { return 1; }
-UNUSED(cuCtxGetCurrent)
-UNUSED(cuCtxSetCurrent)
-UNUSED(cuDeviceGet)
-UNUSED(cuDeviceGetAttribute)
-UNUSED(cuDevicePrimaryCtxRetain)
-UNUSED(cuFuncGetAttribute)
-UNUSED(cuFuncSetAttribute)
-UNUSED(cuFuncSetCacheConfig)
-UNUSED(cuGetErrorString)
-UNUSED(cuLaunchCooperativeKernel)
-UNUSED(cuLaunchKernel)
-UNUSED(cuLinkAddData_v2)
-UNUSED(cuLinkComplete)
-UNUSED(cuLinkCreate_v2)
-UNUSED(cuModuleGetFunction)
-UNUSED(cuModuleLoad)
-UNUSED(cuModuleLoadData)
-UNUSED(cuModuleLoadDataEx)
-UNUSED(cuModuleUnload)
-UNUSED(cuOccupancyMaxActiveBlocksPerMultiprocessor)
-UNUSED(cuPointerGetAttribute)
-UNUSED(cuTensorMapEncodeTiled)
 }

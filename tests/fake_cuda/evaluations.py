@@ -47,17 +47,17 @@ def computations(network: DenseNetwork) -> dict[str, Callable[[], object]]:
     whole = [images for images in group if images.scale == SCALES[1]]
     coinciding = group[:1]
     crops = coinciding[0].images[:, :, :224, :224]
-    pixels = scores.most_pixels(None, network.device)
+    max_pixels = scores.most_pixels(None, network.device)
     return {
         "rescaling": lambda: finished_group(network.device),
-        "dense": lambda: scores.dense_posteriors(network, whole, True, "logits", pixels),
+        "dense": lambda: scores.dense_posteriors(network, whole, True, "logits", max_pixels),
         "dense, after the soft-max": lambda: scores.dense_posteriors(
-            network, whole, True, "posteriors", pixels
+            network, whole, True, "posteriors", max_pixels
         ),
-        "multi-crop": lambda: scores.multi_crop_posteriors(network, coinciding, True, pixels),
-        "centre crop": lambda: scores.center_crop_posteriors(network, crops, True, pixels),
-        "fc7": lambda: describe(network, whole, Request("", "", layer="fc7"), pixels),
-        "pool5": lambda: describe(network, whole, Request("", "", layer="pool5"), pixels),
+        "multi-crop": lambda: scores.multi_crop_posteriors(network, coinciding, True, max_pixels),
+        "centre crop": lambda: scores.center_crop_posteriors(network, crops, True, max_pixels),
+        "fc7": lambda: describe(network, whole, Request("", "", layer="fc7"), max_pixels),
+        "pool5": lambda: describe(network, whole, Request("", "", layer="pool5"), max_pixels),
     }
 
 

@@ -45,7 +45,7 @@ class Decoded:
 def look_at_loader(root: Path) -> list[Call]:
     """What the thread of a loader of all validation images asks of CUDA."""
     device = start(Ranks(world_size=8, rank=RANK)).device
-    producer.ImagePipeline = Decoded  # type: ignore[assignment,misc]
+    producer.ImagePipeline = Decoded
     data = DataConfig(crop_size=32, train_scale_min=32)
     with EvaluationLoader(
         open_dataset(root).val, data, scale=32, batch_size=2, device=device

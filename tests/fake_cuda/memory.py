@@ -43,7 +43,7 @@ class DeviceMemory(TorchDispatchMode):
     def follow_gradients(self, network: nn.Module) -> None:
         """Tells gradients from other tensors, from now on."""
         for parameter in network.parameters():
-            parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
     def peak(self, engine: Engine) -> dict[str, int]:
         """Bytes at the moment of the most, by what they are for, and their sum, `total`."""

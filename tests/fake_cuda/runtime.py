@@ -2,8 +2,8 @@
 
 Tensors on `cuda:N` are fake ones, of torch's `FakeTensorMode`: they have a shape, a type, a memory
 format and a device, but no values. What torch and DeepSpeed ask of the CUDA runtime besides, for
-devices, streams and events, is answered here; calls by which a host waits for a GPU, or a thread
-changes to another one, are noted.
+devices, streams and events, is answered here, and calls by which the host waits for a GPU, or a
+thread turns to one, are noted.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ MACHINERY = Path(__file__).with_name("runtime.py"), Path(__file__).with_name("wa
 
 @dataclass(frozen=True)
 class Call:
-    """A call by which the host waits, or a thread changes its GPU."""
+    """A call by which the host waits for a GPU, or a thread turns to one."""
 
     name: str
     """Such as `torch.cuda.set_device`."""
     device: int
-    """Which is waited for, or changed to."""
+    """Which is waited for, or turned to."""
     thread: str
     place: str
     own_stream: bool = False
     """Whether only a stream is waited for that the thread has made for itself."""
     since: int = -1
-    """The number of the call by which the event was recorded that is waited for."""
+    """For an event that is waited for, the number of the call that recorded it."""
 
 
 calls: list[Call] = []
@@ -53,18 +53,18 @@ def pretend() -> None:
     for name, pretended in _CUDA.items():
         setattr(torch.cuda, name, pretended)
     torch.cuda.nccl.version = lambda: (2, 30, 7)
-    # torch's own says that a fake tensor has no address, and our exchange compares addresses.
-    Tensor.data_ptr = _data_ptr  # type: ignore[assignment]
-    Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign]
-    nn.Module._apply = _apply  # type: ignore[method-assign]
+    # The exchange compares addresses, and fake tensors have none.
+    Tensor.data_ptr = _data_ptr
+    Tensor.record_stream = lambda self, stream: None
+    nn.Module._apply = _apply
     _META.impl("_fused_sgd_", _fused_sgd)
-    # Guards that do nothing take the place of CUDA's, while there is no device; later there would
-    # be no end of asking the driver.
+    # CUDA's device guards ask the driver. While torch counts no device, it lets others that do
+    # nothing take their place.
     torch._C._ensureCUDADeviceGuardSet()
     ctypes.CDLL(None).pretend_devices(NUM_DEVICES)
-    # What cuDNN needs to know of the device, nobody can tell here.
+    # torch would ask for the device's properties; on a GPU these convolutions are cuDNN's.
     torch._C._select_conv_backend = lambda *_, **__: torch._C._ConvBackend.Cudnn
-    # A thread for each device would ask the driver to change to it.
+    # Autograd's own threads, one for each device, would ask the driver.
     torch.autograd.set_multithreading_enabled(False)
 
 
@@ -210,12 +210,13 @@ def _index(device: Any) -> int:
 
 
 def _data_ptr(tensor: Tensor) -> int:
+    """An address that only views of the same memory have in common."""
     offset = tensor.storage_offset() * tensor.element_size()
-    return int(tensor.untyped_storage()._cdata) + offset
+    return (tensor.untyped_storage()._cdata << 64) + offset
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-    """torch's own of real tensors; fake ones it would swap, which a hook on them forbids."""
+    """As torch's own treats real tensors; fake ones it swaps, which fails where they have hooks."""
     for child in module.modules() if recurse else [module]:
         for name, parameter in child._parameters.items():
             if parameter is None:
@@ -224,7 +225,7 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
                 applied: Any = function(parameter)
             if torch._has_compatible_shallow_copy_type(parameter, applied):
                 parameter.data = applied
-                parameter.fake_device = applied.device  # type: ignore[attr-defined]
+                parameter.fake_device = applied.device
             else:
                 child._parameters[name] = nn.Parameter(applied, parameter.requires_grad)
         for name, buffer in child._buffers.items():
@@ -234,7 +235,7 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
 
 
 def _fused_sgd(weights: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
-    """torch has no version of it for tensors without values; it changes no shapes."""
+    """Stands in for a kernel that torch does not have for tensors without values."""
     for weight, gradient in zip(weights, gradients, strict=True):
         assert weight.shape == gradient.shape, (weight.shape, gradient.shape)
         assert weight.dtype == gradient.dtype, (weight.dtype, gradient.dtype)

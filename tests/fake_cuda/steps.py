@@ -52,7 +52,7 @@ ALONE = Ranks()
 
 
 def start(ranks: Ranks) -> Process:
-    """`vggdist.distributed.process.start` on a GPU, with collectives that only take tensors."""
+    """Joins a world by `vggdist.distributed.process.start`; its other ranks are not there."""
     environment = {"RANK": ranks.rank, "LOCAL_RANK": ranks.rank, "WORLD_SIZE": ranks.world_size}
     os.environ |= {name: str(value) for name, value in environment.items()}
     os.environ |= {"MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}
@@ -64,6 +64,12 @@ def start(ranks: Ranks) -> Process:
     hosts = [f"node{rank // per_node}" for rank in range(ranks.world_size)]
     collectives.gather = lambda _: hosts
     return world.start("cuda")
+
+
+def gpu_at_start(ranks: Ranks) -> int:
+    """The GPU of the main thread before anything else is done."""
+    start(ranks)
+    return runtime.current_device()
 
 
 @dataclass(frozen=True)

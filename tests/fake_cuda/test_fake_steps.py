@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fake_cuda.process import FakeCuda
-from tests.fake_cuda.steps import ALONE, Ranks, Report, train
+from tests.fake_cuda.steps import ALONE, Ranks, Report, gpu_at_start, train
 from vggdist.distributed.precision import DTYPES
 
 pytestmark = pytest.mark.slow
@@ -11,6 +11,10 @@ pytestmark = pytest.mark.slow
 ONE_NODE = Ranks(world_size=8, rank=3)
 TWO_NODES = Ranks(world_size=8, rank=3, num_nodes=2)
 LOGGED = "log.every_steps=1"
+
+
+def test_a_rank_turns_to_its_gpu_when_it_starts(fake_cuda: FakeCuda) -> None:
+    assert fake_cuda.run(gpu_at_start, ONE_NODE) == ONE_NODE.rank
 
 
 @pytest.mark.parametrize("precision", DTYPES)
