@@ -286,7 +286,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     other = refusal(request(weights, dataset, tmp_path, overrides=overrides), WeightsError)
     assert "These layers differ:\n  - conv2_2: the network has no such layer, the file " in other
     missing = refusal(request(tmp_path / "none.safetensors", dataset, tmp_path), VggdistError)
-    assert "has no weights" in missing
+    assert "none.safetensors does not exist; give a run folder" in missing
     (tmp_path / "file").touch()
     full = refusal(request(weights, dataset, tmp_path / "file" / "out"), WeightsError)
     assert full.startswith(f"posteriors files cannot be written to {tmp_path / 'file' / 'out'}: ")

@@ -93,17 +93,17 @@ def test_too_little_space_is_said_before_anything_is_copied(packed, tmp_path, mo
 
 
 def test_a_disk_that_fills_up_leaves_what_was_copied(packed, tmp_path, monkeypatch):
-    copied, copyfile = [], shutil.copyfile
+    copied, copystat = [], shutil.copystat
 
     def filling(source, target):
         if len(copied) == 2:
             raise OSError(28, "No space left on device", str(target))
         copied.append(target)
-        return copyfile(source, target)
+        copystat(source, target)
 
     monkeypatch.setattr(staging, "_COPIES_AT_ONCE", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(staging.shutil, "copyfile", filling)
+        patch.setattr(staging.shutil, "copystat", filling)
         with pytest.raises(DataError, match=r"No space left on device.*What has been copied stays"):
             staging.stage(packed, tmp_path / "local")
     assert len(list((tmp_path / "local").rglob("shard-*.tar"))) == 2
