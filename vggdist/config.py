@@ -139,7 +139,7 @@ class DataConfig(Section):
     validation_scale: int | None = Field(
         None,
         ge=1,
-        description="Shorter side Q in evaluations, pixels; none: 0.5 (train_scale_min + "
+        description="Shorter side Q in evaluations, pixels; null: 0.5 (train_scale_min + "
         "train_scale_max).",
     )
     flip: bool = Field(True, description="Mirror half of the training images (section 3.1).")
@@ -163,7 +163,7 @@ class DataConfig(Section):
     num_threads: int | None = Field(
         None,
         ge=1,
-        description="Decoding threads of each rank; none: the node's cores divided by its ranks.",
+        description="Decoding threads of each rank; null: the node's cores divided by its ranks.",
     )
     prefetch: int = Field(2, ge=1, description="Finished micro batches waiting for the network.")
     read_ahead: int = Field(
@@ -188,7 +188,7 @@ class DataConfig(Section):
     local_folder: UserPath | None = Field(
         None,
         description="Folder on a disk of each node's own, to which shards are copied at the start "
-        "of a training; none: they are read where they are.",
+        "of a training; null: they are read where they are.",
     )
 
     @field_validator("mean", "std", mode="before")
@@ -236,7 +236,7 @@ class BatchConfig(Section):
     micro: int | None = Field(
         None,
         ge=1,
-        description="Images that a rank sends through the network at once; none: the largest "
+        description="Images that a rank sends through the network at once; null: the largest "
         "divisor of its share that is at most 64.",
     )
 
@@ -257,7 +257,7 @@ class OptimizerConfig(Section):
         None,
         ge=1,
         description="Global batch that learning_rate is meant for: it is multiplied by batch.global"
-        " / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). None: not scaled.",
+        " / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). null: not scaled.",
     )
     trust_coefficient: float = Field(
         0.001,
@@ -330,7 +330,7 @@ class EvaluationConfig(Section):
         1.0, gt=0.0, description="Epochs between evaluations; there is always one at the end."
     )
     micro: int | None = Field(
-        None, ge=1, description="Images per forward pass; none: as in training."
+        None, ge=1, description="Images per forward pass; null: as in training."
     )
     spatial_average: Literal["logits", "posteriors"] = Field(
         "logits",
@@ -341,7 +341,7 @@ class EvaluationConfig(Section):
         None,
         gt=0.0,
         description="Most pixels, in millions, that go through the convolutions at once in a dense "
-        "or multi-crop evaluation; bounds its memory. None: 0.4 on a CPU, 16 on a GPU.",
+        "or multi-crop evaluation; bounds its memory. null: 0.4 on a CPU, 16 on a GPU.",
     )
 
 
@@ -377,7 +377,7 @@ class RunConfig(Section):
     """Where this training lives."""
 
     folder: UserPath | None = Field(
-        None, description="Run folder; none: runs/vgg_ and the configuration's name."
+        None, description="Run folder; null: runs/vgg_ and the configuration's name."
     )
     resume: UserPath = Field(
         "auto",

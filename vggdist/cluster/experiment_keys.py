@@ -24,7 +24,7 @@ class ExperimentFile(Section):
         description="Folder of the experiment: a run folder for every training, and all else.",
     )
     data: UserPath | None = Field(
-        None, description="The data set of all stages; none: data.root of each configuration."
+        None, description="The data set of all stages; null: data.root of each configuration."
     )
     glorot: bool = Field(
         False,
