@@ -59,6 +59,7 @@ SET = [
     # Paths.
     ("run.folder=", "name a file or a folder", "run.folder=a"),
     ("run.folder=~nobody-here/a", r"write (\./\S+) if it is a name", "run.folder={0}"),
+    ("run.folder=a\udcf6", "where weights cannot be kept; rename it", "run.folder=b"),
     ("run.folder=/a/train data.root=/a", "set (run.folder) to a folder outside", "{0}=/b"),
     ("data.local_folder=/a data.root=/a", "set (data.local_folder) to a folder", "{0}=/b"),
     ("@nowhere", "the file of overrides cannot be read", "seed=1"),

@@ -1,5 +1,6 @@
 """Folders, files and classes of every name, from the import of weights to the report."""
 
+import json
 import re
 import shutil
 import sys
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 from tests.model.exchange.foreign_networks import TINY, TinyVGG
+from tests.ranks import Script
 from vggdist import cli
+from vggdist.paths import quote
 
+ROOT = Path(__file__).parents[1]
 SIGNS = "a #1 ~b%c'd\"eßf\u0301[g]{h}\n-$HOME`i`;*\\"
 LONG = "ü" * 127 + "x"  # 255 bytes, the most that a file system takes
-NAMES = {"signs": SIGNS, "tilde": "~root", "long": LONG, "latin-1": "Gr\udcf6\udcdfe"}
+NAMES = {"signs": SIGNS, "tilde": "~root", "long": LONG}
 
 
 def named(name: str, suffix: str = "") -> str:
@@ -57,11 +61,13 @@ def call(
     return run
 
 
-def unquoted(text: str) -> str:
-    """What is left of a text without all that a shell takes as one word, quotes and all."""
-    return re.sub(r"(\$'(\\.|[^'\\])*'|'[^']*'|\"'\"|\"[^\"]*\")+", "", text)
+def without_quoted(folder: Path, text: str) -> str:
+    """A text without the paths in a folder, and an experiment's name, quoted for a shell."""
+    text = re.sub(re.escape(quote(folder)[:-1]) + "[^'\n]*'", "", text)
+    return text.replace(quote(named(folder.name, "-2.yaml").removesuffix(".yaml")), "")
 
 
+@pytest.mark.slow
 def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
     data = folder / named(name, "-data")
     weights, sheet = folder / named(name, ".safetensors"), folder / named(name, ".png")
@@ -75,6 +81,7 @@ def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
     (folder / "net.yaml").write_text(settings.read_text())
     overrides = folder / named(name, ".txt")
     overrides.write_text(f"model.configuration={TINY}\n")
+    exported = folder / named(name, "-exported.safetensors")
     posteriors = folder / named(name, "-posteriors")
     words = ["device=cpu", "precision=fp32"]
     for command in (
@@ -82,8 +89,8 @@ def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
         ["prepare", "folder", data, "--out", folder / named(name, "-packed")],
         ["summary", "--config", settings, "data.crop_size=32"],
         ["import", folder / named(name, ".pth"), "--out", weights, f"@{overrides}"],
-        ["predict", weights, data / "val", "--out", sheet, "--device", "cpu", "--precision", "fp32"],
-        ["export", weights, "--format", "safetensors", "--out", folder / named(name, "-2.safetensors")],
+        ["predict", weights, data / "val", "--out", sheet, "--precision", "fp32"],
+        ["export", weights, "--format", "safetensors", "--out", exported],
         ["evaluate", weights, "--data", data, "--scales", 36, "--out", posteriors, *words],
         ["report", posteriors, "--out", report],
         ["features", weights, "--data", data, "--scales", 36, "--out", features, *words],
@@ -100,6 +107,25 @@ def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
         else:
             assert code == 0, (command, said)
             assert (folder / named(name, ".json")).stat().st_size
-        assert name[:8] not in unquoted(said), said
+        words_of_ours = said.partition("# configuration")[0]  # what follows is YAML and a script
+        assert name[:8] not in without_quoted(folder, words_of_ours), said
     assert sheet.stat().st_size
     assert (report / "report.html").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_training_reads_and_writes_folders_of_every_name(
+    name: str, folder: Path, tiny_network: list[str]
+) -> None:
+    run = folder / named(name, "-run")
+    words = [*tiny_network, f"data.root={folder / named(name, '-data')}", f"run.folder={run}"]
+    said = ""
+    for steps in (1, 2):
+        script = Script(ROOT / "launch" / "train.py", [*words, f"schedule.num_steps={steps}"])
+        code, printed = script.finish()
+        said += printed
+        assert code == 0, said
+    assert f"tensorboard --logdir {quote(run / 'tensorboard')} " in said
+    assert f"continuing from step 1 of {quote(run)}\n" in said
+    assert name[:8] not in without_quoted(folder, said)
+    assert json.loads((run / "result.json").read_text())["steps"] == 2

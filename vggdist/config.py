@@ -27,9 +27,10 @@ from vggdist.model.configurations import (
     column_name,
     parse_configuration,
 )
-from vggdist.paths import expand_home, lies_in, quote
+from vggdist.paths import expand_home, lies_in, quote, require_text
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
+WeightsPath = Annotated[UserPath, AfterValidator(require_text)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -83,7 +84,7 @@ class ModelConfig(Section):
         "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
         "from nothing.",
     )
-    initialize_from: UserPath | None = Field(
+    initialize_from: WeightsPath | None = Field(
         None,
         description="Run folder or .safetensors file of a trained shallower network: its layers of "
         "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
@@ -376,10 +377,10 @@ class LogConfig(Section):
 class RunConfig(Section):
     """Where this training lives."""
 
-    folder: UserPath | None = Field(
+    folder: WeightsPath | None = Field(
         None, description="Run folder; null: runs/vgg_ and the configuration's name."
     )
-    resume: UserPath = Field(
+    resume: WeightsPath = Field(
         "auto",
         description="auto: continue from the newest good checkpoint of the run folder, if there is "
         "one; never: start anew, and refuse a folder that has a training; or the path of "

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from vggdist.config import Section, UserPath
+from vggdist.config import Section, UserPath, WeightsPath
 from vggdist.evaluation.posteriors import Protocol
 
 
@@ -20,7 +20,7 @@ def _tuple(value: object) -> object:
 class ExperimentFile(Section):
     """The file's own keys."""
 
-    folder: UserPath = Field(
+    folder: WeightsPath = Field(
         description="Folder of the experiment: a run folder for every training, and all else.",
     )
     data: UserPath | None = Field(

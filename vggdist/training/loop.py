@@ -15,6 +15,7 @@ from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.weights import Description
+from vggdist.paths import quote
 from vggdist.training import checkpoint
 from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
@@ -253,7 +254,7 @@ class Training:
             except OSError as error:
                 message = (
                     f"the checkpoint of step {self.step} could not be written: {error}. Free space "
-                    f"or mend the permissions of {self.checkpoint_folder}"
+                    f"or mend the permissions of {quote(self.checkpoint_folder)}"
                 )
                 if last:
                     raise CheckpointError(f"{message}; the one before it is kept.") from error
