@@ -56,7 +56,7 @@ def test_a_file_of_overrides_holds_one_per_line(write: Write) -> None:
     [
         *("/x/try #2", "a: b", "a # b", " a ", "a\nb", "2014", "1e5", "010", "true", "a~", "100%"),
         *("'a'", '"a"', "[a]", "{a: 1}", "a=b", "*", "&a", "!a", "%a", "| a", "- a", "Größe"),
-        *("\udcf6", "x" * 255),
+        "x" * 255,
     ],
 )
 @pytest.mark.parametrize("key", ["run.folder", "data.root", "run.resume", "model.initialize_from"])
@@ -64,6 +64,14 @@ def test_text_arrives_as_it_is_typed(key: str, text: str) -> None:
     section, name = key.split(".")
     config = load_config(None, [f"{key}={text}"])
     assert getattr(getattr(config, section), name) == text
+
+
+def test_only_data_may_have_a_name_that_is_no_text() -> None:
+    assert load_config(None, ["data.root=/\udcf6"]).data.root == "/\udcf6"
+    for key in ("run.folder", "run.resume", "model.initialize_from"):
+        assert "$'/\\xf6' has a name that is no UTF-8, where weights cannot be kept; rename" in (
+            error_of(None, f"{key}=/\udcf6")
+        )
 
 
 def test_text_in_a_file_of_overrides_arrives_as_it_is_typed(write: Write) -> None:

@@ -27,9 +27,10 @@ from vggdist.model.configurations import (
     column_name,
     parse_configuration,
 )
-from vggdist.paths import expand_home, lies_in, quote
+from vggdist.paths import expand_home, lies_in, quote, require_text
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
+WeightsPath = Annotated[UserPath, AfterValidator(require_text)]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -83,7 +84,7 @@ class ModelConfig(Section):
         "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
         "from nothing.",
     )
-    initialize_from: UserPath | None = Field(
+    initialize_from: WeightsPath | None = Field(
         None,
         description="Run folder or .safetensors file of a trained shallower network: its layers of "
         "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
@@ -139,7 +140,7 @@ class DataConfig(Section):
     validation_scale: int | None = Field(
         None,
         ge=1,
-        description="Shorter side Q in evaluations, pixels; none: 0.5 (train_scale_min + "
+        description="Shorter side Q in evaluations, pixels; null: 0.5 (train_scale_min + "
         "train_scale_max).",
     )
     flip: bool = Field(True, description="Mirror half of the training images (section 3.1).")
@@ -163,7 +164,7 @@ class DataConfig(Section):
     num_threads: int | None = Field(
         None,
         ge=1,
-        description="Decoding threads of each rank; none: the node's cores divided by its ranks.",
+        description="Decoding threads of each rank; null: the node's cores divided by its ranks.",
     )
     prefetch: int = Field(2, ge=1, description="Finished micro batches waiting for the network.")
     read_ahead: int = Field(
@@ -188,7 +189,7 @@ class DataConfig(Section):
     local_folder: UserPath | None = Field(
         None,
         description="Folder on a disk of each node's own, to which shards are copied at the start "
-        "of a training; none: they are read where they are.",
+        "of a training; null: they are read where they are.",
     )
 
     @field_validator("mean", "std", mode="before")
@@ -236,7 +237,7 @@ class BatchConfig(Section):
     micro: int | None = Field(
         None,
         ge=1,
-        description="Images that a rank sends through the network at once; none: the largest "
+        description="Images that a rank sends through the network at once; null: the largest "
         "divisor of its share that is at most 64.",
     )
 
@@ -257,7 +258,7 @@ class OptimizerConfig(Section):
         None,
         ge=1,
         description="Global batch that learning_rate is meant for: it is multiplied by batch.global"
-        " / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). None: not scaled.",
+        " / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). null: not scaled.",
     )
     trust_coefficient: float = Field(
         0.001,
@@ -330,7 +331,7 @@ class EvaluationConfig(Section):
         1.0, gt=0.0, description="Epochs between evaluations; there is always one at the end."
     )
     micro: int | None = Field(
-        None, ge=1, description="Images per forward pass; none: as in training."
+        None, ge=1, description="Images per forward pass; null: as in training."
     )
     spatial_average: Literal["logits", "posteriors"] = Field(
         "logits",
@@ -341,7 +342,7 @@ class EvaluationConfig(Section):
         None,
         gt=0.0,
         description="Most pixels, in millions, that go through the convolutions at once in a dense "
-        "or multi-crop evaluation; bounds its memory. None: 0.4 on a CPU, 16 on a GPU.",
+        "or multi-crop evaluation; bounds its memory. null: 0.4 on a CPU, 16 on a GPU.",
     )
 
 
@@ -376,10 +377,10 @@ class LogConfig(Section):
 class RunConfig(Section):
     """Where this training lives."""
 
-    folder: UserPath | None = Field(
-        None, description="Run folder; none: runs/vgg_ and the configuration's name."
+    folder: WeightsPath | None = Field(
+        None, description="Run folder; null: runs/vgg_ and the configuration's name."
     )
-    resume: UserPath = Field(
+    resume: WeightsPath = Field(
         "auto",
         description="auto: continue from the newest good checkpoint of the run folder, if there is "
         "one; never: start anew, and refuse a folder that has a training; or the path of "

@@ -28,17 +28,33 @@ def expand_home(path: str) -> str:
     return expanded
 
 
+def require_text(path: str) -> str:
+    """Refuses a path with bytes that are no text, in which safetensors cannot keep weights.
+
+    Raises:
+        ValueError: it has such bytes.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{quote(path)} has a name that is no UTF-8, where weights cannot be kept; rename it."
+        ) from None
+    return path
+
+
 def quote(path: str | os.PathLike[str]) -> str:
     """A path as it is typed in a shell: as it is, or in quotes."""
     text = os.fspath(path)
     if text.isprintable():
         return shlex.quote(text)
     # Control characters, and bytes that are no text.
-    escaped = (
-        chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
-        for byte in os.fsencode(text)
-    )
+    escaped = (char if char.isprintable() and char not in "'\\" else _escape(char) for char in text)
     return f"$'{''.join(escaped)}'"
+
+
+def _escape(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
 
 
 def temporary_beside(path: Path, suffix: str = "") -> Path:
@@ -64,8 +80,12 @@ def require_apart(
         data: images that are read, and folders of such.
 
     Raises:
-        ConfigError: `out` is one of the inputs, or lies in a data set.
+        ConfigError: `out` is one of the inputs, or lies in a data set, or its name is no text.
     """
+    try:
+        require_text(str(out))
+    except ValueError as error:
+        raise ConfigError(f"{option} {error}") from None
     for read in (*inputs, *data):
         if _is_same(out, read):
             raise ConfigError(

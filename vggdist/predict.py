@@ -86,7 +86,7 @@ def split_usable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
             else:
                 usable.append(file)
             if examined.damage:
-                logger.warning("%s is damaged, but readable: %s", _shown(file), examined.damage)
+                logger.warning("%s is damaged, but readable: %s", quote(file), examined.damage)
             advance(1)
     return usable, problems
 
@@ -198,11 +198,11 @@ def render_predictions(predictions: Sequence[Prediction]) -> str:
     """A table, one image after the other."""
     if not predictions:
         return "None of the images can be used."
-    files = max(len("image"), *(len(_shown(one.file)) for one in predictions))
+    files = max(len("image"), *(len(quote(one.file)) for one in predictions))
     names = max(len("class"), *(len(c.name) for one in predictions for c in one.choices))
     lines = [f"{'image':<{files}}  {'class':<{names}}  confidence", "-" * (files + names + 14)]
     for one in predictions:
-        file = _shown(one.file)
+        file = quote(one.file)
         for choice in one.choices:
             lines.append(
                 f"{file:<{files}}  {choice.name:<{names}}  {100 * choice.confidence:8.2f} %"
@@ -225,7 +225,7 @@ def to_dict(predictions: Sequence[Prediction], problems: dict[Path, str]) -> dic
 def report_problems(problems: dict[Path, str]) -> None:
     """A sentence for each image that cannot be used, to stderr."""
     for file, reason in problems.items():
-        sys.stderr.write(f"error: {_shown(file)} cannot be used: {reason}.\n")
+        sys.stderr.write(f"error: {quote(file)} cannot be used: {reason}.\n")
 
 
 def _shown(file: Path) -> str:

@@ -41,6 +41,7 @@ from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_initialized, copy_trained, freeze
 from vggdist.model.vgg import VGG
 from vggdist.model.weights import Description, Weights, load_weights
+from vggdist.paths import quote
 from vggdist.rank import on_main, run_rank
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training import checkpoint, run_folder
@@ -108,7 +109,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         training = _build_training(config, process, split, engine, dataset, log, folder)
         if saved is not None:
             training.load(saved)
-            logger.info("continuing from step %d of %s", saved.step, folder)
+            logger.info("continuing from step %d of %s", saved.step, quote(folder))
         _end_if_asked(stop, process)
         if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
@@ -136,7 +137,7 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
     steps = total_steps(config, dataset.train.num_images)
     logger.info(
         "%s; %d classes, %d training and %d validation images",
-        config.data.root,
+        quote(str(config.data.root)),
         len(dataset.train.classes),
         dataset.train.num_images,
         dataset.val.num_images,
@@ -185,15 +186,15 @@ def _open_data(config: Config, folder: Path, process: Process, stop: StopSignal)
     dataset = dataset or open_dataset(root, fallback=folder)
     if dataset.val.quarantine:
         raise DataError(
-            f"{QUARANTINE_NAME} in {root} lists {len(dataset.val.quarantine)} validation images, "
-            f"such as {dataset.val.name(min(dataset.val.quarantine))}. An evaluation counts every "
-            "image, so each must be usable. Replace them with good copies and run `vggdist check` "
-            "again, or remove them and the manifest."
+            f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
+            f"images, such as {dataset.val.name(min(dataset.val.quarantine))}. An evaluation "
+            "counts every image, so each must be usable. Replace them with good copies and run "
+            "`vggdist check` again, or remove them and the manifest."
         )
     num_classes = len(dataset.train.classes)
     if num_classes != config.model.num_classes:
         raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but {root} has {num_classes} "
+            f"model.num_classes is {config.model.num_classes}, but {quote(root)} has {num_classes} "
             f"classes; set model.num_classes={num_classes}."
         )
     return dataset
@@ -251,8 +252,8 @@ def _load_checkpoint(
         problem = error
     if not world.all_agree(problem is None, process.device):
         raise problem or CheckpointError(
-            f"another rank could not read {path}; the run folder must be on a file system that "
-            "every node sees."
+            f"another rank could not read {quote(path)}; the run folder must be on a file system "
+            "that every node sees."
         )
     return saved
 
@@ -288,7 +289,7 @@ def _copy_weights(config: Config, network: VGG) -> tuple[str, ...]:
     report = copy_trained(network, trained.tensors)
     logger.info(
         "copied from %s: %s; random: %s",
-        path,
+        quote(path),
         ", ".join(f"{own} <- {source}" for own, source in report.copied),
         ", ".join(report.random) or "nothing",
     )
@@ -301,9 +302,9 @@ def _require_same_input(config: Config, trained: Weights) -> None:
     if (given.mean, given.std) != (config.data.mean, config.data.std):
         mean, std = (f"[{', '.join(map(str, values))}]" for values in (given.mean, given.std))
         raise ConfigError(
-            f"model.initialize_from: the network in {trained.path} was trained on pixels less "
-            f"{mean}, divided by {std}, and this one would be fed others; set data.mean='{mean}' "
-            f"data.std='{std}'."
+            f"model.initialize_from: the network in {quote(trained.path)} was trained on pixels "
+            f"less {mean}, divided by {std}, and this one would be fed others; set "
+            f"data.mean='{mean}' data.std='{std}'."
         )
 
 
@@ -404,9 +405,9 @@ def _check_same_data(saved: checkpoint.Checkpoint, dataset: Dataset) -> None:
     digests = _digests(dataset)
     if saved.state["data"] != digests:
         raise DataError(
-            f"the images in {dataset.train.folder.parent} are not those that this run was trained "
-            "on until now (its checkpoint has other manifests). Point data.root to those, or "
-            "choose another run.folder."
+            f"the images in {quote(dataset.train.folder.parent)} are not those that this run was "
+            "trained on until now (its checkpoint has other manifests). Point data.root to those, "
+            "or choose another run.folder."
         )
 
 

@@ -153,7 +153,7 @@ def test_a_network_of_which_no_convolution_fits_is_refused_with_both_shapes() ->
             copy_trained(wide, other.state_dict())
     assert "trained: conv1_1 (8, 3, 3, 3), with batch normalization" in str(info.value)
     assert "here: conv1_1 (8, 3, 3, 3), without batch normalization" in str(info.value)
-    assert "set model.initialize_from to none" in str(info.value)
+    assert "or set model.initialize_from=null" in str(info.value)
 
 
 def test_weights_in_another_layout_are_refused_by_name() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from vggdist.config import Section, UserPath
+from vggdist.config import Section, UserPath, WeightsPath
 from vggdist.evaluation.posteriors import Protocol
 
 
@@ -20,11 +20,11 @@ def _tuple(value: object) -> object:
 class ExperimentFile(Section):
     """The file's own keys."""
 
-    folder: UserPath = Field(
+    folder: WeightsPath = Field(
         description="Folder of the experiment: a run folder for every training, and all else.",
     )
     data: UserPath | None = Field(
-        None, description="The data set of all stages; none: data.root of each configuration."
+        None, description="The data set of all stages; null: data.root of each configuration."
     )
     glorot: bool = Field(
         False,

@@ -270,8 +270,8 @@ def _absolute(folder: Path) -> str:
     path = str(folder.absolute())
     if not path.isprintable() or "%" in path:
         raise ConfigError(
-            f"the job folder {path!r} has a control character or a % in its name, which sbatch "
-            "reads as something else; choose another run.folder."
+            f"the job folder {quote(path)} has a control character or a % in its name, which "
+            "sbatch reads as something else; choose another run.folder."
         )
     return path
 

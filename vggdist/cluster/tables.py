@@ -27,7 +27,7 @@ def render_estimate(
 ) -> str:
     """What is missing and what it will take, with all that is assumed; the caller prints it."""
     device = "GPU" if estimate.on_gpus else "rank"
-    table = Table(title=f"Experiment {experiment.name}: what is missing", title_justify="left")
+    table = Table()
     table.add_column("stage")
     table.add_column("what")
     for name in ("epochs", f"{device} hours", "disk"):
@@ -38,7 +38,8 @@ def render_estimate(
     total = f"{estimate.device_hours:,.2f}", _bytes(estimate.num_bytes)
     table.add_section()
     table.add_row(f"{len(estimate.stages)} jobs", "", "", *total)
-    return "\n".join([_drawn(table), *_assumptions(experiment, statuses, estimate)])
+    title = f"Experiment {quote(experiment.name)}: what is missing"
+    return "\n".join([title, _drawn(table), *_assumptions(experiment, statuses, estimate)])
 
 
 def render_status(experiment: Experiment, statuses: Mapping[str, StageStatus]) -> str:
@@ -51,7 +52,7 @@ def render_status(experiment: Experiment, statuses: Mapping[str, StageStatus]) -
         table.add_row(name, status.state, escape(_said(status)))
     counts = Counter(status.state for status in statuses.values())
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    title = f"Experiment {experiment.name}: {quote(experiment.folder)}"
+    title = f"Experiment {quote(experiment.name)}: {quote(experiment.folder)}"
     parts = [title, _drawn(table), f"{len(statuses)} stages: {summary}"]
     for name, rows in sweeps(experiment, statuses).items():
         parts.append("\n" + _drawn(_sweep_table(name, rows)))

@@ -37,6 +37,7 @@ from vggdist.data.plan import Samples
 from vggdist.data.reader import Pending, ReadAhead
 from vggdist.data.unusable import BadImage, decoding_problem
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 READING_THREADS = 16
 """As many as there is work for."""
@@ -165,8 +166,9 @@ class Producer(ABC, Generic[Finished, Made]):
         bad = self._found | self.known_bad()
         if len(bad) == self._manifest.num_images:
             raise DataError(
-                f"No image in {self._manifest.folder} can be used. See whether the disk is well, "
-                f"and list the reasons with `vggdist check {self._manifest.folder.parent}`."
+                f"No image in {quote(self._manifest.folder)} can be used. See whether the disk is "
+                "well, and list the reasons with `vggdist check "
+                f"{quote(self._manifest.folder.parent)}`."
             )
         return self._samples(number, bad)
 
@@ -236,7 +238,7 @@ def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> Dat
     return DataError(
         f"{found} of {manifest.num_images} images could not be used, more than the {allowed} that "
         f"data.max_unusable allows. {last}. See whether the disk is well, and list all bad images "
-        f"with `vggdist check {manifest.folder.parent}`."
+        f"with `vggdist check {quote(manifest.folder.parent)}`."
     )
 
 

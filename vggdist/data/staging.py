@@ -16,6 +16,7 @@ from pathlib import Path
 from vggdist.data.manifest import Dataset
 from vggdist.data.progress import Progress
 from vggdist.errors import ConfigError, DataError
+from vggdist.paths import quote
 
 _COPIES_AT_ONCE = 4  # a network file system gives more to several readers than to one
 _PIECE_BYTES = 1 << 24
@@ -30,10 +31,10 @@ def staged(dataset: Dataset, folder: Path) -> Dataset:
     """
     if dataset.train.shards is None or dataset.val.shards is None:
         raise ConfigError(
-            f"data.local_folder is {folder}, but the images in {dataset.root} are files of their "
-            "own, and only shards are copied to the nodes. Pack them with `vggdist prepare folder "
-            f"{dataset.root} --out DIR --form shards` and set data.root=DIR, or set "
-            "data.local_folder=null."
+            f"data.local_folder is {quote(folder)}, but the images in {quote(dataset.root)} are "
+            "files of their own, and only shards are copied to the nodes. Pack them with `vggdist "
+            f"prepare folder {quote(dataset.root)} --out DIR --form shards` and set data.root=DIR, "
+            "or set data.local_folder=null."
         )
     copy = folder.expanduser().absolute() / _name(dataset)
     return Dataset(*(replace(one, folder=copy / one.split) for one in (dataset.train, dataset.val)))
@@ -71,9 +72,9 @@ def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = No
             except OSError as error:
                 pool.shutdown(cancel_futures=True)
                 raise DataError(
-                    f"A shard of {dataset.root} cannot be copied to {target}: {error}. What has "
-                    "been copied stays. Mend it, or set data.local_folder=null to read the shards "
-                    "where they are."
+                    f"A shard of {quote(dataset.root)} cannot be copied to {quote(target)}: "
+                    f"{error}. What has been copied stays. Mend it, or set data.local_folder=null "
+                    "to read the shards where they are."
                 ) from error
         if missing:
             progress.close()
@@ -96,8 +97,8 @@ def _locked(target: Path) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise DataError(
-            f"data.local_folder: {target} cannot be written on this node: {error}. Name a folder "
-            "on a disk of the node's own, or set data.local_folder=null."
+            f"data.local_folder: {quote(target)} cannot be written on this node: {error}. Name a "
+            "folder on a disk of the node's own, or set data.local_folder=null."
         ) from error
     with file:
         yield
@@ -116,9 +117,9 @@ def _check_space(missing: list[tuple[Path, Path]], target: Path, dataset: Datase
     free = shutil.disk_usage(target).free
     if needed > free:
         raise DataError(
-            f"data.local_folder: the shards of {dataset.root} take {needed / 1e9:.1f} GB more, but "
-            f"{target} has {free / 1e9:.1f} GB free. Free space there, name another folder, or set "
-            "data.local_folder=null to read the shards where they are."
+            f"data.local_folder: the shards of {quote(dataset.root)} take {needed / 1e9:.1f} GB "
+            f"more, but {quote(target)} has {free / 1e9:.1f} GB free. Free space there, name "
+            "another folder, or set data.local_folder=null to read the shards where they are."
         )
 
 

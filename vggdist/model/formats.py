@@ -9,7 +9,7 @@ from typing import Literal
 from zipfile import BadZipFile, ZipFile
 
 from vggdist.errors import WeightsError
-from vggdist.paths import quote
+from vggdist.paths import quote, require_text
 
 WeightsFormat = Literal["torch", "numpy", "safetensors"]
 MOMENTUM_METADATA = {"vggdist-momentum": "1"}
@@ -32,6 +32,10 @@ def find_format(path: Path) -> WeightsFormat:
             f"{quote(path)} is a folder; give a file. Run folders and checkpoints of vggdist are "
             "taken by every command as they are."
         )
+    try:
+        require_text(str(path))
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD)

@@ -108,7 +108,7 @@ def copy_trained(model: VGG, state: Mapping[str, Tensor]) -> CopyReport:
         raise ConfigError(
             "model.initialize_from: no convolution of the trained network fits one of this network "
             f"in the same block (trained: {_describe(source)}; here: {_describe(own)}); choose a "
-            "network that begins with the same layers, or set model.initialize_from to none."
+            "network that begins with the same layers, or set model.initialize_from=null."
         )
     if not len(convolutions) == _num_convolutions(own) == _num_convolutions(source):
         convolutions = convolutions[:NUM_COPIED_CONVOLUTIONS]

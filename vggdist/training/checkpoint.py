@@ -24,6 +24,7 @@ from torch import Tensor
 from vggdist.errors import CheckpointError
 from vggdist.model.formats import MOMENTUM_METADATA
 from vggdist.model.weights import Description
+from vggdist.paths import quote
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +132,8 @@ def newest(folder: Path) -> Path | None:
         logger.error("checkpoint %s is damaged and left out: %s", candidate, problem)
     if candidates:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints in {folder} can be used (the reasons stand "
-            "above). Restore one of them, or choose another run.folder to start anew."
+            f"none of the {len(candidates)} checkpoints in {quote(folder)} can be used (the "
+            "reasons stand above). Restore one of them, or choose another run.folder to start anew."
         )
     return None
 
@@ -183,7 +184,7 @@ def load(path: Path) -> Checkpoint:
         state = json.loads((path / STATE).read_text())
         weights, momentum = load_file(path / WEIGHTS), load_file(path / MOMENTUM)
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}.") from error
+        raise CheckpointError(f"checkpoint {quote(path)} cannot be read: {error}.") from error
     return Checkpoint(int(state["step"]), weights, momentum, state)
 
 

@@ -17,6 +17,7 @@ from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.weights import Description
+from vggdist.paths import quote
 from vggdist.training import checkpoint
 from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
@@ -330,7 +331,7 @@ class Training:
             except OSError as error:
                 message = (
                     f"the checkpoint of step {self.step} could not be written: {error}. Free space "
-                    f"or mend the permissions of {self.checkpoint_folder}"
+                    f"or mend the permissions of {quote(self.checkpoint_folder)}"
                 )
                 if last:
                     raise CheckpointError(f"{message}; the one before it is kept.") from error

@@ -39,8 +39,8 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
     if config.run.resume == "never":
         if has_training(folder):
             raise ConfigError(
-                f"run.resume is never, but {folder} already holds a training; choose another "
-                "run.folder, or delete that one."
+                f"run.resume is never, but {quote(folder)} already holds a training; choose "
+                "another run.folder, or delete that one."
             )
         return None
     if has_training(folder) and config_file.exists():
@@ -50,13 +50,13 @@ def choose_checkpoint(config: Config, folder: Path) -> Path | None:
         problem = checkpoint.verify(path)
         if problem is not None:
             raise ConfigError(
-                f"run.resume: {path} is not a good checkpoint: {problem} Give a folder such as "
-                f"{folder / CHECKPOINTS}/step-00005000, auto, or never."
+                f"run.resume: {quote(path)} is not a good checkpoint: {problem} Give a folder such "
+                f"as {quote(folder / CHECKPOINTS / 'step-00005000')}, auto, or never."
             )
         return path
     newest = checkpoint.newest(folder / CHECKPOINTS)
     if newest is None and has_training(folder):
-        logger.info("%s has no checkpoint yet; starting at the first step.", folder)
+        logger.info("%s has no checkpoint yet; starting at the first step.", quote(folder))
     return newest
 
 
@@ -116,7 +116,7 @@ def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
         holder = file.read().strip() or "another process"
         file.close()
         raise ConfigError(
-            f"{holder} is training in {folder}; wait for it, or choose another run.folder."
+            f"{holder} is training in {quote(folder)}; wait for it, or choose another run.folder."
         ) from None
     except OSError as error:
         logger.warning("%s cannot be locked (%s); let no other job train there.", folder, error)
@@ -139,7 +139,7 @@ def _lock_file(file: TextIO, patience_seconds: float) -> None:
 
 def _not_writable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"run folder {folder} cannot be written: {error}. Choose another run.folder."
+        f"run folder {quote(folder)} cannot be written: {error}. Choose another run.folder."
     )
 
 
@@ -162,7 +162,7 @@ def weights_file(path: str) -> Path:
         if (candidate / checkpoint.WEIGHTS).is_file():
             return candidate / checkpoint.WEIGHTS
     raise ConfigError(
-        f"{path} has no weights; give a run folder with a checkpoint, a checkpoint, or a "
+        f"{quote(path)} has no weights; give a run folder with a checkpoint, a checkpoint, or a "
         ".safetensors file."
     )
 
@@ -172,13 +172,14 @@ def _check_same_training(config: Config, config_file: Path) -> None:
         before = load_config(config_file)
     except ConfigError as error:
         raise CheckpointError(
-            f"{config_file} cannot be read by this version, so its training cannot be continued: "
-            f"{error}"
+            f"{quote(config_file)} cannot be read by this version, so its training cannot be "
+            f"continued: {error}"
         ) from error
     changed = changed_settings(before, config)
     if changed:
         listing = "\n".join(f"  - {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
         raise CheckpointError(
-            f"{config_file.parent} holds a training of another configuration:\n{listing}\nChoose "
-            "another run.folder for this one, or take these changes back to continue that one."
+            f"{quote(config_file.parent)} holds a training of another "
+            f"configuration:\n{listing}\nChoose another run.folder for this one, or take these "
+            "changes back to continue that one."
         )

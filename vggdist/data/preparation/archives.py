@@ -67,7 +67,7 @@ class ImageNetArchives:
         for name, path in self._paths.items():
             if not path.is_file():
                 raise DataError(
-                    f"--{name} {path} is no file; it is to be the archive {_NAMES[name]} of "
+                    f"--{name} {quote(path)} is no file; it is to be the archive {_NAMES[name]} of "
                     "image-net.org."
                 )
         self._require_in_place()
@@ -122,7 +122,7 @@ class ImageNetArchives:
                         yield SourceImage(split, label, member.name, content)
             if count == before:
                 raise DataError(
-                    f"{self._paths[split]} holds no image; --{split} is to be the archive "
+                    f"{quote(self._paths[split])} holds no image; --{split} is to be the archive "
                     f"{_NAMES[split]} of image-net.org."
                 )
 
@@ -132,13 +132,13 @@ class ImageNetArchives:
         for split, expected in EXPECTED.items():
             if counts[split].sum() != expected:
                 found.append(
-                    f"{self._paths[split]} holds {counts[split].sum():,} images; ILSVRC2012 has "
-                    f"{expected:,}."
+                    f"{quote(self._paths[split])} holds {counts[split].sum():,} images; ILSVRC2012 "
+                    f"has {expected:,}."
                 )
         if len(self.classes) != EXPECTED_CLASSES:
             found.append(
-                f"{self._paths['devkit']} knows {len(self.classes):,} classes; ILSVRC2012 has "
-                f"{EXPECTED_CLASSES:,}."
+                f"{quote(self._paths['devkit'])} knows {len(self.classes):,} classes; ILSVRC2012 "
+                f"has {EXPECTED_CLASSES:,}."
             )
         kit_counts = {
             "train": self._kit.num_train_images,
@@ -154,8 +154,8 @@ class ImageNetArchives:
             ]
             if wrong:
                 found.append(
-                    f"{self._paths[split]} holds other numbers of images than the devkit says: "
-                    f"{listed(wrong)}."
+                    f"{quote(self._paths[split])} holds other numbers of images than the devkit "
+                    f"says: {listed(wrong)}."
                 )
         return found
 
@@ -168,12 +168,12 @@ class ImageNetArchives:
             class_name = tar.name.removesuffix(".tar")
             if class_name not in labels:
                 raise DataError(
-                    f"{path} holds {tar.name}, a class that {self._paths['devkit']} does not know. "
-                    "Use archives that belong together."
+                    f"{quote(path)} holds {tar.name}, a class that {quote(self._paths['devkit'])} "
+                    "does not know. Use archives that belong together."
                 )
             part = _Window(file, tar.start, tar.num_bytes)
             pattern, like = rf"{class_name}_\d+\.JPEG", f"{class_name}_1.JPEG"
-            archive = f"{tar.name} in {path}"
+            archive = f"{tar.name} in {quote(path)}"
             for member in _members(part, archive, "train", pattern, like, _MAX_IMAGE_BYTES):
                 yield labels[class_name], member
 
@@ -185,9 +185,9 @@ class ImageNetArchives:
             number = int(member.name[-13:-5])
             if not 1 <= number <= len(self._kit.val_labels):
                 raise DataError(
-                    f"{path} holds {member.name}, but the ground truth in {self._paths['devkit']} "
-                    f"has {len(self._kit.val_labels):,} lines, one for each image from 1. Use "
-                    "archives that belong together."
+                    f"{quote(path)} holds {member.name}, but the ground truth in "
+                    f"{quote(self._paths['devkit'])} has {len(self._kit.val_labels):,} lines, one "
+                    "for each image from 1. Use archives that belong together."
                 )
             yield int(self._kit.val_labels[number - 1]), member
 

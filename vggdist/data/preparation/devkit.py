@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 _META = re.compile(r"(\./)?[^/]+/data/meta\.mat")
 _GROUND_TRUTH = re.compile(r"(\./)?[^/]+/data/ILSVRC2012_validation_ground_truth\.txt")
@@ -118,4 +119,4 @@ def _leaves(path: Path, meta: bytes) -> tuple[list[int], tuple[str, ...], NDArra
 
 
 def _error(path: Path, problem: str) -> DataError:
-    return DataError(f"The devkit {path} cannot be used: {problem}. {_REMEDY}")
+    return DataError(f"The devkit {quote(path)} cannot be used: {problem}. {_REMEDY}")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 SMALLEST_SIDE, LARGEST_SIDE = 80, 160
 _VAL_EVERY = 5
@@ -37,7 +38,7 @@ def write_digits(root: str | Path) -> Path:
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(
-            f"{root} is not empty and holds no finished digits data set; nothing in it was "
+            f"{quote(root)} is not empty and holds no finished digits data set; nothing in it was "
             "touched. Choose another folder, or remove this one."
         )
     partial = root.with_name(f".{root.name}.{os.getpid()}.partial")

@@ -133,8 +133,8 @@ class Journal:
             return Part(**{**arrays, "split": str(arrays["split"])})
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"The record {path} of an unfinished preparation is damaged ({error}). Remove "
-                f"{self._root} and start again."
+                f"The record {quote(path)} of an unfinished preparation is damaged ({error}). "
+                f"Remove {quote(self._root)} and start again."
             ) from error
 
 
@@ -161,8 +161,9 @@ def _refuse_others(folder: Path) -> None:
     there = sorted(os.listdir(folder)) if folder.exists() else []
     if there and JOURNAL_NAME not in there:
         raise DataError(
-            f"{folder} is not empty and holds no preparation to continue (it has {listed(there)}); "
-            "nothing in it was touched. Choose another folder, or remove this one."
+            f"{quote(folder)} is not empty and holds no preparation to continue (it has "
+            f"{listed(there)}); nothing in it was touched. Choose another folder, or remove this "
+            "one."
         )
 
 
@@ -171,12 +172,12 @@ def _check_same(request: Request, stored: Path, folder: Path) -> None:
         before = json.loads(stored.read_bytes())
     except ValueError as error:
         raise DataError(
-            f"{stored} is damaged ({error}). Remove {folder} and start again."
+            f"{quote(stored)} is damaged ({error}). Remove {quote(folder)} and start again."
         ) from error
     differences = list(_differences(flatten(before), flatten(json.loads(_json(request)))))
     if differences:
         raise DataError(
-            f"{folder} was prepared from something else, or in another way: "
+            f"{quote(folder)} was prepared from something else, or in another way: "
             f"{'; '.join(differences)}. Ask for the same again, choose another folder, or remove "
             "this one."
         )
@@ -206,7 +207,7 @@ def _locked(path: Path, folder: Path) -> IO[bytes]:
     except BlockingIOError as error:
         file.close()
         raise DataError(
-            f"Another process is preparing {folder}. Wait for it, or choose another folder."
+            f"Another process is preparing {quote(folder)}. Wait for it, or choose another folder."
         ) from error
     except OSError:
         pass  # a file system without locks: then nobody watches

@@ -34,6 +34,7 @@ from vggdist.data.preparation.sources import Source, SourceImage
 from vggdist.data.preparation.writers import Packing, Writer, writer_of
 from vggdist.data.progress import Progress
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +92,14 @@ def prepare(source: Source, out: str | Path, packing: Packing, strict: bool = Fa
         return _described(out, packing.form, was_finished)
     except OSError as error:
         raise DataError(
-            f"Preparing {out} stopped: {error}. What is finished stays there; once this is "
+            f"Preparing {quote(out)} stopped: {error}. What is finished stays there; once this is "
             "solved, the same command goes on."
         ) from error
 
 
 def render_prepared(prepared: Prepared) -> str:
     """The result as text for a person."""
-    lines = [f"{prepared.folder}: {prepared.num_classes:,} classes in {prepared.form}"]
+    lines = [f"{quote(prepared.folder)}: {prepared.num_classes:,} classes in {prepared.form}"]
     if prepared.was_finished:
         lines[0] += "; it was finished before and was left as it is"
     for split in SPLITS:

@@ -39,6 +39,7 @@ from vggdist.data.verification.examine import (
 from vggdist.data.verification.findings import CheckResult, SplitFindings, put_together
 from vggdist.data.verification.isolated import Isolated
 from vggdist.errors import DataError
+from vggdist.paths import quote
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,8 @@ def _images(root: Path) -> Manifest:
     tree = {name: images for name in folders if (images := list_images(root / name))}
     if not tree:
         raise DataError(
-            f"{root} holds no images: no file in it ends in {', '.join(IMAGE_SUFFIXES)}. Name a "
-            "folder with train/ and val/, with class folders, or with images."
+            f"{quote(root)} holds no images: no file in it ends in {', '.join(IMAGE_SUFFIXES)}. "
+            "Name a folder with train/ and val/, with class folders, or with images."
         )
     return from_classes(root, "", tree.items())
 

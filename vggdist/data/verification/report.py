@@ -35,7 +35,7 @@ def render_check(result: CheckResult, whole_list: Path | None) -> str:
 
 
 def _counts(result: CheckResult) -> Iterator[str]:
-    yield f"{result.data}: {result.accepted} of {_total(result)} images can be used"
+    yield f"{quote(result.data)}: {result.accepted} of {_total(result)} images can be used"
     yield ""
     yield f"  {'':<8}{'classes':>9}{'images':>11}{'accepted':>11}"
     for split, classes in result.splits.items():

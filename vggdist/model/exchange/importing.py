@@ -110,10 +110,14 @@ def import_weights(
     """
     found = read_tensors(file, key, ignore)
     layout = layout or detect_layout(found.tensors)
-    blocks = config.model.blocks()
-    tensors = to_vgg(found.tensors, layout, blocks)
-    model = _model(config.model, tensors)
-    description = _describe(file, config, model, layout, scaling)
+    stored = read_description(file) if find_format(file) == "safetensors" else None
+    model = config.model
+    if stored is not None and "configuration" not in model.model_fields_set:
+        told = {name: getattr(model, name) for name in model.model_fields_set}
+        model = stored.model.model_copy(update=told)
+    tensors = to_vgg(found.tensors, layout, model.blocks())
+    model = _model(model, tensors)
+    description = _describe(stored, config, model, layout, scaling)
     crop_size = crop_size or _crop_size(tensors, model) or description.crop_size
     _require_usable(crop_size, model)
     missing = _require_layers(file, tensors, model, crop_size, partial)
@@ -197,11 +201,14 @@ def _model(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
 
 
 def _describe(
-    file: Path, config: Config, model: ModelConfig, layout: Layout, scaling: InputScaling | None
+    stored: Description | None,
+    config: Config,
+    model: ModelConfig,
+    layout: Layout,
+    scaling: InputScaling | None,
 ) -> Description:
     """What the file says of itself, or else what is usual, or else what the user says."""
     data = config.data
-    stored = read_description(file) if find_format(file) == "safetensors" else None
     description = stored or Description(model, data.crop_size, PAPER_MEAN)
     scaling = scaling or (None if stored else _USUAL_INPUT.get(layout))
     if scaling is not None:
