@@ -352,6 +352,17 @@ def test_without_scales_q_is_the_middle_of_the_training_scales(
     assert posteriors.source.train_scale == (32, 48)
 
 
+def test_a_cut_off_image_is_named_before_anything_is_computed(
+    weights: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(dataset, tmp_path / "images")
+    cut = root / "val" / "red" / "20.png"
+    cut.write_bytes(cut.read_bytes()[:-12])
+    monkeypatch.setattr("vggdist.evaluate.PosteriorsOfRank", pytest.fail)
+    message = refusal(request(weights, root, tmp_path / "out"), DataError)
+    assert f"The image {cut} cannot be used: DALI cannot decode it (PNG, RGB)" in message
+
+
 @pytest.mark.parametrize("protocol", ["center-crop", "dense", "multi-crop"])
 def test_a_network_that_has_exploded_is_refused_and_no_file_is_made_of_it(
     dataset: Path, tmp_path: Path, protocol: str

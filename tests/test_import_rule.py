@@ -38,6 +38,7 @@ LEVELS = {
     "trained": 5,
     "run_report": 5,
     "evaluate": 5,
+    "evaluated_images": 5,
     "compute_posteriors": 5,
     "evaluation_report": 5,
     "features": 5,

@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.ranks import train_in_ranks
+from tests.run_folders import steps
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import Unusable, save_quarantine
@@ -73,21 +75,73 @@ def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(t
     assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
 
 
+@pytest.fixture
+def own_dataset(tiny_dataset, tmp_path):
+    """A copy of the data set, to be damaged."""
+    root = tmp_path / "images"
+    return shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
 @pytest.mark.multi_process
 @pytest.mark.slow
-@pytest.mark.parametrize(("split", "policy"), [("train", "fail"), ("val", "substitute")])
-def test_an_unusable_image_stops_training_and_is_named(
-    tiny_dataset, tiny_overrides, tmp_path, capfd, split, policy
-):
-    root = tmp_path / "images"
-    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
-    bad = root / split / "green" / "1.jpg"
-    bad.write_bytes(bad.read_bytes()[:100])
-    overrides = [*tiny_overrides, f"data.root={root}", f"data.policy={policy}"]
+def test_an_unusable_image_stops_training_and_is_named(own_dataset, tiny_overrides, capfd):
+    bad = own_dataset / "train" / "green" / "1.jpg"
+    cut_off(bad)
+    overrides = [*tiny_overrides, f"data.root={own_dataset}", "data.policy=fail"]
     assert train_in_ranks(1, overrides) == [DataError.exit_code]
     printed = capfd.readouterr().err
     assert f"error: The image {bad} cannot be used: " in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.multi_process
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_cut_off_validation_images_end_a_training_before_its_first_step(
+    own_dataset, tiny_overrides, tmp_path, capfd, world_size
+):
+    bad = [own_dataset / "val" / "green" / "1.jpg", own_dataset / "val" / "red" / "0.jpg"]
+    for path in bad:
+        cut_off(path)
+    overrides = [*tiny_overrides, f"data.root={own_dataset}"]
+    assert train_in_ranks(world_size, overrides) == [DataError.exit_code] * world_size
+    printed = capfd.readouterr().err
+    assert printed.count("error: ") == 1
+    assert (
+        f"error: The image {bad[0]} cannot be used: it is cut off: its end is missing. "
+        f"Of the 7 images of this set, neither can {bad[1]}. "
+        "Replace them with good copies. An evaluation counts every image, so none takes its "
+        "place.\n"
+    ) in printed
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
+    own_dataset, tiny_overrides, tmp_path, capfd
+):
+    bad = own_dataset / "val" / "green" / "9.png"
+    with Image.open(own_dataset / "val" / "green" / "0.jpg") as image:
+        image.save(bad)
+    good = bad.read_bytes()
+    middle = len(good) // 2
+    bad.write_bytes(good[:middle] + bytes(100) + good[middle + 100 :])
+    overrides = [
+        *tiny_overrides,
+        f"data.root={own_dataset}",
+        "evaluation.every_epochs=1.2",  # 3 steps
+        "checkpoint.every_steps=3",
+    ]
+    assert train_in_ranks(1, overrides) == [DataError.exit_code]
+    assert f"error: The image {bad} cannot be used: " in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
+    bad.write_bytes(good)
+    assert train_in_ranks(1, overrides) == [0]
+    assert steps(tmp_path / "run", "validation") == [3, 6]
 
 
 def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(

@@ -33,7 +33,7 @@ class DataError(VggdistError):
 
 
 class NumericError(VggdistError):
-    """A loss, a gradient or the weights were not finite; nothing of it was saved."""
+    """A loss, a gradient or the weights were not finite."""
 
     exit_code = 4
 

@@ -25,6 +25,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.errors import DataError, WeightsError
+from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.posteriors import (
     Posteriors,
     Protocol,
@@ -104,6 +105,8 @@ def evaluate(request: Request) -> Evaluated | None:
             for source in _sources(request, scales, weights, config, images)
         }
         missing = _missing(wanted, request.storage)
+        if missing:
+            require_whole(images, process)
         num_bytes = len(missing) * images.num_images * len(images.classes)
         num_bytes *= np.dtype(request.storage).itemsize
         on_main(process, partial(_require_writable, folder, num_bytes))

@@ -24,6 +24,7 @@ from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
+from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.features_file import Aggregate, FeatureLayer, Features, Recipe
 from vggdist.evaluation.posteriors import require_finite
 from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
@@ -90,6 +91,8 @@ def compute_features(request: Request) -> Features:
         process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
         logger.info(why)
+        for part in parts:
+            require_whole(part.images, process)
         dense = build_dense(weights, config, process)
         extraction = _Extraction(dense, request, scales, config, process)
         progress = Progress(sum(part.images.num_images for part in parts))

@@ -36,6 +36,7 @@ from vggdist.errors import (
     DataError,
     StoppedError,
 )
+from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_initialized, copy_trained, freeze
@@ -92,6 +93,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         if saved is not None:
             _check_same_data(saved, dataset)
         dataset = _stage(config, dataset, process, stop)
+        require_whole(dataset.val, process)
         # Now that nothing is left to object to: another start must agree with what stands there.
         on_main(process, lambda: run_folder.prepare(config, folder))
         if process.is_main:

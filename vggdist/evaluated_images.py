@@ -1,0 +1,38 @@
+"""The images of an evaluation, looked at before it begins; hours later it would fail on one."""
+
+from __future__ import annotations
+
+from vggdist.data.folders import listed
+from vggdist.data.glance import find_bad
+from vggdist.data.manifest import Manifest
+from vggdist.data.plan import evaluation_share
+from vggdist.data.unusable import BadImage
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import DataError
+from vggdist.rank import on_main
+
+
+def require_whole(images: Manifest, process: Process) -> None:
+    """Looks at the first and last bytes of all images, shared by the ranks; collective.
+
+    Raises:
+        DataError: some cannot be used.
+    """
+    share = evaluation_share(images.num_images, process.rank, process.world_size)
+    found = [bad for of_rank in world.gather(find_bad(images, share.tolist())) for bad in of_rank]
+    on_main(process, lambda: _refuse(found, images))
+
+
+def _refuse(found: list[BadImage], images: Manifest) -> None:
+    if not found:
+        return
+    first, *others = sorted(found, key=lambda bad: bad.image)
+    message, remedy = f"{first.sentence(images)}.", "it with a good copy"
+    if others:
+        names = listed([images.described(bad.image) for bad in others])
+        message += f" Of the {images.num_images} images of this set, neither can {names}."
+        remedy = "them with good copies"
+    raise DataError(
+        f"{message} Replace {remedy}. An evaluation counts every image, so none takes its place."
+    )
