@@ -310,7 +310,10 @@ def test_a_disk_that_is_too_full_is_noticed_before(
 def test_images_of_other_classes_are_refused(weights: Path, tmp_path: Path) -> None:
     for names, problem in (
         (("blue", "green"), "has 2 classes, and the network tells 3 apart"),
-        (("blue", "green", "yellow"), "label 2 is 'yellow' there and 'red' in the weights file"),
+        (
+            ("blue", "green", "yellow"),
+            "only the images have 'yellow', and only the weights file has 'red'",
+        ),
     ):
         root = tmp_path / str(len(names))
         for split in ("train", "val"):
@@ -329,8 +332,8 @@ def test_images_that_came_or_went_since_they_were_listed_are_refused(
     (root / "val" / "red" / "05.png").rename(root / "val" / "red" / "new.png")
     (root / "train" / "red" / "02.png").unlink()  # those of the other split do not matter
     changed = refusal(request(weights, root, tmp_path), DataError)
-    assert f"In {root / 'val' / 'red'}, 05.png is gone." in changed
-    assert f"In {root / 'val' / 'red'}, new.png is new." in changed
+    assert f"In {root / 'val' / 'red'}, '05.png' is gone." in changed
+    assert f"In {root / 'val' / 'red'}, 'new.png' is new." in changed
     assert "train" not in changed
 
 

@@ -28,6 +28,7 @@ from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
 from vggdist.model.class_names import class_names
 from vggdist.model.weights import Description, Weights, build_network
+from vggdist.names import printable
 
 logger = logging.getLogger("vggdist")
 
@@ -175,7 +176,7 @@ def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:
     rankings = [
         Ranking(
             _picture(one.file),
-            _shown(Path(one.file.name)),
+            printable(one.file.name),
             tuple((choice.name, choice.confidence) for choice in one.choices),
         )
         for one in predictions
@@ -192,14 +193,15 @@ def render_predictions(predictions: Sequence[Prediction]) -> str:
     """A table, one image after the other."""
     if not predictions:
         return "None of the images can be used."
-    files = max(len("image"), *(len(_shown(one.file)) for one in predictions))
-    names = max(len("class"), *(len(c.name) for one in predictions for c in one.choices))
+    files = max(len("image"), *(len(printable(str(one.file))) for one in predictions))
+    names = max(len("class"), *(len(printable(c.name)) for one in predictions for c in one.choices))
     lines = [f"{'image':<{files}}  {'class':<{names}}  confidence", "-" * (files + names + 14)]
     for one in predictions:
-        file = _shown(one.file)
+        file = printable(str(one.file))
         for choice in one.choices:
             lines.append(
-                f"{file:<{files}}  {choice.name:<{names}}  {100 * choice.confidence:8.2f} %"
+                f"{file:<{files}}  {printable(choice.name):<{names}}  "
+                f"{100 * choice.confidence:8.2f} %"
             )
             file = ""
     return "\n".join(lines)
@@ -219,12 +221,7 @@ def to_dict(predictions: Sequence[Prediction], problems: dict[Path, str]) -> dic
 def report_problems(problems: dict[Path, str]) -> None:
     """A sentence for each image that cannot be used, to stderr."""
     for file, reason in problems.items():
-        sys.stderr.write(f"error: {_shown(file)} cannot be used: {reason}.\n")
-
-
-def _shown(file: Path) -> str:
-    """A file's name, also where its bytes are no text."""
-    return os.fsencode(file).decode(errors="backslashreplace")
+        sys.stderr.write(f"error: {printable(str(file))} cannot be used: {reason}.\n")
 
 
 def _manifest(files: Sequence[Path]) -> Manifest:

@@ -16,10 +16,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.folders import listed
+from vggdist.contents import UNKNOWN
 from vggdist.data.preparation.devkit import read_devkit
 from vggdist.data.preparation.sources import SourceImage
 from vggdist.errors import DataError
+from vggdist.names import shortened
 
 EXPECTED = {"train": 1_281_167, "val": 50_000}
 """Images of ILSVRC2012."""
@@ -56,6 +57,7 @@ class ImageNetArchives:
     """
 
     resized = ""
+    contents = UNKNOWN  # their lengths and times stand in `identity`
 
     def __init__(self, train: Path, val: Path, devkit: Path) -> None:
         self._paths = {"train": train, "val": val, "devkit": devkit}
@@ -135,7 +137,7 @@ class ImageNetArchives:
             if wrong:
                 found.append(
                     f"{self._paths[split]} holds other numbers of images than the devkit says: "
-                    f"{listed(wrong)}."
+                    f"{shortened(wrong)}."
                 )
         return found
 

@@ -20,9 +20,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.folders import listed
+from vggdist.contents import ContentsDigest
 from vggdist.data.manifest import Names
 from vggdist.errors import DataError
+from vggdist.names import listed
 
 JOURNAL_NAME = ".vggdist-prepare"
 FINISHED_NAME = ".vggdist-prepared.json"
@@ -172,11 +173,14 @@ def _check_same(request: Request, stored: Path, folder: Path) -> None:
             f"{stored} is damaged ({error}). Remove {folder} and start again."
         ) from error
     now = json.loads(_json(request))
+    contents = [ContentsDigest.from_mapping(one.pop("contents", {})) for one in (before, now)]
     differences = [
         f"{key} was {before.get(key)}, now it is {now.get(key)}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
+    if contents[0].same_as(contents[1]) is False:
+        differences.append("images have changed under their names")
     if differences:
         raise DataError(
             f"{folder} was prepared from something else, or in another way: "
