@@ -20,7 +20,8 @@ import numpy as np
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
 from vggdist.contents import UNKNOWN, ContentsDigest
-from vggdist.data.dataset import open_split, said_of_nesting
+from vggdist.data.classes import said_of_nesting
+from vggdist.data.dataset import open_split
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import write_classes
 from vggdist.data.survey import survey_images
@@ -36,7 +37,7 @@ from vggdist.evaluation.posteriors import (
     save_posteriors,
 )
 from vggdist.model.weights import Description, Weights
-from vggdist.names import listed, said_of_labels, said_of_twins
+from vggdist.names import listed, said_of_labels, said_of_twins, sentences
 from vggdist.rank import on_main
 from vggdist.trained import (
     build_dense,
@@ -154,20 +155,24 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
     where = f"{request.root} ({request.split})"
     if len(images.classes) != network.model.num_classes:
         raise DataError(
-            f"{where} has {len(images.classes)} classes, and the network tells "
-            f"{network.model.num_classes} apart; evaluate it on images of the classes that it was "
-            "trained on. " + said_of_nesting(images)
+            sentences(
+                f"{where} has {len(images.classes)} classes, and the network tells "
+                f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
+                "was trained on.",
+                said_of_nesting(images),
+            )
         )
     own, given = set(network.classes), set(images.classes)
     if own and own != given:
-        sentences = (
-            f"the classes of {where} are not those that the network was trained on: only the "
-            f"images have {listed(sorted(given - own))}, and only the weights file has "
-            f"{listed(sorted(own - given))}.",
-            said_of_twins(own ^ given),
-            "Name the folders as in training.",
+        raise DataError(
+            sentences(
+                f"the classes of {where} are not those that the network was trained on: only the "
+                f"images have {listed(sorted(given - own))}, and only the weights file has "
+                f"{listed(sorted(own - given))}.",
+                said_of_twins(own ^ given),
+                "Name the folders as in training.",
+            )
         )
-        raise DataError(" ".join(filter(None, sentences)))
     require_usable(images, request.root)
     return images.with_classes(network.classes) if own else images
 

@@ -65,6 +65,11 @@ def twins(names: Iterable[str]) -> list[tuple[str, str]]:
     return pairs
 
 
+def sentences(*texts: str) -> str:
+    """Those that are not empty, one after the other."""
+    return " ".join(filter(None, texts))
+
+
 def said_of_twins(names: Iterable[str]) -> str:
     """A sentence about names between which nobody sees a difference; empty: there are none."""
     pairs = twins(sorted(names))

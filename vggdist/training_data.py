@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vggdist.config import Config
 from vggdist.contents import ContentsDigest
-from vggdist.data.dataset import open_dataset, require_several_classes, said_of_nesting
+from vggdist.data.classes import require_several_classes, said_of_nesting
+from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
@@ -24,7 +25,7 @@ from vggdist.data.survey import Survey, survey_dataset
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DataError
-from vggdist.names import listed, said_of_labels, shown
+from vggdist.names import listed, said_of_labels, sentences, shown
 from vggdist.rank import on_main
 from vggdist.training import run_folder
 from vggdist.training.checkpoint import Checkpoint
@@ -117,8 +118,11 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
     num_classes = len(dataset.train.classes)
     if num_classes != config.model.num_classes:
         raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but {root} has {num_classes} "
-            f"classes; set model.num_classes={num_classes}. " + said_of_nesting(dataset.train)
+            sentences(
+                f"model.num_classes is {config.model.num_classes}, but {root} has {num_classes} "
+                f"classes; set model.num_classes={num_classes}.",
+                said_of_nesting(dataset.train),
+            )
         )
     if dataset.val.quarantine:
         one = shown(dataset.val.name(min(dataset.val.quarantine)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
+from vggdist.data.classes import require_same_classes
 from vggdist.data.folders import existing_folder, list_classes, list_images
 from vggdist.data.manifest import Dataset, Manifest, from_classes
 from vggdist.data.manifest_file import SPLITS, find_manifest, load_manifest
-from vggdist.data.survey import dataset_folder, list_split, require_same_classes, survey_dataset
-from vggdist.errors import DataError
-from vggdist.names import listed, quoted
+from vggdist.data.survey import dataset_folder, list_split, survey_dataset
 
 
 def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = False) -> Dataset:
@@ -56,42 +54,6 @@ def open_split(root: str | Path, split: str) -> Manifest:
         return list_split(root / split, split)
     dataset = open_dataset(root)
     return dataset.train if split == "train" else dataset.val
-
-
-def require_several_classes(images: Manifest) -> None:
-    """Refuses a single class, since there is nothing to tell apart.
-
-    Raises:
-        DataError: what the class folder holds, and what to do about it.
-    """
-    if len(images.classes) > 1:
-        return
-    (name,), folder = images.classes, images.folder
-    hint = said_of_nesting(images) or (
-        f"It holds {images.num_images:,} images; put those of each further class into a folder "
-        "beside it."
-    )
-    raise DataError(
-        f"{folder} has a single class folder, {quoted(name)}, and a network tells at least two "
-        f"classes apart. {hint}"
-    )
-
-
-def said_of_nesting(images: Manifest) -> str:
-    """What to do if the classes lie one folder too deep; empty: some images lie in a class folder
-    itself."""
-    if images.names.packed.count(b"/") < images.num_images:
-        return ""
-    names = images.names.unpack()
-    if not all("/" in name for name in names):
-        return ""
-    below = sorted({name.partition("/")[0] for name in names})
-    example = shlex.quote(str(images.folder / images.classes[0]))
-    return (
-        f"All images lie in folders of the class folders: {listed(below)}. If these are the "
-        f"classes, move them up, in train/ and in val/: mv {example}/* "
-        f"{shlex.quote(str(images.folder))} && rmdir {example}."
-    )
 
 
 def open_images(root: str | Path) -> Manifest:

@@ -22,9 +22,9 @@ from vggdist.data.manifest import Contents, Manifest
 from vggdist.data.progress import Progress
 from vggdist.data.reader import read_encoded
 
-HASHED_BYTES = 2**30
-"""A split of at most so many bytes is hashed when it is listed: in seconds, and later a copy of it,
-or a file that was touched, is known to be the same."""
+HASHED_BYTES, HASHED_IMAGES = 2**30, 100_000
+"""A split of at most so many is hashed when it is listed: in seconds, and later a copy of it, or a
+file that was touched, is known to be the same."""
 
 _HASHING_THREADS = 16  # hides the latency of network file systems
 _IMAGES_PER_TASK = 64
@@ -60,7 +60,7 @@ def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64])
         assert manifest.num_bytes is not None, "where an image ends is known with where it begins"
         num_bytes, times = manifest.num_bytes, np.full(num_images, -1, np.int64)
     had_hash, is_file = known.sha256.any(axis=1), num_bytes >= 0
-    is_small = num_bytes[is_file].sum() <= HASHED_BYTES
+    is_small = num_images <= HASHED_IMAGES and num_bytes[is_file].sum() <= HASHED_BYTES
     touched = _touched(manifest, known, num_bytes, file_times)
     if known.file_times is None and is_small:
         touched |= had_hash  # noted by a version that did not note times

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.data.classes import require_same_classes
 from vggdist.data.folders import Census, existing_folder, list_classes, names_in, render_skipped
 from vggdist.data.known_contents import digest, renew
 from vggdist.data.manifest import Contents, Dataset, Manifest, from_classes
@@ -174,29 +175,6 @@ def list_split(folder: Path, split: str, census: Census | None = None) -> Manife
             "where in them the images are, is missing. Prepare the data set again."
         )
     return from_classes(folder, split, list_classes(folder, census))
-
-
-def require_same_classes(train: Manifest, val: Manifest) -> None:
-    """Refuses splits with different class folders.
-
-    Raises:
-        DataError: which they are.
-    """
-    ours, theirs = set(train.classes), set(val.classes)
-    if ours == theirs:
-        return
-    differences = [
-        f"only {manifest.folder} has {listed(sorted(names))}"
-        for manifest, names in ((train, ours - theirs), (val, theirs - ours))
-        if names
-    ]
-    sentences = (
-        f"train/ and val/ have different class folders: {'; '.join(differences)}.",
-        said_of_twins(ours ^ theirs),
-        "A label is the place of a class among the folders, so both need the same ones. Add, "
-        "rename or remove these folders.",
-    )
-    raise DataError(" ".join(filter(None, sentences)))
 
 
 def _put_together(

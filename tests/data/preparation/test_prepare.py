@@ -305,6 +305,16 @@ def test_another_request_for_the_same_folder_is_refused(
     assert content(out) == before
 
 
+def test_a_data_set_is_not_taken_for_that_of_images_that_were_replaced(tree, tmp_path):
+    prepare(FolderSource(tree), tmp_path / "out", packing("shards"))
+    os.utime(next((tree / "train").rglob("*.JPEG")))
+    assert prepare(FolderSource(tree), tmp_path / "out", packing("shards")).was_finished
+    one, other = sorted((tree / "train").rglob("*.JPEG"))[:2]
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=r"something else.*: images have changed under their names"):
+        prepare(FolderSource(tree), tmp_path / "out", packing("shards"))
+
+
 def test_a_folder_with_something_else_is_left_alone(tree, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(DataError, match=r"is not empty.*it has 'precious.txt'.*nothing in it was"):

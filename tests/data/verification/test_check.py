@@ -86,6 +86,20 @@ def test_every_accepted_image_goes_through_the_training_pipeline(odd_folder, odd
         assert sum(len(batch) for batch in batches) == 60 * 24
 
 
+def test_a_training_refuses_every_image_that_check_refuses(odd_folder, odd_result):
+    manifest = open_images(odd_folder)
+    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=512)
+    split = split_batch(BatchConfig(**{"global": 24}), 1)
+    plan = SamplePlan(manifest.num_images, data, 24, seed=5)
+    refused: set[str] = set()
+    with TrainingLoader(
+        manifest, plan, data, split, last_step=9, num_threads=2, max_bad=manifest.num_images
+    ) as batches:
+        for batch in batches:
+            refused |= {manifest.name(bad.image) for bad in batch.bad}
+    assert refused == reasons(odd_result).keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_only_the_file_that_ends_its_process_is_refused(tmp_path, jobs):

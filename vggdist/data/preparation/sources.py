@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.contents import ContentsDigest
-from vggdist.data.dataset import require_several_classes
+from vggdist.data.classes import require_several_classes
 from vggdist.data.manifest import Place
 from vggdist.data.survey import survey_dataset
 
