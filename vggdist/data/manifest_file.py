@@ -97,7 +97,7 @@ def save_manifest(
 
 
 def load_manifest(path: Path, root: Path) -> Dataset:
-    """Reads the manifest of the data set in `root`, and the quarantine list beside its images.
+    """Reads the manifest of the data set in `root`, and its quarantine list.
 
     Raises:
         DataError: the file is damaged or of another version.
@@ -109,8 +109,7 @@ def load_manifest(path: Path, root: Path) -> Dataset:
             if manifest.digest != str(stored[f"{split}_digest"]):
                 raise ValueError("its checksum is wrong")
             splits.append(manifest)
-    listed = load_quarantine(root)
-    return Dataset(*(_with_quarantine(manifest, listed) for manifest in splits))
+    return Dataset(*(with_quarantine(manifest) for manifest in splits))
 
 
 def load_contents(path: Path, root: Path) -> dict[str, Contents] | None:
@@ -173,6 +172,27 @@ def load_quarantine(root: Path) -> list[Unusable]:
         ) from error
 
 
+def with_quarantine(manifest: Manifest) -> Manifest:
+    """A split with what the quarantine list beside its folder says of it.
+
+    Raises:
+        DataError: as `load_quarantine`.
+    """
+    listed = load_quarantine(manifest.folder.parent)
+    prefix = f"{manifest.split}/"
+    names = [one.file.removeprefix(prefix) for one in listed if one.file.startswith(prefix)]
+    known = dict(manifest.numbers(names))
+    unknown = [name for name, number in known.items() if number is None]
+    if unknown:
+        logger.warning(
+            "%s names %d images that the data set does not have, such as %s.",
+            QUARANTINE_NAME,
+            len(unknown),
+            prefix + unknown[0],
+        )
+    return replace(manifest, quarantine=frozenset(n for n in known.values() if n is not None))
+
+
 def _arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "classes": _packed(manifest.classes),
@@ -214,21 +234,6 @@ def _manifest(folder: Path, split: str, stored: Mapping[str, NDArray[Any]]) -> M
         shards,
         contents=ContentsDigest(*map(str, stored.get(f"{split}_contents", ()))),
     )
-
-
-def _with_quarantine(manifest: Manifest, listed: Sequence[Unusable]) -> Manifest:
-    prefix = f"{manifest.split}/"
-    names = [one.file.removeprefix(prefix) for one in listed if one.file.startswith(prefix)]
-    known = dict(manifest.numbers(names))
-    unknown = [name for name, number in known.items() if number is None]
-    if unknown:
-        logger.warning(
-            "%s names %d images that the data set does not have, such as %s.",
-            QUARANTINE_NAME,
-            len(unknown),
-            prefix + unknown[0],
-        )
-    return replace(manifest, quarantine=frozenset(n for n in known.values() if n is not None))
 
 
 def _packed(names: Sequence[str]) -> NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from vggdist.data.manifest_file import (
     load_manifest,
     manifest_places,
     save_manifest,
+    with_quarantine,
 )
 from vggdist.data.preparation.journal import is_unfinished
 from vggdist.errors import DataError
@@ -174,7 +175,7 @@ def list_split(folder: Path, split: str, census: Census | None = None) -> Manife
             f"{folder} holds {listed(shards)}, but {folder.parent / MANIFEST_NAME}, which tells "
             "where in them the images are, is missing. Prepare the data set again."
         )
-    return from_classes(folder, split, list_classes(folder, census))
+    return with_quarantine(from_classes(folder, split, list_classes(folder, census)))
 
 
 def _put_together(
@@ -301,18 +302,16 @@ def _other_images(
             f"While the images in {root} were listed, they changed: {differences[0]} Start again "
             "once they stay as they are."
         )
-    lines = [
-        f"The images in {root} are not those that {stored} lists:",
-        *(f"  {difference}" for difference in differences[:LARGEST_LIST]),
-    ]
+    lines = [f"  {difference}" for difference in differences[:LARGEST_LIST]]
     if len(differences) > LARGEST_LIST:
         lines.append(f"  There are {len(differences) - LARGEST_LIST} more differences.")
-    lines.append(
-        "The manifest keeps labels and the order of images from changing unnoticed. Undo the "
-        + (
-            "change, or prepare the shards again."
-            if manifest.shards is not None
-            else f"change, or delete {stored} to accept the images as they are now."
-        )
+    listing = "\n".join(lines)
+    remedy = (
+        f"delete {stored} to accept the images as they are now"
+        if manifest.shards is None
+        else "prepare the shards again"
     )
-    return DataError("\n".join(lines))
+    return DataError(
+        f"The images in {root} are not those that {stored} lists:\n{listing}\nThe manifest keeps "
+        f"labels and the order of images from changing unnoticed. Undo the change, or {remedy}."
+    )
