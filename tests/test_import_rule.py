@@ -15,6 +15,8 @@ LEVELS = {
     "config": 0,
     "config_file": 0,
     "errors": 0,
+    "names": 0,
+    "contents": 0,
     "model.configurations": 0,
     "data.geometry": 0,
     "data.color": 0,
@@ -32,6 +34,7 @@ LEVELS = {
     "training": 4,
     # 5: one process
     "pretrain": 5,
+    "training_data": 5,
     "rank": 5,
     "trained": 5,
     "run_report": 5,
