@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ from PIL import Image, ImageOps
 from tests.ranks import free_port
 from tests.reference import Reference, rescaled
 from vggdist.config import ModelConfig
+from vggdist.contents import UNKNOWN
 from vggdist.data.dataset import open_dataset
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation.posteriors import Posteriors, load_posteriors
+from vggdist.evaluation.posteriors import Posteriors, load_posteriors, save_posteriors
+from vggdist.evaluation.reporting.report import make_report
 from vggdist.evaluation_report import summarize
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, save_weights
+from vggdist.model.weights import Description, load_weights, save_weights
+from vggdist.predict import predict
 
 ROOT = Path(__file__).resolve().parent.parent
 CROP, NUM_IMAGES = 32, 23
@@ -310,7 +314,10 @@ def test_a_disk_that_is_too_full_is_noticed_before(
 def test_images_of_other_classes_are_refused(weights: Path, tmp_path: Path) -> None:
     for names, problem in (
         (("blue", "green"), "has 2 classes, and the network tells 3 apart"),
-        (("blue", "green", "yellow"), "label 2 is 'yellow' there and 'red' in the weights file"),
+        (
+            ("blue", "green", "yellow"),
+            "only the images have 'yellow', and only the weights file has 'red'",
+        ),
     ):
         root = tmp_path / str(len(names))
         for split in ("train", "val"):
@@ -329,8 +336,8 @@ def test_images_that_came_or_went_since_they_were_listed_are_refused(
     (root / "val" / "red" / "05.png").rename(root / "val" / "red" / "new.png")
     (root / "train" / "red" / "02.png").unlink()  # those of the other split do not matter
     changed = refusal(request(weights, root, tmp_path), DataError)
-    assert f"In {root / 'val' / 'red'}, 05.png is gone." in changed
-    assert f"In {root / 'val' / 'red'}, new.png is new." in changed
+    assert f"In {root / 'val' / 'red'}, '05.png' is gone." in changed
+    assert f"In {root / 'val' / 'red'}, 'new.png' is new." in changed
     assert "train" not in changed
 
 
@@ -377,3 +384,130 @@ def test_a_network_that_has_exploded_is_refused_and_no_file_is_made_of_it(
     with pytest.raises(WeightsError, match="posteriors are infinite or not numbers for 23 of 23"):
         evaluate(made)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def copy_of(dataset: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "copy"
+    shutil.copytree(dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+    return root
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_images_that_were_replaced_under_their_names_are_evaluated_again(
+    weights: Path,
+    dataset: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    has_manifest: bool,
+) -> None:
+    root = copy_of(dataset, tmp_path)
+    if has_manifest:
+        open_dataset(root, write=True)
+    made = request(weights, root, tmp_path / "out", scales=(32,))
+    (before,) = posteriors_of(made)
+    reds, blues = (sorted((root / "val" / name).iterdir()) for name in ("red", "blue"))
+    for red, blue in zip(reds, blues, strict=False):
+        content = red.read_bytes()
+        red.write_bytes(blue.read_bytes())
+        blue.write_bytes(content)
+    with caplog.at_level("INFO"):
+        evaluated = evaluate(made)
+    assert evaluated is not None
+    assert evaluated.num_computed == NUM_IMAGES
+    assert "is computed again: it is of other images under the same names" in caplog.text
+    after = load_posteriors(evaluated.files[0])
+    was, now = (dict(zip(one.names, one.values, strict=True)) for one in (before, after))
+    for red, blue in zip(reds, blues, strict=False):
+        np.testing.assert_allclose(now[f"red/{red.name}"], was[f"blue/{blue.name}"], atol=1e-5)
+        np.testing.assert_allclose(now[f"blue/{blue.name}"], was[f"red/{red.name}"], atol=1e-5)
+
+
+def test_images_that_were_only_touched_or_checked_are_not_evaluated_again(
+    weights: Path, dataset: Path, tmp_path: Path
+) -> None:
+    root = copy_of(dataset, tmp_path)
+    made = request(weights, root, tmp_path / "out", scales=(32,))
+    evaluate(made)
+    (root / "val" / "red" / "05.png").touch()
+    for _ in range(2):
+        evaluated = evaluate(made)
+        assert evaluated is not None
+        assert evaluated.num_computed == 0
+        open_dataset(root, write=True)
+
+
+def test_a_posteriors_file_that_does_not_say_what_was_in_the_images_is_computed_again(
+    weights: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = request(weights, dataset, tmp_path, scales=(32,))
+    (posteriors,) = posteriors_of(made)
+    (path,) = tmp_path.glob("*.npz")
+    of_before = replace(posteriors, source=replace(posteriors.source, contents=UNKNOWN))
+    save_posteriors(path, of_before)
+    assert any("did not note what was in the images" in note for note in make_report([path]).notes)
+    with caplog.at_level("INFO"):
+        evaluated = evaluate(made)
+    assert evaluated is not None
+    assert evaluated.num_computed == NUM_IMAGES
+    assert "whether the images are what they were then cannot be told" in caplog.text
+    assert not any("did not note" in note for note in make_report([path]).notes)
+
+
+def test_images_in_linked_folders_are_evaluated_and_what_is_not_is_said(
+    weights: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = copy_of(dataset, tmp_path)
+    (root / "val" / "red").rename(tmp_path / "elsewhere")
+    (root / "val" / "red").mkdir()
+    (root / "val" / "red" / "linked").symlink_to(tmp_path / "elsewhere")
+    shutil.copy(tmp_path / "elsewhere" / "02.png", root / "val" / "loose.png")
+    with caplog.at_level("INFO"):
+        (found,) = posteriors_of(request(weights, root, tmp_path / "out", scales=(32,)))
+    assert len(found.labels) == NUM_IMAGES
+    assert f"not read in {root / 'val'}: beside the class folders: .png 1" in caplog.text
+
+
+def numbered(tmp_path: Path, classes: tuple[str, ...]) -> tuple[Path, Path]:
+    """A network of twelve classes and as many folders, 0 to 11, of one image each."""
+    model = ModelConfig(configuration=(("3-8",), ("3-12",)), num_classes=12, fc_width=24)
+    network = build_initialized(model, CROP, seed=3)
+    weights, root = tmp_path / "numbers.safetensors", tmp_path / "numbers"
+    description = Description(model, CROP, MEAN, STD, (32, 32), classes)
+    save_weights(weights, network.state_dict(), description)
+    generator = np.random.default_rng(1)
+    for number in range(12):
+        folder = root / "val" / str(number)
+        folder.mkdir(parents=True)
+        pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "0.png")
+    return weights, root
+
+
+@pytest.mark.parametrize("classes", [(), tuple(sorted(map(str, range(12))))])
+def test_folders_that_are_numbers_mean_what_they_mean_to_predict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, classes: tuple[str, ...]
+) -> None:
+    weights, root = numbered(tmp_path, classes)
+    made = request(weights, root, tmp_path / "out", scales=(32,), protocols=("center-crop",))
+    with caplog.at_level("INFO"):
+        (found,) = posteriors_of(made)
+    files = [root / "val" / name for name in found.names]
+    said = [one.choices[0].name for one in predict(load_weights(weights), files, device="cpu")]
+    truth = [name.split("/")[0] for name in found.names]
+    assert [found.classes[label] for label in found.labels] == truth
+    assert [found.classes[label] for label in found.values.argmax(1)] == said
+    (error,) = {row.top1_error for row in make_report(evaluate(made).files).errors}  # type: ignore[union-attr]
+    assert error == np.mean([one != other for one, other in zip(said, truth, strict=True)])
+    has_line = "has no class names; labels, in the order of the class folders: 0 '0', 1 '1', 2 '2'"
+    assert (has_line in caplog.text) == (not classes)
+
+
+def test_a_class_that_looks_the_same_is_said_to_be_equal_after_normalization(
+    tmp_path: Path,
+) -> None:
+    classes = (*map(str, range(11)), "caf\u00e9")
+    weights, root = numbered(tmp_path, classes)
+    (root / "val" / "11").rename(root / "val" / "cafe\u0301")
+    message = refusal(request(weights, root, tmp_path / "out"), DataError)
+    assert r"only the images have 'cafe\u0301', and only the weights file has 'café'" in message
+    assert "are equal after Unicode normalization" in message

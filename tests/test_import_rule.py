@@ -17,6 +17,8 @@ LEVELS = {
     "errors": 0,
     "entry": 0,
     "paths": 0,
+    "names": 0,
+    "contents": 0,
     "model.configurations": 0,
     "data.geometry": 0,
     "data.color": 0,
@@ -34,6 +36,7 @@ LEVELS = {
     "training": 4,
     # 5: one process
     "pretrain": 5,
+    "training_data": 5,
     "rank": 5,
     "trained": 5,
     "run_report": 5,

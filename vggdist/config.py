@@ -186,6 +186,11 @@ class DataConfig(Section):
         description="Largest share of the training images that may turn out unusable in a "
         "training; 10 images always may.",
     )
+    accept_changed: bool = Field(
+        False,
+        description="Whether a training is continued though images were replaced under their names "
+        "since it was trained on them.",
+    )
     local_folder: UserPath | None = Field(
         None,
         description="Folder on a disk of each node's own, to which shards are copied at the start "

@@ -19,8 +19,12 @@ import numpy as np
 
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
-from vggdist.data.dataset import open_split, require_unchanged
+from vggdist.contents import UNKNOWN, ContentsDigest
+from vggdist.data.classes import said_of_nesting
+from vggdist.data.dataset import open_split
 from vggdist.data.manifest import Manifest
+from vggdist.data.manifest_file import write_classes
+from vggdist.data.survey import survey_images
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.distributed.process import Process
@@ -34,6 +38,7 @@ from vggdist.evaluation.posteriors import (
     save_posteriors,
 )
 from vggdist.model.weights import Description, Weights
+from vggdist.names import listed, said_of_labels, said_of_twins, sentences
 from vggdist.paths import quote
 from vggdist.rank import on_main
 from vggdist.trained import (
@@ -96,13 +101,14 @@ def evaluate(request: Request) -> Evaluated | None:
     with ExitStack() as stack:
         process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
-        images = _open_images(request, weights.description)
-        on_main(process, partial(require_unchanged, images, request.root))
+        images = open_split(request.root, request.split)
+        contents = _survey(images, process)
+        images = _require_same_classes(images, request, weights.description)
         network = build_dense(weights, config, process)
         folder = request.out or _default_folder(weights.path)
         wanted = {
             _file(folder, source): source
-            for source in _sources(request, scales, weights, config, images)
+            for source in _sources(request, scales, weights, config, images, contents)
         }
         missing = _missing(wanted, request.storage)
         if missing:
@@ -112,6 +118,11 @@ def evaluate(request: Request) -> Evaluated | None:
         on_main(process, partial(_require_writable, folder, num_bytes))
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
+            if not weights.description.classes:
+                file = write_classes(images.classes, folder)
+                logger.info(
+                    "%s has no class names; %s", weights.path, said_of_labels(images.classes, file)
+                )
             logger.info(why)
         run = PosteriorsOfRank(config, process, network, images, request.storage)
         started_at = time.monotonic()
@@ -127,34 +138,56 @@ def _scales(request: Request, network: Description) -> tuple[int, ...]:
     return require_scales(request.scales or ((low + high) // 2,), network.crop_size)
 
 
-def _open_images(request: Request, network: Description) -> Manifest:
-    """The images to evaluate.
+def _survey(images: Manifest, process: Process) -> ContentsDigest:
+    """What is in the images now; the main rank looks, and says what it finds."""
+
+    def look() -> ContentsDigest:
+        survey = survey_images(images)
+        for remark in survey.remarks:
+            logger.info("%s", remark)
+        return survey.splits[0].contents
+
+    return world.gather(on_main(process, look) or UNKNOWN)[0]
+
+
+def _require_same_classes(images: Manifest, request: Request, network: Description) -> Manifest:
+    """The images, with the network's labels.
 
     Raises:
         DataError: they are not of the network's classes, or some cannot be used.
     """
-    images = open_split(request.root, request.split)
     where = f"{quote(request.root)} ({request.split})"
     if len(images.classes) != network.model.num_classes:
         raise DataError(
-            f"{where} has {len(images.classes)} classes, and the network tells "
-            f"{network.model.num_classes} apart; evaluate it on images of the classes that it was "
-            "trained on."
+            sentences(
+                f"{where} has {len(images.classes)} classes, and the network tells "
+                f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
+                "was trained on.",
+                said_of_nesting(images),
+            )
         )
-    own, given = network.classes, images.classes
+    own, given = set(network.classes), set(images.classes)
     if own and own != given:
-        first = next(i for i, (a, b) in enumerate(zip(own, given, strict=True)) if a != b)
         raise DataError(
-            f"the classes of {where} are not those that the network was trained on: label {first} "
-            f"is {given[first]!r} there and {own[first]!r} in the weights file. Labels are the "
-            "places of the sorted class folders; name the folders as in training."
+            sentences(
+                f"the classes of {where} are not those that the network was trained on: only the "
+                f"images have {listed(sorted(given - own))}, and only the weights file has "
+                f"{listed(sorted(own - given))}.",
+                said_of_twins(own ^ given),
+                "Name the folders as in training.",
+            )
         )
     require_usable(images, request.root)
-    return images
+    return images.with_classes(network.classes) if own else images
 
 
 def _sources(
-    request: Request, scales: Sequence[int], weights: Weights, config: Config, images: Manifest
+    request: Request,
+    scales: Sequence[int],
+    weights: Weights,
+    config: Config,
+    images: Manifest,
+    contents: ContentsDigest,
 ) -> Iterator[Source]:
     for protocol, scale in product(dict.fromkeys(request.protocols), scales):
         yield Source(
@@ -167,6 +200,7 @@ def _sources(
             spatial_average=config.evaluation.spatial_average if protocol == "dense" else "",
             precision=config.resolved_precision,
             images=images.digest,
+            contents=contents,
         )
 
 
@@ -216,12 +250,23 @@ def _missing(wanted: Mapping[Path, Source], storage: str) -> list[Source]:
 
 
 def _holds(path: Path, source: Source, storage: str) -> bool:
-    """Whether a file is there, whole and at least as exact as wanted."""
+    """Whether a file is there, whole, of the same images and at least as exact as wanted."""
     try:
         file = open_posteriors(path)
     except WeightsError:
         return False
-    return file.source == source and file.dtype.itemsize >= np.dtype(storage).itemsize
+    if file.source != source or file.dtype.itemsize < np.dtype(storage).itemsize:
+        return False
+    same = file.source.contents.same_as(source.contents)
+    if not same:
+        logger.info(
+            "%s is computed again: %s",
+            path,
+            "it is of other images under the same names"
+            if same is False
+            else "whether the images are what they were then cannot be told",
+        )
+    return bool(same)
 
 
 def _announce(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vggdist.data.folders import listed
 from vggdist.data.glance import find_bad
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import evaluation_share
@@ -10,6 +9,7 @@ from vggdist.data.unusable import BadImage
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import DataError
+from vggdist.names import listed
 from vggdist.rank import on_main
 
 

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.config import Config
-from vggdist.data.dataset import find_manifest, open_dataset, open_split, require_unchanged
+from vggdist.contents import ContentsDigest
+from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.folders import existing_folder, list_classes, names_in
 from vggdist.data.manifest import Manifest, from_classes
-from vggdist.data.manifest_file import SPLITS
+from vggdist.data.manifest_file import SPLITS, find_manifest
 from vggdist.data.progress import Progress
+from vggdist.data.survey import survey_images
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
@@ -117,6 +119,7 @@ def compute_features(request: Request) -> Features:
             flip=request.flip,
             precision=config.resolved_precision,
             dataset=existing_folder(request.root).name,
+            contents=ContentsDigest.joined(part.images.contents for part in parts),
         ),
     )
 
@@ -216,5 +219,12 @@ def _open_parts(root: str) -> list[_Part]:
         parts = [_Part("", from_classes(folder, "", list_classes(folder)))]
     for part in parts:
         require_usable(part.images, str(folder))
-        require_unchanged(part.images, folder)
-    return parts
+    return [_Part(part.prefix, _surveyed(part.images)) for part in parts]
+
+
+def _surveyed(images: Manifest) -> Manifest:
+    """The images, with what is in them now; says what is found."""
+    survey = survey_images(images)
+    for remark in survey.remarks:
+        logger.info("%s", remark)
+    return survey.splits[0]

@@ -29,6 +29,7 @@ from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_shee
 from vggdist.evaluation.posteriors import require_finite
 from vggdist.model.class_names import class_names
 from vggdist.model.weights import Description, Weights, build_network
+from vggdist.names import printable
 from vggdist.paths import quote
 
 logger = logging.getLogger("vggdist")
@@ -152,7 +153,7 @@ def predict(
             with casting:
                 logits = network(batch.images)
             confidences, labels = logits.float().softmax(dim=1).topk(top)
-            of_batch = [_shown(files[index]) for index in batch.index.tolist()]
+            of_batch = [quote(files[index]) for index in batch.index.tolist()]
             require_finite(confidences.numpy(force=True), "posteriors", of_batch.__getitem__)
             for index, row, said in zip(
                 batch.index.tolist(), confidences.tolist(), labels.tolist(), strict=True
@@ -181,7 +182,7 @@ def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:
     rankings = [
         Ranking(
             _picture(one.file),
-            _shown(Path(one.file.name)),
+            printable(one.file.name),
             tuple((choice.name, choice.confidence) for choice in one.choices),
         )
         for one in predictions
@@ -199,13 +200,14 @@ def render_predictions(predictions: Sequence[Prediction]) -> str:
     if not predictions:
         return "None of the images can be used."
     files = max(len("image"), *(len(quote(one.file)) for one in predictions))
-    names = max(len("class"), *(len(c.name) for one in predictions for c in one.choices))
+    names = max(len("class"), *(len(printable(c.name)) for one in predictions for c in one.choices))
     lines = [f"{'image':<{files}}  {'class':<{names}}  confidence", "-" * (files + names + 14)]
     for one in predictions:
         file = quote(one.file)
         for choice in one.choices:
             lines.append(
-                f"{file:<{files}}  {choice.name:<{names}}  {100 * choice.confidence:8.2f} %"
+                f"{file:<{files}}  {printable(choice.name):<{names}}  "
+                f"{100 * choice.confidence:8.2f} %"
             )
             file = ""
     return "\n".join(lines)
@@ -226,11 +228,6 @@ def report_problems(problems: dict[Path, str]) -> None:
     """A sentence for each image that cannot be used, to stderr."""
     for file, reason in problems.items():
         sys.stderr.write(f"error: {quote(file)} cannot be used: {reason}.\n")
-
-
-def _shown(file: Path) -> str:
-    """A file's name, also where its bytes are no text."""
-    return os.fsencode(file).decode(errors="backslashreplace")
 
 
 def _manifest(files: Sequence[Path]) -> Manifest:

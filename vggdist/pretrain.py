@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,8 @@ from vggdist.config import (
 )
 from vggdist.config_file import to_yaml
 from vggdist.data import staging
-from vggdist.data.dataset import open_dataset
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Dataset, Manifest
-from vggdist.data.manifest_file import QUARANTINE_NAME
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed import slurm
@@ -54,6 +53,7 @@ from vggdist.training.metric_log import MetricLog
 from vggdist.training.run_files import CHECKPOINTS, LOG_FILE
 from vggdist.training.schedule import Schedule
 from vggdist.training.stop import StopSignal
+from vggdist.training_data import TrainingData, announce_data, open_training_data, taken_back
 
 logger = logging.getLogger("vggdist")
 
@@ -85,20 +85,20 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         stop = stop or stack.enter_context(StopSignal(speaks=process.is_main))
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
+        undoing = stack.enter_context(taken_back(config, folder)) if process.is_main else None
         start = on_main(process, partial(stop.run, partial(_open_folder, config, folder, stack)))
         config, why = resolve_precision(config, process, _precision_of_run(start, folder, process))
-        dataset = _open_data(config, folder, process, stop)
-        _end_if_asked(stop, process)
         saved = _load_checkpoint(config, start, process)
-        if saved is not None:
-            _check_same_data(saved, dataset)
-        dataset = _stage(config, dataset, process, stop)
+        data = open_training_data(config, folder, process, saved, stop)
+        _end_if_asked(stop, process)
+        dataset = _stage(config, data.dataset, process, stop)
         require_whole(dataset.val, process)
         # Now that nothing is left to object to: another start must agree with what stands there.
         on_main(process, lambda: run_folder.prepare(config, folder))
         if process.is_main:
             _log_to_file(folder, stack)
             _announce(config, process, split, dataset)
+            announce_data(data, folder)
             logger.info(why)
         engine = Engine(_build_network(config, fresh=saved is None), config, split, process)
         log = (
@@ -108,11 +108,14 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         )
         if log is not None:
             log.write_text("config", to_yaml(config))
-        training = _build_training(config, process, split, engine, dataset, log, folder)
+        data = replace(data, dataset=dataset)
+        training = _build_training(config, process, split, engine, data, log, folder)
         if saved is not None:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, quote(folder))
         _end_if_asked(stop, process)
+        if undoing is not None:
+            undoing.pop_all()
         if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED
@@ -174,32 +177,6 @@ def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Pre
     """In which precision the training that is continued was begun, if one is."""
     precision = run_folder.precision_of_training(start, folder) if process.is_main else None
     return world.gather(precision)[0]
-
-
-def _open_data(config: Config, folder: Path, process: Process, stop: StopSignal) -> Dataset:
-    root = config.data.root
-    if root is None:
-        raise ConfigError(
-            "data.root is not set; give the folder that holds train/ and val/, each with one "
-            "folder of images per class: data.root=/path/to/images."
-        )
-    listing = partial(open_dataset, root, fallback=folder, write=True)
-    dataset = on_main(process, partial(stop.run, listing))
-    dataset = dataset or open_dataset(root, fallback=folder)
-    if dataset.val.quarantine:
-        raise DataError(
-            f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
-            f"images, such as {dataset.val.name(min(dataset.val.quarantine))}. An evaluation "
-            "counts every image, so each must be usable. Replace them with good copies and run "
-            "`vggdist check` again, or remove them and the manifest."
-        )
-    num_classes = len(dataset.train.classes)
-    if num_classes != config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but {quote(root)} has {num_classes} "
-            f"classes; set model.num_classes={num_classes}."
-        )
-    return dataset
 
 
 def _stage(config: Config, dataset: Dataset, process: Process, stop: StopSignal) -> Dataset:
@@ -315,10 +292,11 @@ def _build_training(
     process: Process,
     split: BatchSplit,
     engine: Engine,
-    dataset: Dataset,
+    data: TrainingData,
     log: MetricLog | None,
     folder: Path,
 ) -> Training:
+    dataset = data.dataset
     num_images = dataset.train.num_images
     plan = SamplePlan(num_images, config.data, split.global_batch, config.seed)
     known_bad = KnownBad(dataset.train, config.data.max_unusable)
@@ -359,7 +337,7 @@ def _build_training(
         num_images=num_images,
         open_batches=open_batches,
         evaluate=evaluate_all,
-        data_digests=_digests(dataset),
+        data_digests=data.digests,
         known_bad=known_bad,
         log=log,
         run_folder=folder,
@@ -401,20 +379,6 @@ def _evaluation_loader(
         dtype=DTYPES[config.resolved_precision],
         num_threads=config.data.num_threads or process.num_cores,
     )
-
-
-def _check_same_data(saved: checkpoint.Checkpoint, dataset: Dataset) -> None:
-    digests = _digests(dataset)
-    if saved.state["data"] != digests:
-        raise DataError(
-            f"the images in {quote(dataset.train.folder.parent)} are not those that this run was "
-            "trained on until now (its checkpoint has other manifests). Point data.root to those, "
-            "or choose another run.folder."
-        )
-
-
-def _digests(dataset: Dataset) -> dict[str, str]:
-    return {"train": dataset.train.digest, "val": dataset.val.digest}
 
 
 def _report(training: Training, config: Config, val: Manifest, folder: Path) -> None:

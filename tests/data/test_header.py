@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import CutOffError, _jpeg_size, image_size, size_from_beginning
+from vggdist.data.header import (
+    CutOffError,
+    TooLargeError,
+    _jpeg_size,
+    image_size,
+    size_from_beginning,
+)
 
 
 def encoded(width: int, height: int, image_format: str = "JPEG", **save: object) -> np.ndarray:
@@ -65,6 +71,22 @@ def test_a_jpeg_cut_at_any_byte_is_refused(progressive):
         with pytest.raises((CutOffError, OSError, SyntaxError)):
             image_size(whole[:length])
     assert image_size(whole) == (43, 65)
+
+
+@pytest.mark.parametrize(("height", "refused"), [(13_765, False), (13_766, True)])
+def test_a_jpeg_of_more_pixels_than_pillow_decodes_is_refused(height, refused):
+    data = encoded(65, 43).copy()
+    frame = data.tobytes().index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = np.frombuffer(
+        height.to_bytes(2, "big") + (13_000).to_bytes(2, "big"), np.uint8
+    )
+    if refused:
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(io.BytesIO(data))
+        with pytest.raises(TooLargeError, match="more pixels than Pillow decodes; shrink it"):
+            image_size(data)
+    else:
+        assert image_size(data) == (height, 13_000)
 
 
 def test_what_follows_the_end_of_a_jpeg_does_not_matter():

@@ -102,12 +102,15 @@ def test_the_digest_does_not_depend_on_where_the_tree_is(root, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("rm -r {train}/dog", "The class folder {train}/dog is gone."),
-        ("mkdir {train}/ant; touch {train}/ant/1.jpg", "The class folder {train}/ant is new."),
-        ("mv {val}/eel {val}/els", "The class folder {val}/els is new."),
-        ("rm {train}/dog/b.JPEG", "In {train}/dog, b.JPEG is gone."),
-        ("touch {val}/cat/1.jpg {val}/cat/2.jpg", "In {val}/cat, 1.jpg, 2.jpg are new."),
-        ("mv {val}/cat/x.webp {val}/cat/y.webp", "In {val}/cat, y.webp is new."),
+        ("rm -r {train}/dog", "In {train}, the class folder 'dog' is gone."),
+        (
+            "mkdir {train}/ant; touch {train}/ant/1.jpg",
+            "In {train}, the class folder 'ant' is new.",
+        ),
+        ("mv {val}/eel {val}/els", "In {val}, the class folder 'els' is new."),
+        ("rm {train}/dog/b.JPEG", "In {train}/dog, 'b.JPEG' is gone."),
+        ("touch {val}/cat/1.jpg {val}/cat/2.jpg", "In {val}/cat, '1.jpg', '2.jpg' are new."),
+        ("mv {val}/cat/x.webp {val}/cat/y.webp", "In {val}/cat, 'y.webp' is new."),
     ],
 )
 def test_a_tree_that_changed_is_refused_by_name_and_accepted_without_manifest(
@@ -139,14 +142,14 @@ def test_train_and_val_need_the_same_classes(root):
     with pytest.raises(DataError) as refusal:
         open_dataset(root, write=True)
     message = str(refusal.value)
-    assert f"only {root / 'train'} has ant; only {root / 'val'} has fox" in message
-    assert "Add or remove these folders" in message
+    assert f"only {root / 'train'} has 'ant'; only {root / 'val'} has 'fox'" in message
+    assert "Add, rename or remove these folders" in message
     assert not (root / MANIFEST_NAME).exists()
 
 
 def test_a_class_without_images_is_named(root):
     (root / "val" / "dog" / "x.webp").rename(root / "val" / "dog" / "x.txt")
-    with pytest.raises(DataError, match=f"There are no images in {root / 'val' / 'dog'}; every"):
+    with pytest.raises(DataError, match=f"In {root / 'val'} there are no images in 'dog'; every"):
         open_dataset(root)
 
 
@@ -163,7 +166,7 @@ def test_a_root_without_a_split_says_what_it_has(root, split):
     (root / split).rename(root / "other")
     with pytest.raises(DataError) as refusal:
         open_dataset(root)
-    there = ", ".join(sorted({"train", "val", "other"} - {split}))
+    there = ", ".join(map(repr, sorted({"train", "val", "other"} - {split})))
     assert f"{root} has no folder {split}/ (it has {there})" in str(refusal.value)
 
 
@@ -338,11 +341,11 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_the_places_of_packed_images_come_back_from_the_manifest(packed):
+    assert load_contents(packed / MANIFEST_NAME, packed) is None
     train = open_dataset(packed, write=True).train
     assert train.place(5) == (os.fsencode(packed / "train" / "shard-000001.tar"), 5 * 512, 6)
     assert train.described(5) == f"{packed}/train/shard-000001.tar (dog/5.jpg)"
     assert train.resized == "shorter side at most 512"
-    assert load_contents(packed / MANIFEST_NAME, packed) is None
     assert open_images(packed).digest == train.digest
 
 
@@ -366,7 +369,7 @@ def test_a_shard_that_is_gone_or_cut_is_named(packed):
 
 def test_shards_without_their_manifest_are_refused(packed):
     (packed / MANIFEST_NAME).unlink()
-    with pytest.raises(DataError, match=r"holds shard-000000\.tar, shard-000001\.tar, but"):
+    with pytest.raises(DataError, match=r"holds 'shard-000000\.tar', 'shard-000001\.tar', but"):
         open_dataset(packed)
 
 
@@ -376,7 +379,7 @@ def test_a_file_that_moves_to_the_next_class_is_noticed(tmp_path):
         touch(tmp_path / split / "b" / "3.jpg")
     open_dataset(tmp_path, write=True)
     (tmp_path / "train" / "a" / "2.jpg").rename(tmp_path / "train" / "b" / "2.jpg")
-    with pytest.raises(DataError, match=r"In .*/train/a, 2.jpg is gone"):
+    with pytest.raises(DataError, match=r"In .*/train/a, '2.jpg' is gone"):
         open_dataset(tmp_path, write=True)
 
 

@@ -36,6 +36,12 @@ def test_predictions_fill_rows_of_cells(tmp_path: Path, count: int, rows: int) -
     assert sheet.size == (3 * WIDTH, rows * HEIGHT)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x1b[31m", "\udcff", "\x00", "", "日本"])
+def test_any_name_of_a_class_can_be_drawn(tmp_path: Path, name: str) -> None:
+    sheet = sheet_of([one(0, name, name)], tmp_path / "sheet.png", columns=1)
+    assert sheet.size == (WIDTH, HEIGHT)
+
+
 def test_right_ones_are_framed_in_green_and_wrong_ones_in_red(tmp_path: Path) -> None:
     predictions = [one(10, "cat", "cat"), one(200, "cat", "dog")]
     sheet = sheet_of(predictions, tmp_path / "deep" / "folder" / "sheet.png", columns=2)

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
+from vggdist.contents import UNKNOWN, ContentsDigest
 from vggdist.errors import WeightsError
 from vggdist.evaluation import fusion
 from vggdist.evaluation.fusion import Fusion, errors_of, errors_of_fusions, fuse
@@ -141,6 +142,14 @@ def test_posteriors_of_other_images_are_refused_by_both_names(
     together.add(random_posteriors())
     with pytest.raises(WeightsError, match=r"D \[256;512\], dense, Q 384 and D \[256;512\], dense"):
         together.add(random_posteriors(**other))
+
+
+def test_posteriors_of_images_that_were_replaced_in_between_are_refused(tmp_path: Path) -> None:
+    noted = [ContentsDigest("1", "2", sha256) for sha256 in ("3", "4", "")]
+    paths = store(tmp_path, [random_posteriors(contents=one) for one in (*noted, UNKNOWN)])
+    with pytest.raises(WeightsError, match="of different images under the same names"):
+        fuse(paths[:2])
+    fuse([paths[0], *paths[2:]])
 
 
 def test_posteriors_with_other_labels_or_names_of_classes_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.svm import LinearSVC
 
 from vggdist import cli
+from vggdist.contents import UNKNOWN, ContentsDigest
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluation.features_file import Features, Recipe, load_features, save_features
 from vggdist.evaluation.transfer import draw_split, mean_class_recall, render_transfer, transfer
@@ -264,6 +265,21 @@ def test_a_file_that_numpy_alone_has_written_will_do(
     numbers = ["--train-per-class", "10", "--test-per-class", "8", "--seeds", "1"]
     assert run(monkeypatch, "transfer", str(path), *numbers) == 0
     assert "ours: mine" in capsys.readouterr().out
+
+
+def test_features_of_images_that_were_replaced_in_between_are_not_stacked(
+    stored: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def noted(name: str, contents: ContentsDigest) -> Path:
+        return stored(replace(blobs(), recipe=replace(RECIPE, contents=contents)), name)
+
+    first = noted("first", ContentsDigest("1", "2", "3"))
+    transfer([first, noted("same", ContentsDigest("1", "4", "3"))], 10, 8, 1)
+    assert caplog.text == ""
+    with pytest.raises(WeightsError, match=r"Between .*first.npz and .*other.npz images were repl"):
+        transfer([first, noted("other", ContentsDigest("1", "2", "4"))], 10, 8, 1)
+    transfer([first, noted("before", UNKNOWN)], 10, 8, 1)
+    assert "are the same under their names cannot be told" in caplog.text
 
 
 # Files

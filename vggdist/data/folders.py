@@ -1,25 +1,93 @@
 """What is on disk: class folders and the images in them.
 
 A class is a folder; its images are the files in it, and in folders below it, that have an image's
-suffix. Whatever is hidden or has another suffix is left out.
+suffix. Links are followed. What is hidden, has another suffix or was left there by a system or a
+program is skipped, and counted.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vggdist.errors import DataError
+from vggdist.names import has_control_characters, listed, quoted, shortened, shown
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Lower case; files count whatever the case of theirs. DALI decodes all of these formats."""
 
-LARGEST_LIST = 5
-"""Names that an error message spells out before it says how many more there are."""
+HIDDEN = "hidden"
+BY_PROGRAMS = "left by systems and programs"
+OTHER_SUFFIX = "with another suffix"
+LOOSE = "beside the class folders"
+DEAD_LINK = "links that lead nowhere"
+
+_BY_PROGRAMS = frozenset(
+    (
+        *("__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".fseventsd", ".trashes"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "system volume information"),
+        *("$recycle.bin", "recycler", "found.000", "lost+found", ".thumbnails", ".directory"),
+        *("@eadir", "#recycle", "#snapshot", ".@__thumb", "@recycle", "@recently-snapshot"),
+        *(".snapshot", ".ipynb_checkpoints", "__pycache__", ".picasaoriginals", ".picasa.ini"),
+    )
+)
+"""Lower case: macOS; Windows; Windows and Unix; network storage; notebooks and viewers."""
+_APPLE_DOUBLE = "._"  # a file of metadata that macOS puts beside any other on foreign disks
 
 _LISTING_THREADS = 16  # hides the latency of network file systems
+_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
+
+
+class Skipped(NamedTuple):
+    """A file or folder that is not read."""
+
+    name: str
+    """Relative to the folder that was listed."""
+    reason: str
+    kind: str
+    """Its suffix in lower case, or what else tells it from others skipped for the same reason."""
+
+
+class Listing(NamedTuple):
+    """A folder and everything below it."""
+
+    images: list[str]
+    """Names relative to it, sorted."""
+    states: NDArray[np.int64] | None
+    """(num_images, 2), length in bytes and time of the last change in ns of each image's file; -1
+    where it cannot be asked; none: nobody wanted to know."""
+    skipped: list[Skipped]
+
+
+class Census:
+    """What a listing of class folders meets besides the names of images.
+
+    Attributes:
+        states: class -> `Listing.states`.
+        skipped: (reason, kind) -> how many.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[str, NDArray[np.int64]] = {}
+        self.skipped: Counter[tuple[str, str]] = Counter()
+
+    def add(self, skipped: Iterable[Skipped]) -> None:
+        """Counts what was skipped."""
+        self.skipped.update((one.reason, one.kind) for one in skipped)
+
+    def states_of(self, classes: Iterable[str]) -> NDArray[np.int64]:
+        """(num_images, 2), `Listing.states` of all images of `classes`, in this order."""
+        return np.concatenate([self.states[name] for name in classes if name in self.states])
 
 
 def existing_folder(root: str | Path) -> Path:
@@ -28,21 +96,28 @@ def existing_folder(root: str | Path) -> Path:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise DataError(
-            f"The data folder {folder} {state}; set data.root to a folder with train/ and val/, "
-            "each with one folder of images per class."
+            f"The data folder {shown(folder)} {state}; set data.root to a folder with train/ and "
+            "val/, each with one folder of images per class."
         )
     return folder
 
 
-def list_classes(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each class folder of `folder` with the sorted names of its images, relative to it; sorted.
+def list_classes(folder: Path, census: Census | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Each class folder of `folder`, in the order of labels, with the sorted names of its images.
 
     One after another: a list of ImageNet's names as Python strings takes 300 MB.
 
+    Args:
+        folder: a split.
+        census: filled on the way with all else that is to be known of the files.
+
     Raises:
-        DataError: no class folders, classes without images, or a folder that cannot be read.
+        DataError: no class folders, classes without images or with a name that cannot be used, or
+            a folder that cannot be read.
     """
-    classes = [name for name in names_in(folder) if (folder / name).is_dir()]
+    classes, skipped = class_folders(folder)
+    if census is not None:
+        census.add(skipped)
     if not classes:
         raise DataError(
             f"{folder} has no class folders; put the images of each class into a folder of its "
@@ -50,47 +125,189 @@ def list_classes(folder: Path) -> Iterator[tuple[str, list[str]]]:
         )
     empty = []
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        found = pool.map(list_images, (folder / name for name in classes))
-        for name, images in zip(classes, found, strict=True):
-            if not images:
-                empty.append(str(folder / name))
-            yield name, images
+        look = partial(list_folder, with_states=census is not None)
+        found = pool.map(look, (folder / name for name in classes))
+        for name, listing in zip(classes, found, strict=True):
+            if not listing.images:
+                empty.append(name)
+            if census is not None:
+                assert listing.states is not None
+                census.states[name] = listing.states
+                census.add(listing.skipped)
+            yield name, listing.images
     if empty:
         raise DataError(
-            f"There are no images in {listed(empty)}; every class needs at least one file that "
-            f"ends in {', '.join(IMAGE_SUFFIXES)}. Fill the folder, or remove it."
+            f"In {folder} there are no images in {listed(empty)}; every class needs at least one "
+            f"file that ends in {', '.join(IMAGE_SUFFIXES)}. Fill the folder, or remove it."
         )
 
 
-def list_images(folder: Path, prefix: str = "") -> list[str]:
-    """Sorted names of the images in a folder and below it, relative to it, after `prefix`."""
-    found, below = [], []
+def class_folders(folder: Path) -> tuple[list[str], list[Skipped]]:
+    """Names of the class folders in the order of labels, and what lies beside them.
+
+    Raises:
+        DataError: a name has control characters, a link leads back, or it cannot be read.
+    """
+    classes, skipped = [], []
+    for entry in _entries(folder):
+        reason = _reason(entry)
+        if not reason and _is_folder(entry, ()):
+            classes.append(entry.name)
+        else:
+            if reason in ("", DEAD_LINK):
+                reason = LOOSE if _has_image_suffix(entry) else reason or OTHER_SUFFIX
+            skipped.append(Skipped(entry.name, reason, _kind(entry.name, reason)))
+    if unusable := [name for name in classes if has_control_characters(name)]:
+        raise DataError(
+            f"In {folder} there are class folders with control characters, such as a line break, "
+            f"in their names, which no list or picture of classes could show: {listed(unusable)}. "
+            "Rename them."
+        )
+    return label_order(classes), skipped
+
+
+def label_order(classes: Iterable[str]) -> list[str]:
+    """Class names in the order of labels: by number where all are whole numbers, else as text."""
+    names = sorted(classes)
+    if all(_WHOLE_NUMBER.fullmatch(name) for name in names):
+        names.sort(key=int)
+    return names
+
+
+def list_images(folder: Path) -> list[str]:
+    """Sorted names of the images in a folder and below it, relative to it."""
+    return list_folder(folder).images
+
+
+def list_folder(folder: Path, with_states: bool = False) -> Listing:
+    """All images in a folder and below it, and what is skipped there.
+
+    Raises:
+        DataError: it cannot be read, or a link leads back to a folder that it lies in.
+    """
+    found: list[tuple[str, int, int]] = []
+    skipped: list[Skipped] = []
+    _walk(folder, "", (), with_states, found, skipped)
+    found.sort()
+    states = np.array([state for _, *state in found], np.int64).reshape(-1, 2)
+    return Listing([name for name, *_ in found], states if with_states else None, skipped)
+
+
+def _walk(
+    folder: Path,
+    prefix: str,
+    links: tuple[str, ...],
+    with_states: bool,
+    found: list[tuple[str, int, int]],
+    skipped: list[Skipped],
+) -> None:
+    """Appends what is in a folder and below it, after `prefix`.
+
+    Args:
+        links: where the links lie that led here, without links.
+    """
+    below = []
+    for entry in _entries(folder):
+        reason = _reason(entry)
+        if not reason and _is_folder(entry, links):
+            below.append(entry)
+        elif reason in ("", DEAD_LINK) and _has_image_suffix(entry):
+            # A dead link is an image that cannot be read, as a damaged file is.
+            found.append((prefix + entry.name, *(_state(entry) if with_states else (-1, -1))))
+        else:
+            reason = reason or OTHER_SUFFIX
+            kind = _kind(entry.name, reason)
+            skipped.append(Skipped(prefix + entry.name, reason, kind))
+    for entry in below:
+        further = (*links, os.path.realpath(folder)) if entry.is_symlink() else links
+        name = f"{prefix}{entry.name}/"
+        _walk(folder / entry.name, name, further, with_states, found, skipped)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.is_dir():
-                    found.append(prefix + entry.name)
-                elif entry.is_dir(follow_symlinks=False):  # a link may lead back up, for ever
-                    below.append(entry.name)
+            return list(entries)
     except OSError as error:
-        raise DataError(f"The folder {folder} cannot be read: {error.strerror}.") from error
-    for name in below:
-        found += list_images(folder / name, f"{prefix}{name}/")
-    return sorted(found)
+        raise DataError(
+            f"The folder {shown(folder)} cannot be read: {error.strerror}. Give yourself the right "
+            "to read it, or remove it."
+        ) from error
+
+
+def _reason(entry: os.DirEntry[str]) -> str:
+    """Why an entry is skipped whatever its suffix is; empty: it is not."""
+    name = entry.name.lower()
+    if name in _BY_PROGRAMS or name.startswith(_APPLE_DOUBLE):
+        return BY_PROGRAMS
+    if name.startswith("."):
+        return HIDDEN
+    if entry.is_symlink():
+        try:
+            os.stat(entry.path)
+        except FileNotFoundError:
+            return DEAD_LINK
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _endless(entry, "itself") from error
+    return ""
+
+
+def _kind(name: str, reason: str) -> str:
+    if reason == BY_PROGRAMS:
+        return "._*" if name.startswith(_APPLE_DOUBLE) else name
+    return os.path.splitext(name)[1].lower() or "no suffix"
+
+
+def _has_image_suffix(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_folder(entry: os.DirEntry[str], links: tuple[str, ...]) -> bool:
+    """Whether an entry is a folder, or a link to one.
+
+    Raises:
+        DataError: the link leads back to a folder that it lies in.
+    """
+    try:
+        if not entry.is_dir():
+            return False
+    except OSError:
+        return False
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        for above in (os.path.realpath(os.path.dirname(entry.path)), *links):
+            if os.path.commonpath([above, target]) == target:
+                raise _endless(entry, target)
+    return True
+
+
+def _endless(entry: os.DirEntry[str], target: str) -> DataError:
+    return DataError(
+        f"The link {quoted(entry.path)} leads back to {target}, so that following it would never "
+        "end. Remove it."
+    )
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, int]:
+    try:
+        status = entry.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def names_in(folder: Path) -> list[str]:
-    """Sorted names of everything in a folder that is not hidden."""
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError as error:
-        raise DataError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    """Sorted names of everything in a folder that is neither hidden nor left by a program."""
+    return sorted(entry.name for entry in _entries(folder) if not _reason(entry))
 
 
-def listed(names: Sequence[str]) -> str:
-    """A few names for an error message, and how many more there are."""
-    shown = ", ".join(names[:LARGEST_LIST]) or "nothing"
-    more = len(names) - LARGEST_LIST
-    return f"{shown} and {more} more" if more > 0 else shown
+def render_skipped(skipped: Counter[tuple[str, str]]) -> str:
+    """`beside the class folders: .jpg 20; hidden: .jpg 1`, most frequent first."""
+    reasons = {reason: Counter[str]() for reason, _ in skipped}
+    for (reason, kind), count in skipped.items():
+        reasons[reason][kind] += count
+    return "; ".join(
+        f"{reason}: {shortened([f'{kind} {count}' for kind, count in kinds.most_common()])}"
+        for reason, kinds in sorted(reasons.items(), key=lambda one: -one[1].total())
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
 _USUAL_TAIL = 64
+_MOST_TIMES = 2  # Pillow warns at MAX_IMAGE_PIXELS, and refuses more than twice as many
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 # Markers that hold the size, ITU-T T.81 table B.1: SOF0 to SOF15 without DHT, JPG and DAC.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -25,6 +27,13 @@ class CutOffError(Exception):
     """
 
 
+class TooLargeError(Exception):
+    """An image of more pixels than Pillow decodes; DALI would decode it, and take gigabytes."""
+
+    def __init__(self) -> None:
+        super().__init__("its header claims more pixels than Pillow decodes; shrink it")
+
+
 def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
     """Height and width, pixels, not turned by an EXIF orientation.
 
@@ -33,17 +42,23 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
 
     Raises:
         CutOffError: it is a JPEG without an end.
+        TooLargeError: it has more pixels than Pillow decodes.
         Exception: the kind that Pillow raises; it is no image, or a damaged one.
     """
     data = encoded.data
     size = _jpeg_size(data) if data[:2] == _START_OF_IMAGE else None
     if size is not None:
+        if size[0] * size[1] > _MOST_TIMES * (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise TooLargeError
         return size
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format == "TIFF":  # Pillow has turned its size
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            return int(tags[_TIFF_HEIGHT]), int(tags[_TIFF_WIDTH])
-        return image.height, image.width
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format == "TIFF":  # Pillow has turned its size
+                tags = image.tag_v2  # type: ignore[attr-defined]
+                return int(tags[_TIFF_HEIGHT]), int(tags[_TIFF_WIDTH])
+            return image.height, image.width
+    except Image.DecompressionBombError:
+        raise TooLargeError from None
 
 
 def size_from_beginning(beginning: NDArray[np.uint8]) -> tuple[int, int] | None:

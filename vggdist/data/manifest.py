@@ -1,8 +1,8 @@
 """The images of one split as a list that cannot shift: numbers, labels, and where the bytes are.
 
-A label is the place of a class among the sorted names of the classes. An image lies in a file of
-its own below its class folder, or at an offset of a shard; the list is the same, so a training may
-change from one form to the other.
+A label is the place of a class in `Manifest.classes`. An image lies in a file of its own below its
+class folder, or at an offset of a shard; the list is the same, so a training may change from one
+form to the other.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vggdist.contents import UNKNOWN, ContentsDigest
+from vggdist.names import shown
 
 _VERSION = 1  # of the digest
 
@@ -83,7 +86,13 @@ class Contents:
     sizes: NDArray[np.int32]
     """(num_images, 2), width and height, pixels; 0 where no header could be read."""
     sha256: NDArray[np.uint8]
-    """(num_images, 32), of the encoded bytes."""
+    """(num_images, 32), of the encoded bytes; 0 where they were not read."""
+    times: NDArray[np.int64] | None = None
+    """(num_images,), when the image's file had last been changed as these bytes were first seen in
+    it, ns; -1: not known; none: of no image."""
+    file_times: NDArray[np.int64] | None = None
+    """(num_files,), when the images' files, or the shards, had last been changed as they were known
+    to hold this, ns; none: not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +104,9 @@ class Manifest:
     split: str
     """train or val; empty for class folders that belong to no split."""
     classes: tuple[str, ...]
-    """Names of the classes, sorted; a label is a place in this tuple."""
+    """Names of the classes; a label is a place in this tuple."""
     labels: NDArray[np.int64]
-    """(num_images,), the label of each image."""
+    """(num_images,), the label of each image, ascending."""
     names: Names = field(repr=False)
     """File names relative to the class folders."""
     resized: str = ""
@@ -109,6 +118,8 @@ class Manifest:
     quarantine: frozenset[int] = frozenset()
     """Images known to be unusable. They keep their numbers; training shows others in their place.
     """
+    contents: ContentsDigest = UNKNOWN
+    """What is in the files, as far as it has been looked at."""
     digest: str = field(init=False)
     """SHA-256 over classes, labels, names and `resized`: the same digest means the same images in
     the same order. It depends neither on where they are nor on whether they are packed.
@@ -152,8 +163,8 @@ class Manifest:
 
     def described(self, image: int) -> str:
         """Where an image is, for a message: its path, or its shard and its name."""
-        path = str(self.path(image))
-        return path if self.shards is None else f"{path} ({self.name(image)})"
+        path = shown(self.path(image))
+        return path if self.shards is None else f"{path} ({shown(self.name(image))})"
 
     def numbers(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Each name (class/file) with the number of its image, or with None if there is none."""
@@ -169,6 +180,27 @@ class Manifest:
                 if found < last and os.fsdecode(self.names[found]) == file:
                     number = found
             yield name, number
+
+    def with_classes(self, classes: tuple[str, ...]) -> Manifest:
+        """The same images, with labels by another order of the same classes."""
+        if classes == self.classes:
+            return self
+        label = {name: label for label, name in enumerate(classes)}
+        labels = np.array([label[name] for name in self.classes], dtype=np.int64)[self.labels]
+        order = np.argsort(labels, kind="stable")
+        shards = self.shards
+        if shards is not None:
+            shards = replace(shards, file=shards.file[order], offset=shards.offset[order])
+        names = self.names.unpack()
+        return replace(
+            self,
+            classes=classes,
+            labels=labels[order],
+            names=Names.pack(names[image] for image in order),
+            num_bytes=None if self.num_bytes is None else self.num_bytes[order],
+            shards=shards,
+            quarantine=frozenset(np.flatnonzero(np.isin(order, list(self.quarantine))).tolist()),
+        )
 
     def _encoded_name(self, image: int) -> bytes:
         return os.fsencode(self.classes[self.labels[image]]) + b"/" + self.names[image]
@@ -193,7 +225,7 @@ def from_classes(
     """The manifest of class folders whose files nobody has looked into.
 
     Args:
-        classes: each class with the names of its images, both sorted.
+        classes: each class, in the order of labels, with the sorted names of its images.
     """
     found, counts, packed = [], [], []
     for name, images in classes:

@@ -14,13 +14,14 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.contents import ContentsDigest
 from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards
 from vggdist.errors import DataError
 
@@ -28,8 +29,10 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "vggdist-manifest.npz"
 QUARANTINE_NAME = "vggdist-quarantine.json"
+CLASSES_NAME = "classes.txt"
 SPLITS = ("train", "val")
 _VERSION = 2
+_CONTENTS = tuple(field.name for field in fields(Contents))
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class Unusable:
     """As in the manifest, after the split if there is one: train/class/file."""
     reason: str
     """What is wrong with it."""
+
+
+def manifest_places(root: Path, fallback: Path | None = None) -> list[Path]:
+    """Where the manifest of a data set may lie: with its images, or in a run folder."""
+    return [root / MANIFEST_NAME] + ([fallback / MANIFEST_NAME] if fallback else [])
+
+
+def find_manifest(root: Path, fallback: Path | None = None) -> Path | None:
+    """Where the manifest of a data set is, if it has one."""
+    places = manifest_places(root, fallback)
+    return next((path for path in reversed(places) if path.is_file()), None)
 
 
 def save_manifest(
@@ -60,8 +74,11 @@ def save_manifest(
         split = manifest.split
         arrays |= {f"{split}_{name}": array for name, array in _arrays(manifest).items()}
         if contents is not None:
-            arrays[f"{split}_sizes"] = contents[split].sizes
-            arrays[f"{split}_sha256"] = contents[split].sha256
+            arrays |= {
+                f"{split}_{name}": array
+                for name, array in vars(contents[split]).items()
+                if array is not None
+            }
 
     def write(file: IO[bytes]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
@@ -80,7 +97,7 @@ def save_manifest(
 
 
 def load_manifest(path: Path, root: Path) -> Dataset:
-    """Reads the manifest of the data set in `root`, and the quarantine list beside its images.
+    """Reads the manifest of the data set in `root`, and its quarantine list.
 
     Raises:
         DataError: the file is damaged or of another version.
@@ -92,8 +109,7 @@ def load_manifest(path: Path, root: Path) -> Dataset:
             if manifest.digest != str(stored[f"{split}_digest"]):
                 raise ValueError("its checksum is wrong")
             splits.append(manifest)
-    listed = load_quarantine(root)
-    return Dataset(*(_with_quarantine(manifest, listed) for manifest in splits))
+    return Dataset(*(with_quarantine(manifest) for manifest in splits))
 
 
 def load_contents(path: Path, root: Path) -> dict[str, Contents] | None:
@@ -106,8 +122,20 @@ def load_contents(path: Path, root: Path) -> dict[str, Contents] | None:
         if f"{SPLITS[0]}_sha256" not in stored:
             return None
         return {
-            split: Contents(stored[f"{split}_sizes"], stored[f"{split}_sha256"]) for split in SPLITS
+            split: Contents(**{name: stored.get(f"{split}_{name}") for name in _CONTENTS})
+            for split in SPLITS
         }
+
+
+def write_classes(classes: Sequence[str], folder: Path) -> Path:
+    """Writes a line for each class, in the order of labels; returns the file.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    file = folder / CLASSES_NAME
+    file.write_bytes(os.fsencode("".join(f"{name}\n" for name in classes)))
+    return file
 
 
 def save_quarantine(root: Path, unusable: Sequence[Unusable]) -> Path:
@@ -144,6 +172,27 @@ def load_quarantine(root: Path) -> list[Unusable]:
         ) from error
 
 
+def with_quarantine(manifest: Manifest) -> Manifest:
+    """A split with what the quarantine list beside its folder says of it.
+
+    Raises:
+        DataError: as `load_quarantine`.
+    """
+    listed = load_quarantine(manifest.folder.parent)
+    prefix = f"{manifest.split}/"
+    names = [one.file.removeprefix(prefix) for one in listed if one.file.startswith(prefix)]
+    known = dict(manifest.numbers(names))
+    unknown = [name for name, number in known.items() if number is None]
+    if unknown:
+        logger.warning(
+            "%s names %d images that the data set does not have, such as %s.",
+            QUARANTINE_NAME,
+            len(unknown),
+            prefix + unknown[0],
+        )
+    return replace(manifest, quarantine=frozenset(n for n in known.values() if n is not None))
+
+
 def _arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "classes": _packed(manifest.classes),
@@ -151,6 +200,7 @@ def _arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
         "names": np.frombuffer(manifest.names.packed, dtype=np.uint8),
         "digest": np.array(manifest.digest),
         "resized": np.array(manifest.resized),
+        "contents": np.array(astuple(manifest.contents)),
     }
     if manifest.num_bytes is not None:
         arrays["num_bytes"] = manifest.num_bytes
@@ -182,22 +232,8 @@ def _manifest(folder: Path, split: str, stored: Mapping[str, NDArray[Any]]) -> M
         str(stored[f"{split}_resized"]),
         stored.get(f"{split}_num_bytes"),
         shards,
+        contents=ContentsDigest(*map(str, stored.get(f"{split}_contents", ()))),
     )
-
-
-def _with_quarantine(manifest: Manifest, listed: Sequence[Unusable]) -> Manifest:
-    prefix = f"{manifest.split}/"
-    names = [one.file.removeprefix(prefix) for one in listed if one.file.startswith(prefix)]
-    known = dict(manifest.numbers(names))
-    unknown = [name for name, number in known.items() if number is None]
-    if unknown:
-        logger.warning(
-            "%s names %d images that the data set does not have, such as %s.",
-            QUARANTINE_NAME,
-            len(unknown),
-            prefix + unknown[0],
-        )
-    return replace(manifest, quarantine=frozenset(n for n in known.values() if n is not None))
 
 
 def _packed(names: Sequence[str]) -> NDArray[np.uint8]:

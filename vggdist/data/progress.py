@@ -19,14 +19,20 @@ class Progress:
         done: how many were done before this start; they do not count for the rate.
         stream: where the line goes.
         unit: what they are.
+        is_usual: whether a pass is always told of; else one that was soon over is not.
     """
 
     def __init__(
-        self, total: int, done: int = 0, stream: TextIO | None = None, unit: str = "images"
+        self,
+        total: int,
+        done: int = 0,
+        stream: TextIO | None = None,
+        unit: str = "images",
+        is_usual: bool = True,
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
-        self._total, self._unit = total, unit
+        self._total, self._unit, self._is_told = total, unit, is_usual
         self._before = self._done = done
         self._started_at = self._shown_at = time.monotonic()
 
@@ -35,11 +41,13 @@ class Progress:
         self._done += count
         now = time.monotonic()
         if now - self._shown_at > (_SECONDS_LIVE if self._live else _SECONDS_LOGGED):
-            self._shown_at = now
+            self._shown_at, self._is_told = now, True
             self._show(now)
 
     def close(self) -> None:
         """Shows where it ended, and leaves the cursor on a new line."""
+        if not self._is_told:
+            return
         self._show(time.monotonic())
         if self._live:
             self._stream.write("\n")

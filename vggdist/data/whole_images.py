@@ -16,11 +16,10 @@ from torch import Tensor
 
 from vggdist.config import DataConfig, Triple
 from vggdist.data.batch import normalized
-from vggdist.data.dataset import find_manifest
 from vggdist.data.finish import SameShape
 from vggdist.data.loader import Loader
 from vggdist.data.manifest import Manifest
-from vggdist.data.manifest_file import load_contents
+from vggdist.data.manifest_file import find_manifest, load_contents
 from vggdist.data.pipeline import WholeFormat
 from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
 from vggdist.data.producer import READING_THREADS, BatchSamples, Producer, with_index

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vggdist.names import printable
+
 CELL, MARGIN, TEXT_HEIGHT = 128, 8, 40
 RIGHT, WRONG = (24, 128, 56), (200, 30, 40)
 
@@ -117,7 +119,8 @@ def _fit(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width: int,
 ) -> str:
-    """`text`, shortened to `width` pixels."""
+    """`text`, shortened to `width` pixels; a line break could not be measured."""
+    text = printable(text)
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.contents import UNKNOWN, ContentsDigest
 from vggdist.errors import WeightsError
 from vggdist.evaluation.posteriors import format_train_scale
 from vggdist.paths import quote, temporary_beside
@@ -50,6 +51,8 @@ class Recipe:
     """Of the network's arithmetic."""
     dataset: str
     """Name of the images' folder."""
+    contents: ContentsDigest = UNKNOWN
+    """What was in the images."""
 
     @property
     def trained(self) -> str:
@@ -207,4 +210,5 @@ def _parse(path: Path, header: str) -> Recipe:
     low_high = values["train_scale"]
     values["train_scale"] = None if low_high is None else (int(low_high[0]), int(low_high[1]))
     values["scales"] = tuple(map(int, values["scales"]))
+    values["contents"] = ContentsDigest.from_mapping(values.get("contents", {}))
     return Recipe(**values)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vggdist.contents import ContentsDigest
 from vggdist.errors import WeightsError
 from vggdist.evaluation.metrics import count_errors
 from vggdist.evaluation.posteriors import Posteriors, PosteriorsFile, Values, load_posteriors
@@ -39,11 +40,13 @@ class ImageSet:
     digest: str
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    contents: ContentsDigest
 
     @classmethod
     def of(cls, posteriors: Posteriors | PosteriorsFile, name: str) -> ImageSet:
         """The images of `posteriors`, without these."""
-        return cls(name, posteriors.source.images, posteriors.labels, posteriors.classes)
+        source = posteriors.source
+        return cls(name, source.images, posteriors.labels, posteriors.classes, source.contents)
 
     def require(self, other: ImageSet) -> None:
         """Posteriors of different images have no mean.
@@ -60,6 +63,8 @@ class ImageSet:
             difference = "images (the digests of their manifests differ)"
         elif not np.array_equal(self.labels, other.labels):
             difference = "labels"
+        elif self.contents.same_as(other.contents) is False:
+            difference = "images under the same names"
         else:
             return
         raise WeightsError(

@@ -19,6 +19,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.contents import UNKNOWN, ContentsDigest
 from vggdist.errors import WeightsError
 from vggdist.paths import quote, temporary_beside
 
@@ -50,6 +51,8 @@ class Source:
     """Of the network's arithmetic."""
     images: str
     """Digest of the manifest of the images."""
+    contents: ContentsDigest = field(default=UNKNOWN, compare=False)
+    """What was in them; whether two are the same is told by `ContentsDigest.same_as` alone."""
 
     @property
     def title(self) -> str:
@@ -217,6 +220,7 @@ def _parse_source(path: Path, header: str) -> Source:
         values["train_scale"] = (int(smallest), int(largest))
     if values["protocol"] not in PROTOCOLS:
         raise ValueError(f"protocol {values['protocol']!r} is none of {', '.join(PROTOCOLS)}")
+    values["contents"] = ContentsDigest.from_mapping(values.get("contents", {}))
     return Source(**values)
 
 

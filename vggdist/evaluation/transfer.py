@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.errors import ConfigError, DataError, WeightsError
-from vggdist.evaluation.features_file import Features, load_features
+from vggdist.evaluation.features_file import Features, Recipe, load_features
 from vggdist.paths import quote
+
+logger = logging.getLogger(__name__)
 
 CANDIDATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Values of C, the weight of the SVM's loss, among which the validation images choose."""
@@ -158,9 +161,31 @@ def stack(features: Sequence[Features], paths: Sequence[Path]) -> Features:
                 "their features cannot be stacked; compute both with the same `vggdist features "
                 "--data`."
             )
+        _require_same_contents(first.recipe, other.recipe, paths[0], path)
         columns.append(other.descriptors[order])
     descriptors = np.concatenate(columns, axis=1) / np.float32(len(columns) ** 0.5)
     return Features(descriptors, first.labels, first.files, first.classes)
+
+
+def _require_same_contents(
+    first: Recipe | None, other: Recipe | None, path: Path, other_path: Path
+) -> None:
+    """Refuses features of images that were replaced under their names."""
+    if first is None or other is None:
+        return
+    same = first.contents.same_as(other.contents)
+    if same is False:
+        raise WeightsError(
+            f"Between {path} and {other_path} images were replaced under their names, so their "
+            "features cannot be stacked; compute both anew with `vggdist features`."
+        )
+    if same is None:
+        logger.warning(
+            "Whether the images of %s and %s are the same under their names cannot be told; "
+            "`vggdist check` notes what is in them, and `vggdist features` then says so.",
+            path,
+            other_path,
+        )
 
 
 def draw_split(features: Features, seed: int, train_per_class: int, test_per_class: int) -> Split:

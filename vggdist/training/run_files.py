@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "data.hardware_decoder_share",
     "data.policy",
     "data.max_unusable",
+    "data.accept_changed",
     "data.local_folder",
     "model.initialize_from",
 )

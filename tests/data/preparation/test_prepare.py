@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.data.preparation.miniature import BROKEN, TRAIN_COUNTS, Miniature, build_miniature, tar
 from vggdist.data.dataset import open_dataset
-from vggdist.data.manifest_file import MANIFEST_NAME, load_contents
+from vggdist.data.manifest_file import MANIFEST_NAME, SPLITS, load_contents
 from vggdist.data.preparation import writers
 from vggdist.data.preparation.archives import ImageNetArchives
 from vggdist.data.preparation.journal import JOURNAL_NAME, Journal
@@ -70,12 +70,26 @@ def packing(form: str, **more: object) -> Packing:
 
 
 def content(root: Path) -> dict[str, str]:
-    """Every file below a folder, hidden ones included, and the hash of what is in it."""
+    """Every file below a folder, hidden ones included, and the hash of what is in it.
+
+    When the images were written does not count.
+    """
     return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(root)): hashlib.sha256(_content(path)).hexdigest()
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def _content(path: Path) -> bytes:
+    if path.name != MANIFEST_NAME:
+        return path.read_bytes()
+    with np.load(path) as stored:
+        parts = {name: array for name, array in stored.items() if not name.endswith("times")}
+    for split in SPLITS:
+        lengths, _, sha256 = parts[f"{split}_contents"]
+        parts[f"{split}_contents"] = np.array([lengths, sha256])
+    return repr([(name, array.shape, array.tobytes()) for name, array in parts.items()]).encode()
 
 
 @each_form
@@ -295,9 +309,19 @@ def test_another_request_for_the_same_folder_is_refused(
     assert content(out) == before
 
 
+def test_a_data_set_is_not_taken_for_that_of_images_that_were_replaced(tree, tmp_path):
+    prepare(FolderSource(tree), tmp_path / "out", packing("shards"))
+    os.utime(next((tree / "train").rglob("*.JPEG")))
+    assert prepare(FolderSource(tree), tmp_path / "out", packing("shards")).was_finished
+    one, other = sorted((tree / "train").rglob("*.JPEG"))[:2]
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=r"something else.*: images have changed under their names"):
+        prepare(FolderSource(tree), tmp_path / "out", packing("shards"))
+
+
 def test_a_folder_with_something_else_is_left_alone(tree, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"is not empty.*it has precious.txt.*nothing in it was"):
+    with pytest.raises(DataError, match=r"is not empty.*it has 'precious.txt'.*nothing in it was"):
         prepare(FolderSource(tree), tmp_path, packing("shards"))
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 

@@ -106,6 +106,10 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         ),
         "cut.webp": (webp[: len(webp) // 2], "Pillow does not decode it"),
         "bomb.png": (bomb(60_000), "its header claims more pixels than Pillow decodes"),
+        "bomb.jpg": (
+            jpeg[: frame + 5] + struct.pack(">HH", 14_000, 13_000) + jpeg[frame + 9 :],
+            "its header claims more pixels than Pillow decodes",
+        ),
         "gif.jpg": (encoded(image, "GIF"), "GIF is a format that DALI does not decode"),
         "ico.png": (encoded(image, "ICO"), "ICO is a format that DALI does not decode"),
         "1 bit.tiff": (encoded(image.convert("1"), "TIFF"), "DALI does not decode this TIFF (1)"),

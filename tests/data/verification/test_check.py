@@ -86,6 +86,20 @@ def test_every_accepted_image_goes_through_the_training_pipeline(odd_folder, odd
         assert sum(len(batch) for batch in batches) == 60 * 24
 
 
+def test_a_training_refuses_every_image_that_check_refuses(odd_folder, odd_result):
+    manifest = open_images(odd_folder)
+    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=512)
+    split = split_batch(BatchConfig(**{"global": 24}), 1)
+    plan = SamplePlan(manifest.num_images, data, 24, seed=5)
+    refused: set[str] = set()
+    with TrainingLoader(
+        manifest, plan, data, split, last_step=9, num_threads=2, max_bad=manifest.num_images
+    ) as batches:
+        for batch in batches:
+            refused |= {manifest.name(bad.image) for bad in batch.bad}
+    assert refused == reasons(odd_result).keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_only_the_file_that_ends_its_process_is_refused(tmp_path, jobs):
@@ -201,7 +215,7 @@ def test_a_set_that_is_not_the_one_of_its_manifest_is_refused(tmp_path):
     root = small_set(tmp_path)
     check(root, 1)
     (root / "train" / "cat" / "0.jpg").unlink()
-    with pytest.raises(DataError, match=r"In .*/train/cat, 0\.jpg is gone\."):
+    with pytest.raises(DataError, match=r"In .*/train/cat, '0\.jpg' is gone\."):
         check(root, 1)
 
 
@@ -240,7 +254,10 @@ def test_images_with_a_suffix_that_training_does_not_read_are_refused_by_name(tm
         "train/eel/e.gif": gif,
         "val/eel/e.gif": gif,
     }
-    assert result.left_out == {"": 1, ".mpg": 1, ".txt": 1}
+    assert result.left_out == {
+        "with another suffix": {".mpg": 1, ".txt": 1, "no suffix": 1},
+        "hidden": {".gif": 1},
+    }
     assert not (root / QUARANTINE_NAME).exists()  # a training does not list them anyway
 
 

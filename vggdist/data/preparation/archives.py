@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.folders import listed
+from vggdist.contents import UNKNOWN
 from vggdist.data.preparation.devkit import read_devkit
 from vggdist.data.preparation.sources import SourceImage
 from vggdist.errors import DataError
+from vggdist.names import shortened
 from vggdist.paths import quote
 
 EXPECTED = {"train": 1_281_167, "val": 50_000}
@@ -61,6 +62,7 @@ class ImageNetArchives:
     """
 
     resized = ""
+    contents = UNKNOWN  # their lengths and times stand in `identity`
 
     def __init__(self, train: Path, val: Path, devkit: Path) -> None:
         self._paths = {"train": train, "val": val, "devkit": devkit}
@@ -155,7 +157,7 @@ class ImageNetArchives:
             if wrong:
                 found.append(
                     f"{quote(self._paths[split])} holds other numbers of images than the devkit "
-                    f"says: {listed(wrong)}."
+                    f"says: {shortened(wrong)}."
                 )
         return found
 

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.config_file import flatten
-from vggdist.data.folders import listed
+from vggdist.contents import ContentsDigest
 from vggdist.data.manifest import Names
 from vggdist.errors import DataError
+from vggdist.names import listed
 from vggdist.paths import quote
 
 JOURNAL_NAME = ".vggdist-prepare"
@@ -174,7 +175,11 @@ def _check_same(request: Request, stored: Path, folder: Path) -> None:
         raise DataError(
             f"{quote(stored)} is damaged ({error}). Remove {quote(folder)} and start again."
         ) from error
-    differences = list(_differences(flatten(before), flatten(json.loads(_json(request)))))
+    now = json.loads(_json(request))
+    contents = [ContentsDigest.from_mapping(one.pop("contents", {})) for one in (before, now)]
+    differences = list(_differences(flatten(before), flatten(now)))
+    if contents[0].same_as(contents[1]) is False:
+        differences.append("images have changed under their names")
     if differences:
         raise DataError(
             f"{quote(folder)} was prepared from something else, or in another way: "

@@ -33,6 +33,7 @@ from vggdist.data.preparation.shards import shard_name
 from vggdist.data.preparation.sources import Source, SourceImage
 from vggdist.data.preparation.writers import Packing, Writer, writer_of
 from vggdist.data.progress import Progress
+from vggdist.data.survey import note_files
 from vggdist.errors import DataError
 from vggdist.paths import quote
 
@@ -81,7 +82,11 @@ def prepare(source: Source, out: str | Path, packing: Packing, strict: bool = Fa
     """
     out = Path(out).expanduser().absolute()
     try:
-        request = {"source": source.identity(), **packing.identity()}
+        request = {
+            "source": source.identity(),
+            "contents": source.contents.to_dict(),
+            **packing.identity(),
+        }
         was_finished = is_finished(out, request)
         if was_finished:
             _compare_counts(source, load_manifest(out / MANIFEST_NAME, out), strict)
@@ -185,7 +190,8 @@ def _finish(source: Source, out: Path, packing: Packing, journal: Journal, stric
     resized = "; ".join(str(step) for step in (source.resized, packing.resize) if step)
     manifests, contents = [], {}
     for split in SPLITS:
-        manifest, contents[split] = _listed(journal, out, split, source.classes, packing.form)
+        listed = _listed(journal, out, split, source.classes, packing.form)
+        manifest, contents[split] = note_files(*listed)
         manifests.append(replace(manifest, resized=resized))
     dataset = Dataset(*manifests)
     _compare_counts(source, dataset, strict)

@@ -6,6 +6,7 @@ out the first n. ImageNet's archives are a source of their own in `data/archives
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,8 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.dataset import open_dataset
+from vggdist.contents import ContentsDigest
+from vggdist.data.classes import require_several_classes
 from vggdist.data.manifest import Place
+from vggdist.data.survey import survey_dataset
+
+logger = logging.getLogger(__name__)
 
 
 class SourceImage(NamedTuple):
@@ -35,7 +40,7 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, sorted."""
+        """Names of the classes, in the order of labels."""
 
     @property
     def num_images(self) -> int:
@@ -44,6 +49,10 @@ class Source(Protocol):
     @property
     def resized(self) -> str:
         """How the images were resized before; empty: they were not."""
+
+    @property
+    def contents(self) -> ContentsDigest:
+        """What is in its images, as far as that is known before they are read."""
 
     def identity(self) -> dict[str, Any]:
         """What tells this source from another one; plain JSON values."""
@@ -75,7 +84,12 @@ class FolderSource:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self._dataset = open_dataset(root)
+        survey = survey_dataset(root)
+        for remark in survey.remarks:
+            logger.info("%s", remark)
+        self._dataset = survey.dataset
+        require_several_classes(self._dataset.train)
+        self.contents = ContentsDigest.joined(one.contents for one in survey.splits)
         self.classes = self._dataset.train.classes
         self.num_images = self._dataset.train.num_images + self._dataset.val.num_images
         self.resized = self._dataset.train.resized

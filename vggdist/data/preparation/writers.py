@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vggdist.data.manifest_file import SPLITS
+from vggdist.data.manifest_file import SPLITS, write_classes
 from vggdist.data.preparation.journal import Journal
 from vggdist.data.preparation.packing import PackedImage, Resize, pack_image
 from vggdist.data.preparation.shards import ShardWriter, sample_extension, shard_name
@@ -138,5 +138,5 @@ def writer_of(classes: tuple[str, ...], out: Path, packing: Packing, journal: Jo
         (out / split).mkdir(exist_ok=True)
     if packing.form == "folders":
         return FolderWriter(classes, out, packing.resize)
-    (out / "classes.txt").write_bytes(os.fsencode("".join(f"{name}\n" for name in classes)))
+    write_classes(classes, out)
     return ShardsWriter(out, packing, journal)

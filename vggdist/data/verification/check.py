@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -17,18 +17,29 @@ from pathlib import Path
 
 from PIL import Image
 
-from vggdist.data.dataset import find_manifest, open_dataset, open_images
-from vggdist.data.folders import IMAGE_SUFFIXES, existing_folder, list_images, names_in
+from vggdist.data.dataset import open_images
+from vggdist.data.folders import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIX,
+    Skipped,
+    class_folders,
+    existing_folder,
+    list_folder,
+    list_images,
+)
+from vggdist.data.known_contents import digest
 from vggdist.data.manifest import Dataset, Manifest, Place, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
     Unusable,
+    find_manifest,
     load_contents,
     save_manifest,
     save_quarantine,
 )
 from vggdist.data.progress import Progress
+from vggdist.data.survey import Survey, survey_dataset
 from vggdist.data.verification.examine import (
     DALI_FORMATS,
     Examined,
@@ -72,29 +83,24 @@ def check(
         DataError: there are no images, or not those that the manifest lists.
     """
     root = existing_folder(data)
-    dataset = _dataset(root)
-    manifests = [dataset.train, dataset.val] if dataset else [_images(root)]
     stored = find_manifest(root)
     before = (load_contents(stored, root) if stored else None) or {}
+    survey = None
+    if stored or all((root / split).is_dir() for split in SPLITS):
+        survey = survey_dataset(root)
+    manifests = survey.splits if survey else (_images(root),)
     found = [SplitFindings(one, root, before.get(one.split)) for one in manifests]
     _examine_all(found, jobs or len(os.sched_getaffinity(0)), examine, longest_seconds)
-    if dataset:
-        _save(dataset, found)
+    if survey:
+        _save(survey, found)
     return put_together(root, found, *_other_files(root, manifests))
-
-
-def _dataset(root: Path) -> Dataset | None:
-    stored = find_manifest(root) is not None
-    if stored or all((root / split).is_dir() for split in SPLITS):
-        return open_dataset(root, write=stored)  # with a manifest this only compares
-    return None
 
 
 def _images(root: Path) -> Manifest:
     """The images of a folder that is no data set; folders without images are no classes."""
     if (root / "train").is_dir() or any("/" not in name for name in list_images(root)):
         return open_images(root)
-    folders = [name for name in names_in(root) if (root / name).is_dir()]
+    folders, _ = class_folders(root)
     tree = {name: images for name in folders if (images := list_images(root / name))}
     if not tree:
         raise DataError(
@@ -125,20 +131,19 @@ def _numbered(found: Sequence[SplitFindings]) -> Iterator[tuple[SplitFindings, i
     return ((split, image) for split in found for image in range(split.manifest.num_images))
 
 
-def _save(dataset: Dataset, found: Sequence[SplitFindings]) -> None:
+def _save(survey: Survey, found: Sequence[SplitFindings]) -> None:
     """Writes manifest and quarantine list beside the images, if the folder lets us."""
-    root = dataset.root
-    train, val = (
-        # A shard's lengths say where its images are, so even those of damaged ones stay.
-        split.manifest
-        if split.manifest.shards
-        else replace(split.manifest, num_bytes=split.num_bytes)
-        for split in found
-    )
+    root = survey.dataset.root
+    manifests, contents = [], {}
+    for split in found:
+        manifest = split.manifest
+        noted = survey.contents[manifest.split]
+        known = replace(noted, sizes=split.contents.sizes, sha256=split.contents.sha256)
+        contents[manifest.split] = known
+        manifests.append(replace(manifest, contents=digest(manifest, known)))
     unusable = sorted(chain(*(split.unusable() for split in found)), key=lambda one: one.file)
-    contents = {split.manifest.split: split.contents for split in found}
     try:
-        save_manifest(Dataset(train, val), [root / MANIFEST_NAME], contents)
+        save_manifest(Dataset(*manifests), [root / MANIFEST_NAME], contents)
         save_quarantine(root, unusable)
     except (DataError, OSError) as error:
         logger.warning(
@@ -148,36 +153,40 @@ def _save(dataset: Dataset, found: Sequence[SplitFindings]) -> None:
         )
 
 
-def _other_files(root: Path, manifests: Sequence[Manifest]) -> tuple[list[Unusable], Counter[str]]:
-    """Files that training does not list: images that its suffixes exclude, and what is no image."""
+def _other_files(
+    root: Path, manifests: Sequence[Manifest]
+) -> tuple[list[Unusable], dict[str, Counter[str]]]:
+    """Files that training does not list: images that its suffixes exclude, and the others."""
     Image.init()
-    refused, left_out = [], Counter[str]()
-    # Shards hold what was packed into them, and nothing else.
-    folders = [one.folder for one in manifests if one.split and not one.shards]
-    for path in _files(folders if manifests[0].split else [root]):
-        file = os.path.relpath(path, root)
-        if file.lower().endswith(IMAGE_SUFFIXES):
-            continue
-        suffix = os.path.splitext(file)[1].lower()
+    refused, left_out = [], defaultdict[str, Counter[str]](Counter)
+    for one in _skipped(root, manifests):
+        suffix = os.path.splitext(one.name)[1].lower()
         kind = Image.registered_extensions().get(suffix)
-        if kind in DALI_FORMATS:
+        if one.reason == OTHER_SUFFIX and kind in DALI_FORMATS:
             reason = (
                 f"training does not look at files that end in {suffix}; convert it to JPEG or PNG"
             )
-            refused.append(Unusable(file, reason))
-        elif kind in Image.OPEN and kind not in _NO_PICTURES:
-            refused.append(Unusable(file, lacks_decoder(kind)))
+            refused.append(Unusable(one.name, reason))
+        elif one.reason == OTHER_SUFFIX and kind in Image.OPEN and kind not in _NO_PICTURES:
+            refused.append(Unusable(one.name, lacks_decoder(kind)))
         else:
-            left_out[suffix] += 1
+            left_out[one.reason][one.kind] += 1
     return refused, left_out
 
 
-def _files(folders: Sequence[Path]) -> Iterator[str]:
-    """Paths of the files in folders and below them that are not hidden."""
-    for start in (folder / name for folder in folders for name in names_in(folder)):
-        # As in training, links to class folders are followed, but none below.
-        if not start.is_dir():
-            yield str(start)
-        for folder, below, files in os.walk(start):
-            below[:] = [name for name in below if not name.startswith(".")]
-            yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+def _skipped(root: Path, manifests: Sequence[Manifest]) -> Iterator[Skipped]:
+    """What is not listed of the folders, with names relative to `root`."""
+    for manifest in manifests:
+        if manifest.shards:
+            continue  # they hold what was packed into them, and nothing else
+        if not manifest.split:
+            yield from list_folder(root).skipped
+            continue
+        classes, beside = class_folders(manifest.folder)
+        parts = chain(
+            [("", beside)],
+            ((f"{name}/", list_folder(manifest.folder / name).skipped) for name in classes),
+        )
+        for prefix, skipped in parts:
+            for one in skipped:
+                yield one._replace(name=f"{manifest.split}/{prefix}{one.name}")

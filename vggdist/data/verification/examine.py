@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import CutOffError, image_size
+from vggdist.data.header import CutOffError, TooLargeError, image_size
 from vggdist.data.manifest import Place
 from vggdist.data.reader import read_encoded
 from vggdist.data.unusable import reading_problem
@@ -145,7 +145,7 @@ def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> Examined:
     except UnidentifiedImageError:
         return seen._replace(reason="it is no image, or of a kind that Pillow does not decode")
     except Image.DecompressionBombError:
-        return seen._replace(reason="its header claims more pixels than Pillow decodes; shrink it")
+        return seen._replace(reason=str(TooLargeError()))
     except MemoryError:
         return seen._replace(reason="it does not fit into memory when it is decoded")
     except Exception as error:  # Pillow raises anything from SyntaxError to ZeroDivisionError

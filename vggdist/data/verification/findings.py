@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ class CheckResult:
     """Images that training can use."""
     quarantine: list[Unusable]
     """Those that it cannot, sorted by file."""
-    left_out: dict[str, int]
-    """Suffix -> files that training does not look at."""
+    left_out: dict[str, dict[str, int]]
+    """Reason -> suffix, or what else it is -> files and folders that training does not read."""
     splits: dict[str, dict[str, ClassCount]]
     """Split (empty: the data has none) -> class -> its images."""
     formats: dict[str, int]
@@ -197,7 +197,7 @@ def put_together(
     root: Path,
     found: Sequence[SplitFindings],
     refused: Sequence[Unusable],
-    left_out: Counter[str],
+    left_out: Mapping[str, Counter[str]],
 ) -> CheckResult:
     """The result for a folder.
 
@@ -205,7 +205,7 @@ def put_together(
         root: the folder.
         found: what is known of the images of each split; the training images first.
         refused: images that training does not list, by their suffix.
-        left_out: suffix -> other files.
+        left_out: reason -> kind -> what else it does not list.
     """
     images = [(split, int(image)) for split in found for image in split.accepted()]
     sizes = np.concatenate([split.contents.sizes[split.accepted()] for split in found])
@@ -226,7 +226,7 @@ def put_together(
         data=str(root),
         accepted=len(images),
         quarantine=sorted(quarantine, key=lambda one: one.file),
-        left_out=_by_count(left_out),
+        left_out={reason: _by_count(kinds) for reason, kinds in left_out.items()},
         splits=counts,
         formats=_by_count(sum((split.formats for split in found), Counter())),
         modes=_by_count(sum((split.modes for split in found), Counter())),

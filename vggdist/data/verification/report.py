@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vggdist.data.manifest_file import Unusable
 from vggdist.data.verification.findings import CROP_SIZE, TINY_CLASS, CheckResult, Spread
+from vggdist.names import printable
 from vggdist.paths import quote
 
 _MOST_FILES = 20  # quarantined files that are spelled out
@@ -31,7 +31,7 @@ def render_check(result: CheckResult, whole_list: Path | None) -> str:
     if result.quarantine:
         title = f"Quarantine, files that training cannot use: {len(result.quarantine)}"
         lines += ["", title, *_by_reason(result.quarantine, whole_list)]
-    return "\n".join(_printable(line) for line in lines) + "\n"
+    return "\n".join(printable(line) for line in lines) + "\n"
 
 
 def _counts(result: CheckResult) -> Iterator[str]:
@@ -54,8 +54,8 @@ def _contents(result: CheckResult) -> Iterator[str]:
             yield f"  {name:<14} {one.width} x {one.height} pixels, {one.file}"
     yield f"  below {CROP_SIZE}      {result.num_below_crop_size} images (shorter side, pixels)"
     yield f"  copies         {result.duplicates.num_same_label} in the same class and split"
-    if result.left_out:
-        yield f"  left out       {_listed_counts(result.left_out)} (files that are no images)"
+    for number, (reason, kinds) in enumerate(result.left_out.items()):
+        yield f"  {'' if number else 'not read':<14} {reason}: {_listed_counts(kinds)}"
 
 
 def _warnings(result: CheckResult) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _warnings(result: CheckResult) -> Iterator[str]:
         "Images in several classes of one split", [_group(group) for group in conflicting]
     )
     yield from _warning(f"Classes with fewer than {TINY_CLASS} training images", tiny)
-    yield from _warning("Files that have changed since the last check", result.changed)
+    yield from _warning("Files that have changed since they were last looked at", result.changed)
 
 
 def _warning(what: str, cases: Sequence[str]) -> Iterator[str]:
@@ -112,8 +112,3 @@ def _spread(spread: Spread) -> str:
 
 def _listed_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name or 'no suffix'} {count}" for name, count in counts.items()) or "none"
-
-
-def _printable(line: str) -> str:
-    """File names may hold bytes that are no UTF-8, which no terminal takes."""
-    return os.fsencode(line).decode("utf-8", "backslashreplace")

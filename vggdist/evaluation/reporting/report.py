@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from vggdist.contents import UNKNOWN
 from vggdist.errors import WeightsError
 from vggdist.evaluation.fusion import ErrorRates, ImageSet, errors_of_fusions
 from vggdist.evaluation.posteriors import Source, holds_posteriors, open_posteriors
 from vggdist.evaluation.reporting import paper
 from vggdist.evaluation.reporting.matching import Average, Line, Matcher, averages
+from vggdist.names import printable, shortened
 from vggdist.paths import quote
 
 
@@ -165,7 +166,7 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    return tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
+    return tuple(map(printable, names))
 
 
 def _notes(
@@ -181,6 +182,13 @@ def _notes(
         yield (
             f"The paper's errors are of {paper.NUM_VALIDATION_IMAGES:,} validation images, ours of "
             f"{num_images:,}."
+        )
+    unknown = [name for name, one in zip(names, sources, strict=True) if one.contents == UNKNOWN]
+    if unknown:
+        yield (
+            f"{shortened(unknown)}: written by a version that did not note what was in the images, "
+            "so that nobody can tell whether they have changed since; `vggdist evaluate` writes "
+            "such files anew."
         )
     for number, source in enumerate(sources):
         first = sources.index(source)

@@ -1,0 +1,552 @@
+"""Every error about images says what to do; here somebody does it, and the problem is gone."""
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggdist.config import BatchConfig, DataConfig, ModelConfig, split_batch
+from vggdist.config_file import load_config
+from vggdist.data import staging
+from vggdist.data.dataset import open_dataset, open_split
+from vggdist.data.loader import EvaluationLoader, TrainingLoader
+from vggdist.data.plan import SamplePlan
+from vggdist.data.preparation.digits import write_digits
+from vggdist.data.preparation.prepare import prepare
+from vggdist.data.preparation.shards import ShardWriter
+from vggdist.data.preparation.sources import FolderSource
+from vggdist.data.preparation.writers import Packing
+from vggdist.data.survey import survey_images
+from vggdist.data.verification.check import check
+from vggdist.distributed import process as world
+from vggdist.errors import DataError
+from vggdist.evaluate import Request, evaluate
+from vggdist.evaluation.features_file import Features, save_features
+from vggdist.evaluation.transfer import transfer
+from vggdist.model.initialization import build_initialized
+from vggdist.model.weights import Description, save_weights
+from vggdist.predict import Choice, Prediction, draw_sheet, expand
+from vggdist.training.checkpoint import Checkpoint
+from vggdist.training_data import open_training_data
+
+ROOT = Path(__file__).parents[1]
+MODEL = ModelConfig(configuration=(("3-8",),), num_classes=2, fc_width=8)
+
+Do = str | Callable[[], object]
+"""A command of the shell, or a function."""
+
+# The attempts. All work in the current folder, which holds `data` and weights of two classes.
+
+
+def train(root: str = "data", run: str = "run", *overrides: str) -> None:
+    """Opens the images as a training does that has a checkpoint in the folder `run`, if it has."""
+    settings = [f"data.root={root}", f"run.folder={run}", "model.num_classes=2", *overrides]
+    noted = Path(run, "digests")
+    before = eval(noted.read_text()) if noted.exists() else None
+    saved = None if before is None else Checkpoint(1, {}, {}, {"data": before})
+    with world.joined("cpu") as process:
+        data = open_training_data(load_config(None, settings), Path(run), process, saved)
+    Path(run).mkdir(exist_ok=True)
+    noted.write_text(repr(data.digests))
+
+
+def load(most_bad: int = 2) -> None:
+    """Takes a batch of every training image."""
+    images = open_dataset("data").train
+    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=32)
+    size = images.num_images
+    split, plan = split_batch(BatchConfig(**{"global": size}), 1), SamplePlan(size, data, size, 0)
+    with TrainingLoader(
+        images, plan, data, split, last_step=1, num_threads=1, max_bad=most_bad
+    ) as batches:
+        list(batches)
+
+
+def evaluate_in_training() -> None:
+    """Takes every validation image."""
+    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=32)
+    with EvaluationLoader(open_dataset("data").val, data, scale=32, batch_size=4) as batches:
+        list(batches)
+
+
+def pack(out: str, source: str = "data") -> None:
+    prepare(FolderSource(source), out, Packing("shards", shard_megabytes=0.001, jobs=1))
+
+
+def evaluate_it(root: str = "data") -> None:
+    overrides = ("device=cpu", "precision=fp32")
+    evaluate(Request("net.safetensors", root, out=Path("out"), scales=(32,), overrides=overrides))
+
+
+def check_it(threshold: float = 1.0, root: str = "data") -> None:
+    check(root, 1).require(threshold)
+
+
+def stage(folder: str) -> None:
+    staging.stage(open_dataset("packed"), Path(folder))
+
+
+def sheet(name: str) -> None:
+    file = Path("data/train/cat/0.png")
+    draw_sheet([Prediction(file, (Choice(0, "cat", 1.0),))], Path(name))
+
+
+def transfer_it(train_per_class: int) -> None:
+    transfer([Path("features.npz")], train_per_class, 1, 1)
+
+
+# How problems come about, and what somebody does.
+
+
+def kill_packing() -> None:
+    """A packing that ends in the middle."""
+    with pytest.MonkeyPatch.context() as patch:
+        calls = iter(range(100))
+        add = ShardWriter.add
+
+        def failing(*arguments: object) -> int:
+            if next(calls) == 3:
+                raise KeyboardInterrupt
+            return add(*arguments)  # type: ignore[arg-type]
+
+        patch.setattr(ShardWriter, "add", failing)
+        with pytest.raises(KeyboardInterrupt):
+            pack("packed")
+
+
+def damage_record() -> None:
+    kill_packing()
+    for part in Path("packed/.vggdist-prepare").glob("part-*"):
+        part.write_bytes(b"")
+
+
+def write_features(*counts: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    files = tuple(f"{label}/{number}.jpg" for number, label in enumerate(labels))
+    descriptors = np.random.default_rng(0).normal(size=(len(labels), 4)).astype(np.float32)
+    classes = tuple(map(str, range(len(counts))))
+    save_features(Path("features.npz"), Features(descriptors, labels, files, classes))
+
+
+def look_while_it_changes() -> None:
+    images = open_split("data", "val")
+    if Path("changing").exists():
+        Path("data/val/cat/0.png").rename("data/val/cat/renamed.png")
+    survey_images(images)
+
+
+BREAK = "echo broken > data/{0}/cat/0.png"
+BREAK_ALL = "for file in data/train/*/*; do echo broken > $file; done"
+MEND = "cp -r kept/. data/"
+CHECK = partial(check, "data", 1)
+
+CASES: dict[str, tuple[Do, Do, str, Do, Do | None]] = {
+    # What is wrong, what is tried, the advice, what is done, what is tried then if not the same.
+    "no such folder": (
+        "true",
+        partial(train, "nowhere"),
+        "set data.root to a folder with train/ and val/",
+        "true",
+        train,
+    ),
+    "a folder too high": (
+        "mkdir up; mv data up",
+        partial(train, "up"),
+        r"it has '(data)'.* Set data.root to such a folder",
+        "true",
+        partial(train, "up/data"),
+    ),
+    "no class folders": (
+        "mv data/val/cat/* data/val; rm -r data/val/*/",
+        train,
+        "put the images of each class into a folder of its own",
+        "cd data/val; mkdir cat dog; cp *.png dog; mv *.png cat",
+        None,
+    ),
+    "an empty class": (
+        "mkdir data/train/eel data/val/eel",
+        train,
+        r"no images in '(eel)'.* Fill the folder, or remove it",
+        "rm -r data/train/{0} data/val/{0}",
+        None,
+    ),
+    "a line break": (
+        "mv data/train/dog $'data/train/d\\nog'; mv data/val/dog $'data/val/d\\nog'",
+        train,
+        "Rename them",
+        "mv data/train/d?og data/train/dog; mv data/val/d?og data/val/dog",
+        None,
+    ),
+    "an endless link": (
+        "ln -s .. data/train/cat/up",
+        train,
+        r"The link '(\S+)' leads .* so that following it would never end\. Remove it",
+        "rm {0}",
+        None,
+    ),
+    "other classes": (
+        "mv data/val/dog data/val/wolf",
+        train,
+        r"only \S+ has '(dog)'; only \S+ has '(wolf)'.* Add, rename or remove these folders",
+        "mv data/val/{1} data/val/{0}",
+        None,
+    ),
+    "a single class": (
+        "mv data/train/dog .; rm -r data/val/dog",
+        train,
+        r"tells at least two classes apart\. .* into a folder beside it",
+        "mkdir data/train/dog data/val/dog; cp dog/* data/train/dog; cp dog/* data/val/dog",
+        None,
+    ),
+    "a folder too many": (
+        "for s in train val; do mkdir data/$s/a; mv data/$s/cat data/$s/dog data/$s/a; done",
+        train,
+        r"move them up.* deep: (mv (\S+)/train/.*)\.$",
+        "{0}; $(echo '{0}' | sed s,/train,/val,g | cut -d'&' -f1); rmdir data/val/a",
+        None,
+    ),
+    "unfinished": (
+        kill_packing,
+        partial(train, "packed"),
+        "Start the same `vggdist prepare` again",
+        partial(pack, "packed"),
+        None,
+    ),
+    "shards without their list": (
+        partial(pack, "packed"),
+        lambda: (Path("packed/vggdist-manifest.npz").unlink(missing_ok=True), train("packed")),
+        "Prepare the data set again",
+        lambda: (shutil.rmtree("packed"), pack("packed")),
+        partial(train, "packed"),
+    ),
+    "changing": (
+        "touch changing",
+        look_while_it_changes,
+        "Start again once they stay as they are",
+        "rm changing",
+        None,
+    ),
+    "a new image": (
+        lambda: (train(), Image.new("RGB", (40, 40)).save("data/train/cat/new.png")),
+        partial(train, "data", "run2"),
+        r"delete (\S+) to accept the images",
+        "rm {0}",
+        None,
+    ),
+    "a lost image": (
+        lambda: (train(), Path("data/train/cat/0.png").unlink()),
+        train,
+        "Undo the change",
+        MEND,
+        None,
+    ),
+    "replaced shards": (
+        lambda: (pack("packed"), pack("odd", "other"), do("cp odd/val/* packed/val/")),
+        partial(train, "packed"),
+        "prepare the shards again",
+        lambda: (shutil.rmtree("packed"), pack("packed")),
+        None,
+    ),
+    "a damaged quarantine": (
+        "echo '[]' > data/vggdist-quarantine.json",
+        train,
+        r"The quarantine list (\S+) cannot be read: .* or delete it and run `vggdist check` again",
+        "rm {0}",
+        None,
+    ),
+    "a damaged manifest": (
+        "echo nothing > data/vggdist-manifest.npz",
+        train,
+        r"The manifest (\S+) cannot be used: .* Delete it",
+        "rm {0}",
+        None,
+    ),
+    "a validation image in quarantine": (
+        lambda: (do(BREAK.format("val")), CHECK()),
+        train,
+        "Replace them with good copies and run `vggdist check` again",
+        lambda: (do(MEND), CHECK()),
+        None,
+    ),
+    "an image in quarantine to evaluate": (
+        lambda: (do(BREAK.format("val")), CHECK()),
+        evaluate_it,
+        "Replace them with good copies and run `vggdist check` again",
+        lambda: (do(MEND), CHECK()),
+        None,
+    ),
+    "images of another run": (
+        lambda: (train(), do("rm data/vggdist-manifest.npz data/train/cat/0.png")),
+        train,
+        "choose another run.folder",
+        "true",
+        partial(train, "data", "run2"),
+    ),
+    "replaced images": (
+        lambda: (train(), do("cp data/train/dog/0.png data/train/cat/0.png")),
+        train,
+        r"or set (\S+=\w+) to go on",
+        "true",
+        partial(train, "data", "run", "data.accept_changed=true"),
+    ),
+    "replaced images put back": (
+        lambda: (train(), do("cp data/train/dog/0.png data/train/cat/0.png")),
+        train,
+        "Put those of before back",
+        MEND,
+        None,
+    ),
+    "nothing usable": (
+        lambda: (open_dataset("data", write=True), do(BREAK_ALL)),
+        partial(load, 100),
+        r"No image in \S+ can be used. See whether the disk is well",
+        MEND,
+        None,
+    ),
+    "too many unusable": (
+        lambda: (open_dataset("data", write=True), do(BREAK_ALL)),
+        load,
+        "list all bad images with `vggdist check",
+        lambda: (CHECK(), do(MEND)),
+        None,
+    ),
+    "an unusable validation image": (
+        BREAK.format("val"),
+        evaluate_in_training,
+        r"The image (\S+) cannot be used: .* Replace it with a good copy",
+        MEND,
+        None,
+    ),
+    "a local folder that is a file": (
+        lambda: (pack("packed"), do("touch file")),
+        partial(stage, "file"),
+        "Name a folder on a disk of the node's own",
+        "true",
+        partial(stage, "local"),
+    ),
+    "nothing to check": (
+        "mkdir empty",
+        lambda: check_it(root="empty"),
+        "Name a folder with train/ and val/",
+        "true",
+        check_it,
+    ),
+    "too many in quarantine": (
+        BREAK.format("train"),
+        partial(check_it, 0.1),
+        "Replace them with good copies, or allow more",
+        MEND,
+        None,
+    ),
+    "no room for digits": (
+        "true",
+        partial(write_digits, "data"),
+        "Choose another folder, or remove this one",
+        "true",
+        partial(write_digits, "digits"),
+    ),
+    "a folder with something else": (
+        "mkdir packed; touch packed/precious",
+        partial(pack, "packed"),
+        "Choose another folder",
+        "true",
+        partial(pack, "packed2"),
+    ),
+    "a damaged record": (
+        damage_record,
+        partial(pack, "packed"),
+        r"Remove (\S+) and start again",
+        "rm -r {0}",
+        None,
+    ),
+    "a damaged request": (
+        lambda: (pack("packed"), Path("packed/.vggdist-prepared.json").write_text("{")),
+        partial(pack, "packed"),
+        r"is damaged .* Remove (\S+) and start again",
+        "rm -r {0}",
+        None,
+    ),
+    "prepared from others": (
+        partial(pack, "packed", "other"),
+        partial(pack, "packed"),
+        "choose another folder, or remove this one",
+        "rm -r packed",
+        None,
+    ),
+    "an image that vanishes": (
+        lambda: (train(), Path("data/train/cat/0.png").unlink()),
+        partial(pack, "packed"),
+        "Undo the change",
+        MEND,
+        None,
+    ),
+    "other classes than the network's": (
+        "for s in train val; do mv data/$s/dog data/$s/wolf; done",
+        evaluate_it,
+        r"has '(dog)'\..*Name the folders as in training",
+        "for s in train val; do mv data/$s/wolf data/$s/dog; done",
+        None,
+    ),
+    "more classes than the network's": (
+        "for s in train val; do cp -r data/$s/dog data/$s/wolf; done",
+        evaluate_it,
+        "evaluate it on images of the classes that it was trained on",
+        "rm -r data/*/wolf",
+        None,
+    ),
+    "nothing to predict": (
+        "mkdir empty",
+        partial(expand, [Path("empty")]),
+        "give images or a folder of them",
+        "true",
+        partial(expand, [Path("data")]),
+    ),
+    "a picture of no format": (
+        "true",
+        partial(sheet, "sheet.xyz"),
+        r"Name a file such as ([\w.]+)\.",
+        "true",
+        partial(sheet, "sheet.png"),
+    ),
+    "features of one class": (
+        partial(write_features, 9),
+        partial(transfer_it, 2),
+        "an SVM tells two or more apart",
+        partial(write_features, 9, 9),
+        None,
+    ),
+    "too few features": (
+        partial(write_features, 9, 9),
+        partial(transfer_it, 9),
+        "Lower --train-per-class",
+        "true",
+        partial(transfer_it, 8),
+    ),
+}
+
+
+def do(what: Do, *told: str) -> None:
+    """Does something in the current folder."""
+    if callable(what):
+        what()
+        return
+    command = what
+    for number, text in enumerate(told):
+        command = command.replace(f"{{{number}}}", text)
+    subprocess.run(["bash", "-c", command], check=True)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("advice")
+    generator = np.random.default_rng(0)
+    for root in ("data", "other"):
+        for split in ("train", "val"):
+            for name in ("cat", "dog"):
+                (folder / root / split / name).mkdir(parents=True)
+                for number in range(2):
+                    pixels = generator.integers(0, 256, (36, 40, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / root / split / name / f"{number}.png")
+    shutil.copytree(folder / "data", folder / "kept")
+    network = build_initialized(MODEL, 32, seed=1)
+    description = Description(MODEL, 32, (0, 0, 0), classes=("cat", "dog"))
+    save_weights(folder / "net.safetensors", network.state_dict(), description)
+    return folder
+
+
+SLOW = {
+    "a validation image in quarantine",
+    "an image in quarantine to evaluate",
+    "too many unusable",
+    "too many in quarantine",
+    "no room for digits",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES]
+)
+def test_who_follows_the_advice_does_not_meet_the_problem_again(
+    case: str, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(template, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    wrong, attempt, advice, remedy, then = CASES[case]
+    do(wrong)
+    with pytest.raises(DataError) as caught:
+        do(attempt)
+    message = str(caught.value)
+    told = re.search(advice, message, re.DOTALL)
+    assert told, f"no {advice!r} in: {message}"
+    do(remedy, *told.groups())
+    do(attempt if then is None else then)
+
+
+ELSEWHERE = {
+    "data/preparation/archives.py": "tests/data/preparation/test_archives.py",
+    "data/preparation/devkit.py": "tests/data/preparation/test_archives.py",
+    "data/verification/isolated.py": "a machine on which processes do not start",
+    "pretrain.py": "another node's message says it",
+}
+OF_THE_SYSTEM = (
+    " cannot be read: ",
+    "The data set's manifest cannot be written to ",
+    " cannot be copied to ",
+    ". Free space there, name another folder, or set ",
+    "Preparing ",
+    ". Wait for it, or choose another folder.",
+    "The source is not what it should be:",
+)
+"""In messages of what the system refuses, of two processes at once, and of ImageNet's archives."""
+
+
+def test_the_advice_of_every_error_about_images_is_followed_above() -> None:
+    advice = [pattern for _, _, pattern, _, _ in CASES.values()]
+    texts = {name: _texts(name) for name in _modules() if name not in ELSEWHERE}
+    missing = [
+        f"{name}, line {line}: {text}"
+        for name, errors in texts.items()
+        for line, text in errors
+        if not any(part in text for part in OF_THE_SYSTEM)
+        and not any(_is_part(pattern, text) for pattern in advice)
+    ]
+    assert missing == []
+
+
+def _modules() -> list[str]:
+    package = ROOT / "vggdist"
+    return sorted(str(file.relative_to(package)) for file in package.rglob("*.py"))
+
+
+def _texts(module: str) -> list[tuple[int, str]]:
+    """Line and text of each DataError of a module; what is put in stands as an empty string."""
+    tree = ast.parse((ROOT / "vggdist" / module).read_text(encoding="utf-8"))
+    return [
+        (
+            call.lineno,
+            "".join(_strings(call)),
+        )
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "DataError"
+    ]
+
+
+def _strings(node: ast.AST) -> Iterator[str]:
+    """The texts in a piece of code, in order."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for part in ast.iter_child_nodes(node):
+        yield from _strings(part)
+
+
+def _is_part(pattern: str, text: str) -> bool:
+    """Whether the longest piece of an advice that is no regular expression stands in a text."""
+    pieces = re.split(r"\(.*?\)|\\S\+|\.\*|\\", pattern)
+    return max(pieces, key=len).strip() in text

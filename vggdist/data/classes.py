@@ -1,0 +1,70 @@
+"""Whether class folders are what a training needs, and what to do where they are not."""
+
+from __future__ import annotations
+
+import shlex
+
+from vggdist.data.manifest import Manifest
+from vggdist.errors import DataError
+from vggdist.names import listed, quoted, said_of_twins, sentences
+
+
+def require_same_classes(train: Manifest, val: Manifest) -> None:
+    """Refuses splits with different class folders.
+
+    Raises:
+        DataError: which they are.
+    """
+    ours, theirs = set(train.classes), set(val.classes)
+    if ours == theirs:
+        return
+    differences = [
+        f"only {manifest.folder} has {listed(sorted(names))}"
+        for manifest, names in ((train, ours - theirs), (val, theirs - ours))
+        if names
+    ]
+    raise DataError(
+        sentences(
+            f"train/ and val/ have different class folders: {'; '.join(differences)}.",
+            said_of_twins(ours ^ theirs),
+            said_of_nesting(train) or said_of_nesting(val),
+            "A label is the place of a class among the folders, so both need the same ones. Add, "
+            "rename or remove these folders.",
+        )
+    )
+
+
+def require_several_classes(images: Manifest) -> None:
+    """Refuses a single class, since there is nothing to tell apart.
+
+    Raises:
+        DataError: what the class folder holds, and what to do about it.
+    """
+    if len(images.classes) > 1:
+        return
+    (name,), folder = images.classes, images.folder
+    hint = said_of_nesting(images) or (
+        f"It holds {images.num_images:,} images; put those of each further class into a folder "
+        "beside it."
+    )
+    raise DataError(
+        f"{folder} has a single class folder, {quoted(name)}, and a network tells at least two "
+        f"classes apart. {hint}"
+    )
+
+
+def said_of_nesting(images: Manifest) -> str:
+    """What to do if the classes lie one folder too deep; empty: some images lie in a class folder
+    itself."""
+    if images.names.packed.count(b"/") < images.num_images:
+        return ""
+    names = images.names.unpack()
+    if not all("/" in name for name in names):
+        return ""
+    below = sorted({name.partition("/")[0] for name in names})
+    example = shlex.quote(str(images.folder / images.classes[0]))
+    return (
+        f"All images lie in folders of the class folders: {listed(below)}. If these are the "
+        f"classes, move them up, here and wherever they lie too deep: mv {example}/* "
+        f"{shlex.quote(str(images.folder))} && rmdir {example}."
+    )

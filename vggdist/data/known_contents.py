@@ -1,0 +1,149 @@
+"""What is known of the contents of images' files, brought up to date with the disk.
+
+A file whose length and time of change are those that were noted is taken to hold what it held. Of
+any other, its SHA-256 decides, if that is known: `vggdist check` and `vggdist prepare` note it of
+all images, and small sets are hashed as soon as they are listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdist.contents import ContentsDigest
+from vggdist.data.manifest import Contents, Manifest
+from vggdist.data.progress import Progress
+from vggdist.data.reader import read_encoded
+
+HASHED_BYTES, HASHED_IMAGES = 2**30, 100_000
+"""A split of at most so many is hashed when it is listed: in seconds, and later a copy of it, or a
+file that was touched, is known to be the same."""
+
+_HASHING_THREADS = 16  # hides the latency of network file systems
+_IMAGES_PER_TASK = 64
+
+
+class Renewed(NamedTuple):
+    """What is known of a split's images now."""
+
+    manifest: Manifest
+    """With the images' lengths, and the digest of their contents."""
+    contents: Contents
+    changed: tuple[int, ...]
+    """Images that are not what they were when they were looked at before."""
+    is_news: bool
+    """Whether anything is known that was not known before."""
+
+
+def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64]) -> Renewed:
+    """Finds out which images have changed; reads no file that has not been touched.
+
+    Args:
+        manifest: the split, as it was stored or listed.
+        known: what was stored with it.
+        states: (num_files, 2), length and time of change of each image's file, or of the shards.
+    """
+    num_images, file_times = manifest.num_images, states[:, 1]
+    if known is None:
+        sizes, hashes = np.zeros((num_images, 2), np.int32), np.zeros((num_images, 32), np.uint8)
+        known = Contents(sizes, hashes)
+    if manifest.shards is None:
+        num_bytes, times = states[:, 0], file_times
+    else:
+        assert manifest.num_bytes is not None, "where an image ends is known with where it begins"
+        num_bytes, times = manifest.num_bytes, np.full(num_images, -1, np.int64)
+    had_hash, is_file = known.sha256.any(axis=1), num_bytes >= 0
+    is_small = num_images <= HASHED_IMAGES and num_bytes[is_file].sum() <= HASHED_BYTES
+    touched = _touched(manifest, known, num_bytes, file_times)
+    if known.file_times is None and is_small:
+        touched |= had_hash  # noted by a version that did not note times
+    to_hash = np.flatnonzero(np.where(had_hash, touched, is_file & is_small))
+    sha256 = known.sha256.copy()
+    sha256[to_hash] = _hashes(manifest, to_hash.tolist())
+    other_hash = (sha256 != known.sha256).any(axis=1)
+    # Where neither hash nor time was noted, nothing tells.
+    changed = touched & np.where(had_hash, other_hash, known.file_times is not None)
+    contents = Contents(
+        sizes=np.where(changed[:, None], np.int32(0), known.sizes),
+        sha256=sha256,
+        times=times if known.times is None else np.where(changed, times, known.times),
+        file_times=file_times,
+    )
+    renewed = replace(manifest, num_bytes=num_bytes)
+    renewed = replace(renewed, contents=digest(renewed, contents))
+    is_news = bool(touched.any() or other_hash.any()) or known.file_times is None
+    return Renewed(renewed, contents, tuple(np.flatnonzero(changed).tolist()), is_news)
+
+
+def digest(manifest: Manifest, contents: Contents) -> ContentsDigest:
+    """The digest of a split's contents; the order of its classes does not count.
+
+    Args:
+        manifest: the split, with its images' lengths.
+        contents: of all of its images.
+    """
+    assert manifest.num_bytes is not None
+    rank = np.empty(len(manifest.classes), np.int64)
+    rank[sorted(range(len(rank)), key=manifest.classes.__getitem__)] = np.arange(len(rank))
+    order = np.argsort(rank[manifest.labels], kind="stable")
+    is_file = manifest.num_bytes >= 0
+    times, sha256 = contents.times, contents.sha256
+    knows_times = times is not None and bool((times[is_file] >= 0).all())
+    knows_hashes = bool(sha256[manifest.num_bytes > 0].any(axis=1).all())
+    return ContentsDigest.of(
+        manifest.num_bytes[order],
+        times[order] if times is not None and knows_times else None,
+        sha256[order] if knows_hashes else None,
+    )
+
+
+def _touched(
+    manifest: Manifest,
+    known: Contents,
+    num_bytes: NDArray[np.int64],
+    file_times: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """(num_images,), whether an image's file is not as it was noted."""
+    touched = np.zeros(manifest.num_images, dtype=bool)
+    if manifest.num_bytes is not None:
+        touched |= manifest.num_bytes != num_bytes
+    if known.file_times is not None:
+        other = known.file_times != file_times
+        touched |= other if manifest.shards is None else other[manifest.shards.file]
+    return touched
+
+
+def _hashes(manifest: Manifest, images: Sequence[int]) -> NDArray[np.uint8]:
+    """(n, 32), SHA-256 of images; 0 where they cannot be read."""
+    found = np.zeros((len(images), 32), np.uint8)
+    with (
+        ThreadPoolExecutor(_HASHING_THREADS) as pool,
+        contextlib.closing(Progress(len(images), unit="hashes", is_usual=False)) as progress,
+    ):
+        done = 0
+        for hashes in pool.map(lambda some: _hash_some(manifest, some), _chunks(images)):
+            found[done : done + len(hashes)] = hashes
+            done += len(hashes)
+            progress.advance(len(hashes))
+    return found
+
+
+def _hash_some(manifest: Manifest, images: Sequence[int]) -> NDArray[np.uint8]:
+    found = np.zeros((len(images), 32), np.uint8)
+    for row, image in enumerate(images):
+        with contextlib.suppress(OSError, EOFError):
+            encoded = read_encoded(manifest.place(image))
+            found[row] = np.frombuffer(hashlib.sha256(encoded.data).digest(), np.uint8)
+    return found
+
+
+def _chunks(images: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(images), _IMAGES_PER_TASK):
+        yield images[first : first + _IMAGES_PER_TASK]

@@ -1,0 +1,317 @@
+"""A data set as it is on the disk: compared with its manifest, name by name and file by file.
+
+A class folder that is lost, added or renamed would silently change the labels of all later classes,
+so the list of images is written down once, and every later start compares the tree with it. What is
+in the files is noted with it, so that results of other images under the same names are told apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdist.data.classes import require_same_classes
+from vggdist.data.folders import Census, existing_folder, list_classes, names_in, render_skipped
+from vggdist.data.known_contents import digest, renew
+from vggdist.data.manifest import Contents, Dataset, Manifest, from_classes
+from vggdist.data.manifest_file import (
+    MANIFEST_NAME,
+    SPLITS,
+    find_manifest,
+    load_contents,
+    load_manifest,
+    manifest_places,
+    save_manifest,
+    with_quarantine,
+)
+from vggdist.data.preparation.journal import is_unfinished
+from vggdist.errors import DataError
+from vggdist.names import LARGEST_LIST, listed, quoted, said_of_twins
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Splits of a data set, compared with the disk; one rank does so."""
+
+    splits: tuple[Manifest, ...]
+    """With the digests of their contents."""
+    contents: Mapping[str, Contents]
+    """Split -> what is in its files."""
+    changed: tuple[str, ...]
+    """Images, split/class/file, that are not what they were when they were looked at before."""
+    remarks: tuple[str, ...]
+    """What a person should know, as sentences."""
+    is_news: bool
+    """Whether the stored manifest does not say all of this."""
+    places: tuple[Path, ...]
+    """Where the manifest may lie, the best place first."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """Both splits."""
+        train, val = self.splits
+        return Dataset(train, val)
+
+    def save(self) -> None:
+        """Writes the manifest, where it does not say all of this yet.
+
+        Raises:
+            DataError: there is none, and none can be written.
+        """
+        if not self.is_news:
+            return
+        try:
+            save_manifest(self.dataset, self.places, self.contents)
+        except DataError as error:
+            if not any(place.is_file() for place in self.places):
+                raise
+            logger.warning("What is new is not noted, and found out anew at each start: %s", error)
+
+
+class _Look(NamedTuple):
+    """A split as it was listed just now."""
+
+    manifest: Manifest
+    census: Census
+    states: NDArray[np.int64] | None
+    """Of the files; none where there are differences."""
+    differences: list[str]
+    """From the stored list, as sentences."""
+
+
+def survey_dataset(root: str | Path, fallback: Path | None = None) -> Survey:
+    """Looks at both splits; nothing is written.
+
+    Args:
+        root: the folder with train/ and val/.
+        fallback: where the manifest may lie as well, and then goes before that in `root`.
+
+    Raises:
+        DataError: there is no such data set, or it is not the one that its manifest lists.
+    """
+    root = dataset_folder(root)
+    stored = find_manifest(root, fallback)
+    if stored is not None:
+        dataset = load_manifest(stored, root)
+        looks = [_compare(manifest) for manifest in (dataset.train, dataset.val)]
+    else:
+        looks = [_list(root / split, split) for split in SPLITS]
+        require_same_classes(*(look.manifest for look in looks))
+    return _put_together(looks, root, stored, manifest_places(root, fallback))
+
+
+def survey_images(images: Manifest) -> Survey:
+    """Looks again at images that were opened; nothing is written.
+
+    Raises:
+        DataError: others are there.
+    """
+    root = images.folder.parent if images.split else images.folder
+    stored = find_manifest(root) if images.split else None
+    return _put_together([_compare(images)], root, stored, manifest_places(root))
+
+
+def note_files(manifest: Manifest, contents: Contents) -> tuple[Manifest, Contents]:
+    """A split that was written just now, with the times of its files.
+
+    Raises:
+        DataError: something else lies there.
+    """
+    look = _compare(manifest)
+    if look.states is None:
+        raise _other_images(manifest.folder.parent, None, manifest, look.differences)
+    file_times = look.states[:, 1]
+    times = file_times if manifest.shards is None else np.full(manifest.num_images, -1, np.int64)
+    contents = replace(contents, times=times, file_times=file_times)
+    return replace(manifest, contents=digest(manifest, contents)), contents
+
+
+def dataset_folder(root: str | Path) -> Path:
+    """`root` as an absolute path.
+
+    Raises:
+        DataError: it has no train/ and val/, or is still being prepared.
+    """
+    root = existing_folder(root)
+    if is_unfinished(root):
+        raise DataError(
+            f"{root} holds a data set that is not finished yet. Start the same `vggdist prepare` "
+            "again, which goes on where it stopped."
+        )
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            raise DataError(
+                f"{root} has no folder {split}/ (it has {listed(names_in(root))}); a data set is "
+                "a folder with train/ and val/, each with one folder of images per class. Set "
+                "data.root to such a folder."
+            )
+    return root
+
+
+def list_split(folder: Path, split: str, census: Census | None = None) -> Manifest:
+    """The images of a split that has no manifest.
+
+    Args:
+        folder: with class folders.
+        split: what it is called.
+        census: as in `list_classes`.
+
+    Raises:
+        DataError: as `list_classes`; or there are shards.
+    """
+    shards = [name for name in names_in(folder) if name.endswith(".tar")]
+    if shards:
+        raise DataError(
+            f"{folder} holds {listed(shards)}, but {folder.parent / MANIFEST_NAME}, which tells "
+            "where in them the images are, is missing. Prepare the data set again."
+        )
+    return with_quarantine(from_classes(folder, split, list_classes(folder, census)))
+
+
+def _put_together(
+    looks: Sequence[_Look], root: Path, stored: Path | None, places: Sequence[Path]
+) -> Survey:
+    if differences := [one for look in looks for one in look.differences]:
+        raise _other_images(root, stored, looks[0].manifest, differences)
+    known = (load_contents(stored, root) if stored is not None else None) or {}
+    renewed = []
+    for look in looks:
+        assert look.states is not None
+        renewed.append(renew(look.manifest, known.get(look.manifest.split), look.states))
+    changed = [
+        f"{one.manifest.split}/{one.manifest.name(image)}".removeprefix("/")
+        for one in renewed
+        for image in one.changed
+    ]
+    if changed and looks[0].manifest.shards is not None:
+        damage = [f"{quoted(name)} is not the image that was packed." for name in changed]
+        raise _other_images(root, stored, looks[0].manifest, damage)
+    remarks = list(_remarks(looks))
+    if stored is not None and not all(
+        look.manifest.split in known and known[look.manifest.split].file_times is not None
+        for look in looks
+    ):
+        remarks.append(
+            f"{stored} was written by a version that did not note what is in the images' files; "
+            "they are taken as they are now."
+        )
+    if changed:
+        remarks.append(
+            f"{len(changed):,} images are not what they were when {stored} was written: "
+            f"{listed(changed)}."
+        )
+    return Survey(
+        splits=tuple(one.manifest for one in renewed),
+        contents={one.manifest.split: one.contents for one in renewed},
+        changed=tuple(changed),
+        remarks=tuple(remarks),
+        is_news=stored is None or any(one.is_news for one in renewed),
+        places=tuple(places),
+    )
+
+
+def _remarks(looks: Sequence[_Look]) -> Iterator[str]:
+    for look in looks:
+        folder, skipped = look.manifest.folder, look.census.skipped
+        if skipped:
+            yield f"not read in {folder}: {render_skipped(skipped)}"
+        if said := said_of_twins(look.manifest.classes):
+            yield f"In {folder}, {said}"
+
+
+def _list(folder: Path, split: str) -> _Look:
+    census = Census()
+    manifest = list_split(folder, split, census)
+    return _Look(manifest, census, census.states_of(manifest.classes), [])
+
+
+def _compare(manifest: Manifest) -> _Look:
+    """A split beside the disk."""
+    census = Census()
+    if manifest.shards is not None:
+        return _Look(manifest, census, *_compare_shards(manifest))
+    differences = _compare_tree(manifest, census)
+    states = None if differences else census.states_of(manifest.classes)
+    return _Look(manifest, census, states, differences)
+
+
+def _compare_shards(manifest: Manifest) -> tuple[NDArray[np.int64] | None, list[str]]:
+    assert manifest.shards is not None
+    states, differences = [], []
+    for name, size in zip(manifest.shards.files, manifest.shards.sizes, strict=True):
+        try:
+            now = os.stat(manifest.folder / name)
+        except OSError as error:
+            differences.append(f"{manifest.folder / name}: {error.strerror}.")
+            continue
+        states.append((now.st_size, now.st_mtime_ns))
+        if now.st_size != size:
+            differences.append(f"{manifest.folder / name} has {now.st_size} bytes, not {size}.")
+    return (None if differences else np.array(states, np.int64)), differences
+
+
+def _compare_tree(manifest: Manifest, census: Census) -> list[str]:
+    folder, names = manifest.folder, manifest.names
+    ends = np.searchsorted(manifest.labels, np.arange(len(manifest.classes)), side="right")
+    listed_in = dict(zip(manifest.classes, pairwise([0, *ends.tolist()]), strict=True))
+    new, files = [], []
+    for name, now in list_classes(folder, census):
+        if name not in listed_in:
+            new.append(name)
+            continue
+        before = names.unpack(*listed_in.pop(name))
+        if now != before:
+            files += _file_differences(folder / name, set(before), set(now))
+    gone = [
+        name
+        for name, (first, last) in listed_in.items()
+        if first < last  # a class without images, which a prepared data set may have, has none
+    ]
+    differences = [f"In {folder}, the class folder {quoted(name)} is gone." for name in gone]
+    differences += [f"In {folder}, the class folder {quoted(name)} is new." for name in new]
+    if said := said_of_twins({*gone, *new}):
+        differences.append(said)
+    return differences + files
+
+
+def _file_differences(folder: Path, before: set[str], now: set[str]) -> list[str]:
+    differences = [
+        f"In {folder}, {listed(sorted(names))} {'is' if len(names) == 1 else 'are'} {state}."
+        for names, state in ((before - now, "gone"), (now - before, "new"))
+        if names
+    ]
+    said = said_of_twins(before ^ now)
+    return [*differences, said] if said else differences
+
+
+def _other_images(
+    root: Path, stored: Path | None, manifest: Manifest, differences: Sequence[str]
+) -> DataError:
+    if stored is None:
+        return DataError(
+            f"While the images in {root} were listed, they changed: {differences[0]} Start again "
+            "once they stay as they are."
+        )
+    lines = [f"  {difference}" for difference in differences[:LARGEST_LIST]]
+    if len(differences) > LARGEST_LIST:
+        lines.append(f"  There are {len(differences) - LARGEST_LIST} more differences.")
+    listing = "\n".join(lines)
+    remedy = (
+        f"delete {stored} to accept the images as they are now"
+        if manifest.shards is None
+        else "prepare the shards again"
+    )
+    return DataError(
+        f"The images in {root} are not those that {stored} lists:\n{listing}\nThe manifest keeps "
+        f"labels and the order of images from changing unnoticed. Undo the change, or {remedy}."
+    )

@@ -1,0 +1,183 @@
+"""The data set of a training: looked at before anything is written, and refused where it is not
+what the training needs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vggdist.config import Config
+from vggdist.contents import ContentsDigest
+from vggdist.data.classes import require_several_classes, said_of_nesting
+from vggdist.data.dataset import open_dataset
+from vggdist.data.manifest import Dataset
+from vggdist.data.manifest_file import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SPLITS,
+    write_classes,
+)
+from vggdist.data.survey import Survey, survey_dataset
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
+from vggdist.errors import ConfigError, DataError
+from vggdist.names import listed, said_of_labels, sentences, shown
+from vggdist.paths import quote
+from vggdist.rank import on_main
+from vggdist.training import run_folder
+from vggdist.training.checkpoint import Checkpoint
+from vggdist.training.stop import StopSignal
+
+logger = logging.getLogger("vggdist")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training is trained on."""
+
+    dataset: Dataset
+    digests: dict[str, str]
+    """Of the lists of images and of what is in them; kept with every checkpoint."""
+    remarks: tuple[str, ...]
+    """What a person should know, as sentences; on the main rank."""
+
+
+def open_training_data(
+    config: Config, folder: Path, process: Process, saved: Checkpoint | None, stop: StopSignal
+) -> TrainingData:
+    """Opens the data set on all ranks; only the main one looks at the files.
+
+    Args:
+        config: of the training.
+        folder: the run folder, for the manifest of images whose folder cannot be written.
+        saved: what is continued, if anything is.
+        stop: ends the main rank's look at the files.
+
+    Raises:
+        DataError: the images are not what the training needs, or not what it was begun with.
+        ConfigError: the configuration is for others.
+    """
+    if config.data.root is None:
+        raise ConfigError(
+            "data.root is not set; give the folder that holds train/ and val/, each with one "
+            "folder of images per class: data.root=/path/to/images."
+        )
+    root = config.data.root
+    survey = on_main(process, partial(stop.run, partial(_survey, config, root, folder, saved)))
+    digests = world.gather(_digests(survey) if survey else {})[0]
+    dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
+    return TrainingData(dataset, digests, survey.remarks if survey else ())
+
+
+@contextlib.contextmanager
+def taken_back(config: Config, folder: Path) -> Iterator[contextlib.ExitStack]:
+    """Removes the manifest and the run folder that a start has made, if it fails.
+
+    What is yielded is to be emptied, by `pop_all`, once the training begins.
+    """
+    new = [folder]
+    if config.data.root is not None:
+        new.append(Path(config.data.root) / MANIFEST_NAME)
+    new = [path for path in new if not path.exists()]
+    with contextlib.ExitStack() as undoing:
+        undoing.callback(_remove, new)
+        yield undoing
+        undoing.pop_all()
+
+
+def announce_data(data: TrainingData, folder: Path) -> None:
+    """Says what a person should know of the images, and writes the classes into the run folder."""
+    for remark in data.remarks:
+        logger.info("%s", remark)
+    file = write_classes(data.dataset.train.classes, folder)
+    logger.info("%s", said_of_labels(data.dataset.train.classes, file))
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not run_folder.has_training(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _survey(config: Config, root: str, folder: Path, saved: Checkpoint | None) -> Survey:
+    """Looks at the data set, objects to it, and notes it, in this order."""
+    survey = survey_dataset(root, fallback=folder)
+    _require_usable(config, survey.dataset)
+    if saved is not None:
+        _require_same(config, survey, saved.state["data"])
+    survey.save()
+    return survey
+
+
+def _require_usable(config: Config, dataset: Dataset) -> None:
+    assert config.data.root is not None
+    root = config.data.root
+    require_several_classes(dataset.train)
+    num_classes = len(dataset.train.classes)
+    if num_classes != config.model.num_classes:
+        raise ConfigError(
+            sentences(
+                f"model.num_classes is {config.model.num_classes}, but {quote(root)} has "
+                f"{num_classes} classes; set model.num_classes={num_classes}.",
+                said_of_nesting(dataset.train),
+            )
+        )
+    if dataset.val.quarantine:
+        one = shown(dataset.val.name(min(dataset.val.quarantine)))
+        raise DataError(
+            f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
+            f"images, such as {one}. An evaluation counts every image, so each must be usable. Replace "
+            "them with good copies and run `vggdist check` again, or remove them and the manifest."
+        )
+
+
+def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:
+    """Refuses other images than those that a run was trained on until now."""
+    now, root = _digests(survey), quote(survey.dataset.root)
+    if any(before[split] != now[split] for split in SPLITS):
+        raise DataError(
+            f"the images in {root} are not those that this run was trained on until now (its "
+            "checkpoint has other manifests). Point data.root to those, or choose another "
+            "run.folder."
+        )
+    same = {
+        split: manifest.contents.same_as(ContentsDigest.from_mapping(before, f"{split}_"))
+        for split, manifest in zip(SPLITS, survey.splits, strict=True)
+    }
+    if False in same.values():
+        named = f", such as {listed(survey.changed)}" if survey.changed else ""
+        if not config.data.accept_changed:
+            raise DataError(
+                f"Images in {root} were replaced under their names since this run was trained on "
+                f"them{named}. Put those of before back, choose another run.folder, or set "
+                "data.accept_changed=true to go on with these."
+            )
+        logger.warning(
+            "Images were replaced under their names since the checkpoint was written%s; "
+            "data.accept_changed lets the training go on with these.",
+            named,
+        )
+    elif None in same.values():
+        logger.warning(
+            "Whether the images in %s are still those that this run was trained on cannot be told: "
+            "%s.",
+            root,
+            "their names and lengths are, but not their times"
+            if f"{SPLITS[0]}_lengths" in before
+            else "its checkpoint was written by a version that did not note what is in them",
+        )
+
+
+def _digests(survey: Survey) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for manifest in survey.splits:
+        digests[manifest.split] = manifest.digest
+        digests |= manifest.contents.to_dict(f"{manifest.split}_")
+    return digests
