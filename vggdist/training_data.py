@@ -133,8 +133,9 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
         one = shown(dataset.val.name(min(dataset.val.quarantine)))
         raise DataError(
             f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
-            f"images, such as {one}. An evaluation counts every image, so each must be usable. Replace "
-            "them with good copies and run `vggdist check` again, or remove them and the manifest."
+            f"images, such as {one}. An evaluation counts every image, so each must be usable. "
+            "Replace them with good copies and run `vggdist check` again, or remove them and the "
+            "manifest."
         )
 
 

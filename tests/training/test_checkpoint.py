@@ -180,7 +180,7 @@ def test_the_damage_is_named(tmp_path: Path, damage: Damage, message: str) -> No
         ("", "JSONDecodeError: "),
         ("[]", "TypeError: "),
         ("{}", "KeyError: "),
-        ('{"format": 1, "files": {}}', "its format is 1, this version reads 2."),
+        ('{"format": 3, "files": {}}', "its format is 3, this version reads up to 2."),
         ('{"format": 2, "files": []}', "AttributeError: "),
         (
             '{"format": 2, "files": {}}',

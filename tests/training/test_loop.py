@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ def plateaus(process: Process, folder: Path) -> list[str]:
     )
     assert one.train()
     write_result(one.training, folder)
+    newest = checkpoint.newest(folder / "checkpoints")
+    assert newest is not None
+    saved, state = checkpoint.load(newest), one.training.schedule.state()
+    # As format 1 has it, which this version still reads.
+    of_before = {**saved.state, "schedule": {"errors": state["errors"]}}
+    del of_before["evaluated_step"]
+    one.training.load(replace(saved, state=of_before))
+    assert one.training.schedule.state() == state
+    assert one.training.evaluated_step == saved.step
     return logged.about("learning rate")
 
 

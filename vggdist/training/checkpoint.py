@@ -29,6 +29,8 @@ from vggdist.paths import quote
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
+_READABLE = (1, FORMAT)
+"""1 does not say after which steps the evaluations were made; the training works that out."""
 WEIGHTS, MOMENTUM, STATE, MANIFEST = (
     "weights.safetensors",
     "momentum.safetensors",
@@ -149,8 +151,8 @@ def verify(path: Path) -> str | None:
     """None where every file of the checkpoint is as it was written, else what is wrong."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, this version reads {FORMAT}."
+        if manifest["format"] not in _READABLE:
+            return f"its format is {manifest['format']}, this version reads up to {FORMAT}."
         for name, written in manifest["files"].items():
             size = (path / name).stat().st_size
             if size != written["bytes"]:

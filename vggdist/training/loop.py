@@ -170,12 +170,16 @@ class Training:
         state = saved.state
         self.engine.load(saved.weights, saved.momentum, state["scaler"])
         self._agreement = Agreement(self.engine)
-        self.schedule.load(state["schedule"])
+        of_schedule = state["schedule"]
+        # Checkpoints of format 1 evaluated first, and do not say after which steps.
+        rhythm = range(1, len(of_schedule["errors"]) + 1)
+        steps = [number * self._evaluation_interval for number in rhythm]
+        self.schedule.load({"steps": steps, **of_schedule})
         self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
         self._num_decreases_told = len(self.schedule.decreases(self.step))
         self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
-        self.evaluated_step = state["evaluated_step"]
+        self.evaluated_step = state.get("evaluated_step", saved.step)
         if self.process.is_main:
             self.meter.sums.copy_(self.meter.sums.new_tensor(state["meter"]))
         self.elapsed_seconds = state["elapsed_seconds"]
