@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.header import CutOffError, image_size, size_from_beginning
+from vggdist.data.header import DamagedError, image_size, size_from_beginning
 from vggdist.data.manifest import Manifest, Place
 from vggdist.data.unusable import decoding_problem, reading_problem
 
@@ -128,7 +128,7 @@ class ReadAhead:
             return reading_problem(error)
         try:
             return EncodedImage(encoded, *image_size(encoded))
-        except CutOffError as error:
+        except DamagedError as error:
             return str(error)
         except Exception:  # Pillow raises anything
             return decoding_problem(encoded)

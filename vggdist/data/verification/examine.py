@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import CutOffError, image_size
+from vggdist.data.header import DamagedError, image_size
 from vggdist.data.manifest import Place
 from vggdist.data.reader import read_encoded
 from vggdist.data.unusable import reading_problem
@@ -62,7 +62,7 @@ def examine_image(place: Place) -> Examined:
     if not seen.reason:
         try:
             image_size(encoded)
-        except CutOffError as error:
+        except DamagedError as error:
             return seen._replace(reason=str(error))
     if not seen.reason and _window_probe().problem(encoded) is not None:
         return seen._replace(
