@@ -36,6 +36,7 @@ Finished = TypeVar("Finished")
 # issues 278 and 5087).
 _LARGEST_WIDTH, _LARGEST_HEIGHT = 5980, 6430
 _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,9 @@ class ImagePipeline(Generic[Finished]):
         self._format = image_format
         self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
         self._feed_failed = False  # no fault of DALI's, then
-        self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
+        self._pipe = _build(
+            self._feed(work), batch_size, image_format, num_threads, image_format.device
+        )
         self._finish = image_format.finisher()
 
     def __enter__(self) -> Self:
@@ -174,12 +177,17 @@ class ImagePipeline(Generic[Finished]):
         return self
 
     def __next__(self) -> tuple[Work, Finished]:
+        failure = None
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
             if self._feed_failed:
                 raise
-            raise UndecodableError(self._undecodable()) from error
+            # The frames of its traceback would keep the dead pipeline, and that the GPU's memory.
+            failure = error.with_traceback(None)
+        if failure is not None:
+            self.close()
+            raise UndecodableError(self._undecodable()) from failure
         work, _ = self._ahead.popleft()
         finished = self._finish(output, work)
         if self._format.device.type == "cuda":
@@ -207,11 +215,21 @@ class ImagePipeline(Generic[Finished]):
             for work, _ in self._ahead
             for i in range(len(work.images))
         ]
+        # A GPU decodes what a CPU does, but for bugs, and is asked only if the CPU sees nothing.
+        for device in dict.fromkeys((_CPU, self._format.device)):
+            if bad := self._fail_alone(pending, device):
+                return bad
+        return {}
+
+    def _fail_alone(
+        self, pending: list[tuple[int, Work]], device: torch.device
+    ) -> dict[int, NDArray[np.uint8]]:
+        """Those of some images that a device does not decode."""
         bad = {}
         while pending:
             # One graph for as many as go well: on a GPU each takes memory and time.
             alone = [self._format.inputs(work) for _, work in pending]
-            pipe = _build(iter(alone), 1, self._format, 1, ahead=False)
+            pipe = _build(iter(alone), 1, self._format, 1, device, ahead=False)
             done = 0
             try:
                 while done < len(pending):
@@ -222,6 +240,7 @@ class ImagePipeline(Generic[Finished]):
                 bad[number] = work.images[0].encoded
                 done += 1
             pending = pending[done:]
+            del pipe  # before the next one takes memory
         return bad
 
 
@@ -242,16 +261,17 @@ def _build(
     batch_size: int,
     image_format: ImageFormat[Any],
     num_threads: int,
+    device: torch.device,
     ahead: bool = True,
 ) -> Any:
     """A pipeline; if not `ahead`, it begins nothing before it is asked for it."""
-    gpu = image_format.device.type == "cuda"
+    gpu = device.type == "cuda"
     pipe = dali.pipeline_def(image_format.graph())(
         inputs,
         image_format.hardware_decoder_share if gpu else None,
         batch_size=batch_size,
         num_threads=num_threads,
-        device_id=image_format.device.index if gpu else None,
+        device_id=device.index if gpu else None,
         prefetch_queue_depth=_DALI_QUEUE if ahead else 1,
         exec_async=ahead,
         exec_pipelined=ahead,
