@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import nvidia.dali as dali
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps
 from vggdist.data import pipeline
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
 from vggdist.data.header import image_size
-from vggdist.data.pipeline import CropFormat, ImagePipeline, UndecodableError, WholeFormat, Work
+from vggdist.data.pipeline import CropFormat, ImagePipeline, UndecodableError, Work
 from vggdist.data.plan import Samples
 from vggdist.data.reader import EncodedImage
 
@@ -282,13 +281,3 @@ def test_a_gpu_is_asked_for_bad_images_only_if_a_cpu_decodes_all(
         next(images)
     assert failure.value.bad == (cpu_finds or {1: NOISE})
     assert asked == ([CPU] if cpu_finds else [CPU, GPU])
-
-
-@pytest.mark.parametrize("image_format", [CropFormat(CROP, GPU), WholeFormat((CROP,), GPU)])
-def test_the_gpu_graphs_can_be_defined_without_a_gpu(image_format):
-    graph = dali.pipeline_def(image_format.graph())(
-        iter([]), 0.65, batch_size=2, num_threads=1, device_id=None
-    )
-    definition = graph.serialize()
-    assert b"mixed" in definition
-    assert b"hw_decoder_load" in definition

@@ -8,6 +8,7 @@ does not either.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,6 +36,10 @@ Finished = TypeVar("Finished")
 # The largest ImageNet image: preallocated, so that GPU memory does not creep up for epochs (DALI
 # issues 278 and 5087).
 _LARGEST_WIDTH, _LARGEST_HEIGHT = 5980, 6430
+# nvJPEG is told so many images of that size, and does not say what it takes: 42 of a micro batch of
+# 64 would be 4.8 GB, 166 of 256 19 GB. Should images be larger than told, it takes more then.
+_MOST_PREALLOCATED_BYTES = 1 << 30
+_HARDWARE_DECODERS = 8  # of an H100; nvImageCodec rounds the number of images up to a multiple
 _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
 _CPU = torch.device("cpu")
 
@@ -268,7 +273,7 @@ def _build(
     gpu = device.type == "cuda"
     pipe = dali.pipeline_def(image_format.graph())(
         inputs,
-        image_format.hardware_decoder_share if gpu else None,
+        gpu_decoding(image_format.hardware_decoder_share, batch_size) if gpu else None,
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=device.index if gpu else None,
@@ -280,18 +285,40 @@ def _build(
     return pipe
 
 
-def _window_graph(inputs: Iterator[tuple[Any, ...]], gpu_share: float | None) -> Any:
+def gpu_decoding(hardware_share: float, batch_size: int) -> dict[str, Any]:
+    """What a decoder on a GPU is told beside what one on a CPU is.
+
+    Args:
+        hardware_share: of the JPEGs, for the hardware decoder, 0 to 1.
+        batch_size: images of the largest batch.
+    """
+    num_images = hardware_share * batch_size + _HARDWARE_DECODERS
+    largest_bytes = 3 * _LARGEST_WIDTH * _LARGEST_HEIGHT
+    shrink = min(1.0, math.sqrt(_MOST_PREALLOCATED_BYTES / (num_images * largest_bytes)))
+    return {
+        # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow batches
+        # (DALI issue 6366).
+        "hw_decoder_load": hardware_share,
+        "preallocate_width_hint": int(shrink * _LARGEST_WIDTH),
+        "preallocate_height_hint": int(shrink * _LARGEST_HEIGHT),
+        "jpeg_fancy_upsampling": True,  # as libjpeg on the CPU, so that both devices agree
+    }
+
+
+def _window_graph(inputs: Iterator[tuple[Any, ...]], gpu: dict[str, Any] | None) -> Any:
     """Only the decoded windows, (height, width, 3) uint8 each."""
     encoded, start, shape = _external(inputs, [types.UINT8, types.INT32, types.INT32], 1, 1, 1)
-    return _decoded_windows(encoded, start, shape, gpu_share)
+    return _decoded_windows(encoded, start, shape, gpu)
 
 
-def _crop_graph(inputs: Iterator[tuple[Any, ...]], gpu_share: float | None, crop_size: int) -> Any:
+def _crop_graph(
+    inputs: Iterator[tuple[Any, ...]], gpu: dict[str, Any] | None, crop_size: int
+) -> Any:
     """Finished crops, (crop_size, crop_size, 3) uint8 each."""
     encoded, start, shape, flip = _external(
         inputs, [types.UINT8, types.INT32, types.INT32, types.INT32], 1, 1, 1, 0
     )
-    windows = _decoded_windows(encoded, start, shape, gpu_share)
+    windows = _decoded_windows(encoded, start, shape, gpu)
     resized = fn.resize(
         windows, size=[crop_size, crop_size], interp_type=types.INTERP_LINEAR, antialias=True
     )
@@ -305,27 +332,15 @@ def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], *ndims: int)
     )
 
 
-def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu_share: float | None) -> Any:
+def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu: dict[str, Any] | None) -> Any:
     """One pixel outside the image would end the pipeline; `source_windows` stays inside."""
-    gpu_only: dict[str, Any] = (
-        {
-            # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow
-            # batches (DALI issue 6366).
-            "hw_decoder_load": gpu_share,
-            "preallocate_width_hint": _LARGEST_WIDTH,
-            "preallocate_height_hint": _LARGEST_HEIGHT,
-            "jpeg_fancy_upsampling": True,  # as libjpeg on the CPU, so that both devices agree
-        }
-        if gpu_share is not None
-        else {}
-    )
     return fn.decoders.image_slice(
         encoded,
-        device="cpu" if gpu_share is None else "mixed",
+        device="cpu" if gpu is None else "mixed",
         start=start,
         shape=shape,
         axes=[0, 1],
         output_type=types.RGB,
         adjust_orientation=False,
-        **gpu_only,
+        **(gpu or {}),
     )
