@@ -6,19 +6,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import distributed
 
 from tests.ranks import run_in_ranks
-from vggdist.benchmark.loops import OurLoop, synthetic_batch
+from vggdist.benchmark.loops import BareLoop, OurLoop, synthetic_batch
 from vggdist.benchmark.step import measure_step, render_step
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
+from vggdist.model.initialization import build_initialized
 
 BEFORE = {
     "configuration", "crop_size", "precision", "micro_batch", "accumulation_steps", "device",
-    "rounds", "bare_seconds", "vggdist_seconds", "ratio", "ratio_min", "ratio_max",
+    "rounds", "bare_seconds", "tuned_seconds", "vggdist_seconds", "ratio", "ratio_min", "ratio_max",
     "ratio_fastest", "images_per_second",
 }  # fmt: skip
 ANSWER = {
@@ -82,6 +85,7 @@ def test_without_images_only_compute_and_exchange_are_compared(tmp_path):
     assert result["loader_images_per_second"] is None
     assert result["together_images_per_second"] is None
     assert result["data_wait"] is None
+    assert result["tuned_seconds"] is None
     assert result["bound"] == "compute"
     assert "data.root is not set, so only compute and exchange were compared." in done.stdout
     assert "loader alone" not in done.stdout
@@ -147,6 +151,26 @@ def _collectives_of_three_steps(process):
         counts.append(count)
     distributed.all_reduce = real
     return counts
+
+
+def test_the_tuned_loop_lets_cudnn_try_its_algorithms_in_its_own_steps_only(monkeypatch):
+    config = load_config(None, [*TINY, "batch.global=2", "batch.micro=2"])
+    device = torch.device("cpu")
+    network = build_initialized(config.model, config.data.crop_size, config.seed)
+    loop, tried = BareLoop(network, config, device), []
+    monkeypatch.setattr(F, "cross_entropy", noting(tried, F.cross_entropy))
+    batches = [synthetic_batch(config, 2, device)]
+    for step in (loop.step, loop.tuned_step, loop.step):
+        step(batches)
+    assert tried == [False, True, False]
+
+
+def noting(tried, function):
+    def noted(*arguments):
+        tried.append(torch.backends.cudnn.benchmark)
+        return function(*arguments)
+
+    return noted
 
 
 def test_classes_that_the_network_lacks_are_an_error(tiny_overrides):

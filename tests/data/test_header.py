@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+from tests.data.verification.odd_images import good_images
 from vggdist.data.header import (
-    CutOffError,
+    DamagedError,
     TooLargeError,
     _jpeg_size,
     image_size,
@@ -68,7 +69,7 @@ def test_a_jpeg_cut_at_any_byte_is_refused(progressive):
     thumbnail = b"Exif\x00\x00" + encoded(8, 8).tobytes()  # it has an end of its own
     whole = encoded(65, 43, progressive=progressive, exif=thumbnail)
     for length in range(len(whole)):
-        with pytest.raises((CutOffError, OSError, SyntaxError)):
+        with pytest.raises((DamagedError, OSError, SyntaxError)):
             image_size(whole[:length])
     assert image_size(whole) == (43, 65)
 
@@ -87,6 +88,46 @@ def test_a_jpeg_of_more_pixels_than_pillow_decodes_is_refused(height, refused):
             image_size(data)
     else:
         assert image_size(data) == (height, 13_000)
+
+
+def photo(**save: object) -> bytes:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((200, 150), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, **save)
+    return buffer.getvalue()
+
+
+OVERWRITTEN = {
+    "the start of an image": b"\xff\xd8",
+    "the start of a frame": b"\xff\xc0",
+    "tables of nothing": b"\xff\xc4",
+    "an unknown marker": b"\xff\x55",
+}
+
+
+@pytest.mark.parametrize("kind", OVERWRITTEN)
+@pytest.mark.parametrize("save", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_with_other_bytes_among_its_pixels_is_refused_as_pillow_refuses_it(kind, save):
+    whole = photo(**save)
+    assert image_size(np.frombuffer(whole, dtype=np.uint8)) == (150, 200)
+    middle = (whole.rindex(b"\xff\xda") + len(whole)) // 2
+    other = OVERWRITTEN[kind]
+    damaged = whole[:middle] + other + whole[middle + len(other) :]
+    with pytest.raises(OSError, match="broken data stream"):
+        Image.open(io.BytesIO(damaged)).load()
+    with pytest.raises(DamagedError, match=r"^it is damaged: the marker [0-9A-F]{2} stands among"):
+        image_size(np.frombuffer(damaged, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in good_images() if name.endswith((".jpg", ".JPEG"))]
+)
+def test_no_odd_image_that_pillow_decodes_is_called_damaged(name):
+    content = good_images()[name]
+    with Image.open(io.BytesIO(content)) as image:
+        expected = image.height, image.width
+    assert image_size(np.frombuffer(content, dtype=np.uint8)) == expected
 
 
 def test_what_follows_the_end_of_a_jpeg_does_not_matter():

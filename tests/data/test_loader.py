@@ -313,7 +313,15 @@ def damage(path: Path, how: str) -> None:
         os.mkfifo(path) if how == "pipe" else path.mkdir()
     else:
         content = path.read_bytes()
-        path.write_bytes({"empty": b"", "noise": b"no image " * 99, "cut": content[:300]}[how])
+        overwritten = content[:-100] + b"\xff\xd8" + content[-98:]  # decoders go on, in grey
+        path.write_bytes(
+            {
+                "empty": b"",
+                "noise": b"no image " * 99,
+                "cut": content[:300],
+                "overwritten": overwritten,
+            }[how]
+        )
 
 
 @pytest.mark.parametrize("place", [0, 17, 36])
@@ -337,7 +345,7 @@ def test_an_evaluation_substitutes_nothing_and_names_the_image(tmp_path, make_tr
     assert vggdist_threads() == []
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "noise", "gone", "folder", "pipe"])
+@pytest.mark.parametrize("how", ["cut", "overwritten", "empty", "noise", "gone", "folder", "pipe"])
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 24), (2, 3)])
 def test_a_training_that_meets_a_bad_file_equals_one_that_knew_it(
     tmp_path, make_tree, how, world_size, micro

@@ -5,12 +5,12 @@ most 1 grey level apart (2 on photographs, 1 pixel in 2 million). DALI's treats 
 of a window differently, so there only the mean difference is bounded; elsewhere it is at most 1.
 """
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import nvidia.dali as dali
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -18,13 +18,14 @@ from PIL import Image, ImageOps
 from vggdist.data import pipeline
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
 from vggdist.data.header import image_size
-from vggdist.data.pipeline import CropFormat, ImagePipeline, UndecodableError, WholeFormat, Work
+from vggdist.data.pipeline import CropFormat, ImagePipeline, UndecodableError, Work
 from vggdist.data.plan import Samples
 from vggdist.data.reader import EncodedImage
 
 CROP = 64
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
+NOISE = np.frombuffer(b"no image", dtype=np.uint8)
 
 
 def samples(
@@ -176,7 +177,7 @@ def test_the_graphs_windows_are_those_of_the_geometry(tmp_path):
             what = replace(samples(len(paths)), scale=scale, position=position)
             yield CropFormat(CROP, CPU).inputs(work_of(batch_paths, what))
 
-    graph = pipeline._build(inputs(), len(sizes), CropFormat(CROP, CPU), num_threads=2)
+    graph = pipeline._build(inputs(), len(sizes), CropFormat(CROP, CPU), 2, CPU)
     for _, scale, position in batches:
         (windows,) = graph.run()
         sides, starts = source_windows([(h, w) for w, h in sizes], scale, position, CROP)
@@ -236,11 +237,47 @@ def test_all_images_that_cannot_be_decoded_are_named_by_number(tmp_path, make_im
     assert failure.value.bad[103].tobytes() == paths[3].read_bytes()[:400]
 
 
-@pytest.mark.parametrize("image_format", [CropFormat(CROP, GPU), WholeFormat((CROP,), GPU)])
-def test_the_gpu_graphs_can_be_defined_without_a_gpu(image_format):
-    graph = dali.pipeline_def(image_format.graph())(
-        iter([]), 0.65, batch_size=2, num_threads=1, device_id=None
-    )
-    definition = graph.serialize()
-    assert b"mixed" in definition
-    assert b"hw_decoder_load" in definition
+def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
+    tmp_path, make_image, monkeypatch
+):
+    """On a GPU its memory may be what the search would lack."""
+    built, alive, build = [], [], pipeline._build
+
+    def noting(*arguments, **options):
+        alive.append([one for one in built if one() is not None])
+        pipe = build(*arguments, **options)
+        built.append(weakref.ref(pipe))
+        return pipe
+
+    monkeypatch.setattr(pipeline, "_build", noting)
+    paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
+    work = work_of(paths, samples(6))
+    for place in (1, 3):
+        work.images[place] = EncodedImage(NOISE, 75, 90)
+    with pytest.raises(UndecodableError) as failure:
+        made(work)
+    assert sorted(failure.value.bad) == [1, 3]
+    assert alive == [[]] * 4  # the batch's own, and three to look
+
+
+@pytest.mark.parametrize("cpu_finds", [{}, {2: NOISE}])
+def test_a_gpu_is_asked_for_bad_images_only_if_a_cpu_decodes_all(
+    tmp_path, make_image, monkeypatch, cpu_finds
+):
+    asked, build, finds = [], pipeline._build, {CPU: cpu_finds, GPU: {1: NOISE}}
+
+    def fail_alone(_self, _pending, device):
+        asked.append(device)
+        return finds[device]
+
+    monkeypatch.setattr(pipeline, "_build", lambda *four, **_: build(*four[:4], CPU))
+    monkeypatch.setattr(ImagePipeline, "_fail_alone", fail_alone)
+    work = work_of([make_image(tmp_path / "x.jpg", 90, 75)] * 3, samples(3))
+    work.images[1] = EncodedImage(NOISE, 75, 90)
+    with (
+        ImagePipeline(iter([work]), 3, CropFormat(CROP, GPU), num_threads=1) as images,
+        pytest.raises(UndecodableError) as failure,
+    ):
+        next(images)
+    assert failure.value.bad == (cpu_finds or {1: NOISE})
+    assert asked == ([CPU] if cpu_finds else [CPU, GPU])

@@ -20,6 +20,7 @@ from tests.training.small_engine import (
     small_network,
 )
 from vggdist.config import split_batch
+from vggdist.distributed import collectives
 from vggdist.distributed.process import Process
 from vggdist.training import checkpoint
 from vggdist.training.engine import Engine
@@ -125,6 +126,12 @@ def both_ways(process: Process, **changes: Any) -> dict[str, Any]:
         "clipped": [one.clipped for one in trained],
         "gradients": factors,
     }
+
+
+def both_ways_on_two_nodes(process: Process) -> dict[str, Any]:
+    """Four ranks, two on each node as far as they know."""
+    collectives.gather = lambda value: ["a", "a", "b", "b"]  # type: ignore[assignment]
+    return both_ways(process)
 
 
 def beside_plain_torch(process: Process) -> float:
@@ -260,6 +267,14 @@ def test_an_overflow_masks_the_step_on_all_ranks(world: list[dict[str, Any]]) ->
     for other in others:
         assert other["scales"] == first["scales"]
         assert equal(other["weights"], first["weights"])
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_between_nodes_factors_give_the_gradients_of_an_all_reduce_too() -> None:
+    for results in run_in_ranks(both_ways_on_two_nodes, 4):
+        for name, difference in results["differences"].items():
+            assert difference < 1e-5, name
 
 
 @pytest.mark.multi_process

@@ -81,7 +81,7 @@ def measure_evaluation(
     def ours(images: list[Whole]) -> Callable[[], object]:
         return lambda: dense_posteriors(dense, images, True, "logits", max_pixels)
 
-    memory = _peak_growth(ours(group), process.device)
+    memory = peak_growth(ours(group), process.device)
     expected = _expected_memory(config, network, max_pixels, group, process)
     alone = OneAtATime(network, dense, process.device)
     ways: Ways = {
@@ -250,7 +250,7 @@ def _ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
-def _peak_growth(work: Callable[[], object], device: torch.device) -> float:
+def peak_growth(work: Callable[[], object], device: torch.device) -> float:
     """MB by which the peak grows over what is held now: of the GPU, or of the process."""
     if device.type == "cuda":
         now = torch.cuda.memory_allocated(device)

@@ -52,6 +52,14 @@ class BareLoop:
         self._scaler.update()
         self._optimizer.zero_grad()
 
+    def tuned_step(self, micro_batches: Sequence[Batch]) -> None:
+        """One update with the convolutions that cuDNN finds fastest by trying them."""
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
+            self.step(micro_batches)
+        finally:
+            torch.backends.cudnn.benchmark = before
+
 
 class OurLoop:
     """The steps of `training/loop.py`."""

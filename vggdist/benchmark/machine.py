@@ -19,13 +19,12 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import distributed
 
 from vggdist.benchmark.images import TimedImages, open_training_images
 from vggdist.benchmark.loops import OurLoop, synthetic_batch
+from vggdist.benchmark.sample import QUALITY, photo
 from vggdist.benchmark.status import StatusLine
 from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.data.progress import duration
@@ -51,7 +50,7 @@ _REPEATS, _SMALL_REPEATS = 5, 50
 _FRESH_IMAGES, _FRESH_MATRIX = 16, (4096, 25088)  # of fc6
 _LEARNING_RATE = 1e-6  # weights must not run away
 _CHECKPOINT_ELEMENTS = 1 << 25
-_NUM_IMAGES, _HEIGHT, _WIDTH, _QUALITY = 64, 375, 500, 88  # ImageNet's usual shape, about 110 KB
+_NUM_IMAGES, _HEIGHT, _WIDTH = 64, 375, 500  # ImageNet's usual shape
 
 
 def require_writable(out: Path) -> None:
@@ -303,16 +302,10 @@ def _decoded(config: Config, split: BatchSplit, clock: _Clock) -> float:
 
 
 def _make_images(folder: Path) -> None:
-    """Smooth noise with some grain, whose JPEGs are as long as those of photos."""
-    generator = np.random.default_rng(0)
     path = folder / "train" / "images"
     path.mkdir(parents=True)
     for number in range(_NUM_IMAGES):
-        coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        smooth = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
-        grain = generator.normal(0, 14, (_HEIGHT, _WIDTH, 1))
-        pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(path / f"{number:03d}.jpg", quality=_QUALITY)
+        photo(_WIDTH, _HEIGHT, number).save(path / f"{number:03d}.jpg", quality=QUALITY)
 
 
 def _checkpoint_rate(folder: Path) -> float:

@@ -51,9 +51,11 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
         rounds: in each, everything is timed in turn, after one round of warming up.
 
     Returns:
-        On the main rank, else none: `bare_seconds`, `vggdist_seconds` (medians per step; the bare
-        loop exchanges nothing), `ratio` (median of the pairs), `ratio_fastest` (fastest step by
-        fastest step: what is left where other work on the machine disturbed the rest),
+        On the main rank, else none: `bare_seconds`, `tuned_seconds`, `vggdist_seconds` (medians per
+        step; the bare loop exchanges nothing, and the tuned one is the bare one with
+        `cudnn.benchmark`, on a GPU only), `ratio` (median of the pairs of vggdist and bare),
+        `ratio_fastest` (fastest step by fastest step: what is left where other work on the machine
+        disturbed the rest),
         `images_per_second` (of vggdist, all ranks), what was measured, and the entries of
         `bound.describe`: `loader_`, `step_`, `together_` and `no_exchange_images_per_second` (all
         ranks; none where not measured), `data_wait` (share of the time in which the network waits
@@ -121,6 +123,7 @@ def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
         "device": str(setting.process.device),
         "rounds": rounds,
         "bare_seconds": median["bare"],
+        "tuned_seconds": median.get("tuned"),
         "vggdist_seconds": median["vggdist"],
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
@@ -142,7 +145,10 @@ def render_step(result: dict[str, Any]) -> str:
         f"{result['rounds']} interleaved rounds",
         f"{'loop':<26}{'seconds/step':>14}{'images/s/rank':>15}",
     ]
-    for name, key in ((bare, "bare_seconds"), ("vggdist", "vggdist_seconds")):
+    loops = {bare: "bare_seconds", "with cudnn.benchmark": "tuned_seconds"}
+    for name, key in {**loops, "vggdist": "vggdist_seconds"}.items():
+        if result[key] is None:
+            continue
         rows.append(f"{name:<26}{result[key]:>14.4f}{images / result[key]:>15.2f}")
     rows.append(
         f"vggdist / bare: {result['ratio']:.4f} (pairs {result['ratio_min']:.4f} to "
@@ -181,9 +187,11 @@ class _Loops:
     def round(self, number: int) -> Iterator[tuple[str, float]]:
         """Names and seconds of a step, those of the slowest rank."""
         time.sleep(self._settle_seconds)
-        pair = [("bare", self._bare.step), ("vggdist", self._ours.step)]
-        # Who goes first alternates, so that neither always finds the warmer cache.
-        for name, step in pair if number % 2 else pair[::-1]:
+        loops = [("bare", self._bare.step), ("vggdist", self._ours.step)]
+        if self._process.device.type == "cuda":
+            loops.append(("tuned", self._bare.tuned_step))
+        # Who goes first alternates, so that none always finds the warmer cache.
+        for name, step in loops if number % 2 else loops[::-1]:
             yield name, self._on_synthetic(step)
         if self._ours.can_keep_gradients:
             with self._ours.gradients_kept():

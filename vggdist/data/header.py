@@ -1,29 +1,33 @@
-"""Height and width of an encoded image, from its header; and whether its end is there."""
+"""Height and width of an encoded image, from its header; and whether a JPEG is whole."""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 _START_OF_IMAGE = b"\xff\xd8"
-_END_OF_IMAGE = b"\xff\xd9"
-_START_OF_SCAN = 0xDA
-_USUAL_TAIL = 64
+_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 _MOST_TIMES = 2  # Pillow warns at MAX_IMAGE_PIXELS, and refuses more than twice as many
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 # Markers that hold the size, ITU-T T.81 table B.1: SOF0 to SOF15 without DHT, JPG and DAC.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xDA)) | {0x01}
+# In a scan 0x00 says that 0xFF is a number, 0xFF fills, and 0xD0 to 0xD7 are restart markers.
+_MARKER_BEHIND_A_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# Another scan, tables for it, the number of lines, application data, comments.
+_MAY_STAND_THERE = frozenset({0xC4, 0xCC, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE})
 
 
-class CutOffError(Exception):
-    """A JPEG that ends before its image does.
+class DamagedError(Exception):
+    """A JPEG whose pixels end before the image does.
 
-    Decoders notice only if a window reaches that far; a training wants to know from the start.
+    Decoders notice it at most if a window reaches that far, and where a marker stands among the
+    pixels they hand out grey for the rest without a word; a training wants to know from the start.
     """
 
 
@@ -41,7 +45,7 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
         encoded: (num_bytes,), in any format that Pillow knows.
 
     Raises:
-        CutOffError: it is a JPEG without an end.
+        DamagedError: it is a JPEG whose pixels end too early.
         TooLargeError: it has more pixels than Pillow decodes.
         Exception: the kind that Pillow raises; it is no image, or a damaged one.
     """
@@ -81,7 +85,7 @@ def _jpeg_size(data: memoryview, whole: bool = True) -> tuple[int, int] | None:
     (2) and width (2).
 
     Args:
-        whole: whether all of the file is there; the end of the image is looked for only then.
+        whole: whether all of the file is there; its pixels are looked through only then.
     """
     i, size = 2, None
     while i + 8 < len(data) and data[i] == 0xFF:
@@ -99,15 +103,31 @@ def _jpeg_size(data: memoryview, whole: bool = True) -> tuple[int, int] | None:
         i += 2 + (data[i + 2] << 8 | data[i + 3])
         if marker == _START_OF_SCAN:
             if whole:
-                _require_end(data, i)
+                _require_whole_scans(data, i)
             return size
     if size is not None and whole:
-        raise CutOffError("it is cut off: its header is there, but not its pixels")
+        raise DamagedError("it is cut off: its header is there, but not its pixels")
     return None if whole else size
 
 
-def _require_end(data: memoryview, start: int) -> None:
-    """Raises a CutOffError where no end marker is behind `start`; other data may follow it."""
-    tail = max(start, len(data) - _USUAL_TAIL)
-    if _END_OF_IMAGE not in bytes(data[tail:]) and _END_OF_IMAGE not in bytes(data[start:tail]):
-        raise CutOffError("it is cut off: its end is missing")
+def _require_whole_scans(data: memoryview, start: int) -> None:
+    """Raises a DamagedError unless the scans end with the image; other data may follow it.
+
+    Damage that looks like pixels is not seen: no decoder sees it.
+
+    Args:
+        data: the whole file.
+        start: where the first scan's pixels begin.
+    """
+    while (found := _MARKER_BEHIND_A_SCAN.search(data, start)) is not None:
+        place = found.start()
+        marker = data[place + 1]
+        if marker == _END_OF_IMAGE:
+            return
+        start = place + 2 + int.from_bytes(data[place + 2 : place + 4])
+        is_followed = marker == _START_OF_SCAN or bytes(data[start : start + 1]) == b"\xff"
+        if marker not in _MAY_STAND_THERE or not is_followed:
+            raise DamagedError(
+                f"it is damaged: the marker {marker:02X} stands among its pixels, at byte {place}"
+            )
+    raise DamagedError("it is cut off: its end is missing")

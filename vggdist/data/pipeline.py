@@ -8,6 +8,7 @@ does not either.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -35,7 +36,12 @@ Finished = TypeVar("Finished")
 # The largest ImageNet image: preallocated, so that GPU memory does not creep up for epochs (DALI
 # issues 278 and 5087).
 _LARGEST_WIDTH, _LARGEST_HEIGHT = 5980, 6430
+# nvJPEG is told so many images of that size, and does not say what it takes: 42 of a micro batch of
+# 64 would be 4.8 GB, 166 of 256 19 GB. Should images be larger than told, it takes more then.
+_MOST_PREALLOCATED_BYTES = 1 << 30
+_HARDWARE_DECODERS = 8  # of an H100; nvImageCodec rounds the number of images up to a multiple
 _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +167,9 @@ class ImagePipeline(Generic[Finished]):
         self._format = image_format
         self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
         self._feed_failed = False  # no fault of DALI's, then
-        self._pipe = _build(self._feed(work), batch_size, image_format, num_threads)
+        self._pipe = _build(
+            self._feed(work), batch_size, image_format, num_threads, image_format.device
+        )
         self._finish = image_format.finisher()
 
     def __enter__(self) -> Self:
@@ -174,12 +182,17 @@ class ImagePipeline(Generic[Finished]):
         return self
 
     def __next__(self) -> tuple[Work, Finished]:
+        failure = None
         try:
             (output,) = self._pipe.run()
         except RuntimeError as error:
             if self._feed_failed:
                 raise
-            raise UndecodableError(self._undecodable()) from error
+            # The frames of its traceback would keep the dead pipeline, and that the GPU's memory.
+            failure = error.with_traceback(None)
+        if failure is not None:
+            self.close()
+            raise UndecodableError(self._undecodable()) from failure
         work, _ = self._ahead.popleft()
         finished = self._finish(output, work)
         if self._format.device.type == "cuda":
@@ -207,11 +220,21 @@ class ImagePipeline(Generic[Finished]):
             for work, _ in self._ahead
             for i in range(len(work.images))
         ]
+        # A GPU decodes what a CPU does, but for bugs, and is asked only if the CPU sees nothing.
+        for device in dict.fromkeys((_CPU, self._format.device)):
+            if bad := self._fail_alone(pending, device):
+                return bad
+        return {}
+
+    def _fail_alone(
+        self, pending: list[tuple[int, Work]], device: torch.device
+    ) -> dict[int, NDArray[np.uint8]]:
+        """Those of some images that a device does not decode."""
         bad = {}
         while pending:
             # One graph for as many as go well: on a GPU each takes memory and time.
             alone = [self._format.inputs(work) for _, work in pending]
-            pipe = _build(iter(alone), 1, self._format, 1, ahead=False)
+            pipe = _build(iter(alone), 1, self._format, 1, device, ahead=False)
             done = 0
             try:
                 while done < len(pending):
@@ -222,6 +245,7 @@ class ImagePipeline(Generic[Finished]):
                 bad[number] = work.images[0].encoded
                 done += 1
             pending = pending[done:]
+            del pipe  # before the next one takes memory
         return bad
 
 
@@ -242,16 +266,17 @@ def _build(
     batch_size: int,
     image_format: ImageFormat[Any],
     num_threads: int,
+    device: torch.device,
     ahead: bool = True,
 ) -> Any:
     """A pipeline; if not `ahead`, it begins nothing before it is asked for it."""
-    gpu = image_format.device.type == "cuda"
+    gpu = device.type == "cuda"
     pipe = dali.pipeline_def(image_format.graph())(
         inputs,
-        image_format.hardware_decoder_share if gpu else None,
+        gpu_decoding(image_format.hardware_decoder_share, batch_size) if gpu else None,
         batch_size=batch_size,
         num_threads=num_threads,
-        device_id=image_format.device.index if gpu else None,
+        device_id=device.index if gpu else None,
         prefetch_queue_depth=_DALI_QUEUE if ahead else 1,
         exec_async=ahead,
         exec_pipelined=ahead,
@@ -260,18 +285,40 @@ def _build(
     return pipe
 
 
-def _window_graph(inputs: Iterator[tuple[Any, ...]], gpu_share: float | None) -> Any:
+def gpu_decoding(hardware_share: float, batch_size: int) -> dict[str, Any]:
+    """What a decoder on a GPU is told beside what one on a CPU is.
+
+    Args:
+        hardware_share: of the JPEGs, for the hardware decoder, 0 to 1.
+        batch_size: images of the largest batch.
+    """
+    num_images = hardware_share * batch_size + _HARDWARE_DECODERS
+    largest_bytes = 3 * _LARGEST_WIDTH * _LARGEST_HEIGHT
+    shrink = min(1.0, math.sqrt(_MOST_PREALLOCATED_BYTES / (num_images * largest_bytes)))
+    return {
+        # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow batches
+        # (DALI issue 6366).
+        "hw_decoder_load": hardware_share,
+        "preallocate_width_hint": int(shrink * _LARGEST_WIDTH),
+        "preallocate_height_hint": int(shrink * _LARGEST_HEIGHT),
+        "jpeg_fancy_upsampling": True,  # as libjpeg on the CPU, so that both devices agree
+    }
+
+
+def _window_graph(inputs: Iterator[tuple[Any, ...]], gpu: dict[str, Any] | None) -> Any:
     """Only the decoded windows, (height, width, 3) uint8 each."""
     encoded, start, shape = _external(inputs, [types.UINT8, types.INT32, types.INT32], 1, 1, 1)
-    return _decoded_windows(encoded, start, shape, gpu_share)
+    return _decoded_windows(encoded, start, shape, gpu)
 
 
-def _crop_graph(inputs: Iterator[tuple[Any, ...]], gpu_share: float | None, crop_size: int) -> Any:
+def _crop_graph(
+    inputs: Iterator[tuple[Any, ...]], gpu: dict[str, Any] | None, crop_size: int
+) -> Any:
     """Finished crops, (crop_size, crop_size, 3) uint8 each."""
     encoded, start, shape, flip = _external(
         inputs, [types.UINT8, types.INT32, types.INT32, types.INT32], 1, 1, 1, 0
     )
-    windows = _decoded_windows(encoded, start, shape, gpu_share)
+    windows = _decoded_windows(encoded, start, shape, gpu)
     resized = fn.resize(
         windows, size=[crop_size, crop_size], interp_type=types.INTERP_LINEAR, antialias=True
     )
@@ -285,27 +332,15 @@ def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], *ndims: int)
     )
 
 
-def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu_share: float | None) -> Any:
+def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu: dict[str, Any] | None) -> Any:
     """One pixel outside the image would end the pipeline; `source_windows` stays inside."""
-    gpu_only: dict[str, Any] = (
-        {
-            # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow
-            # batches (DALI issue 6366).
-            "hw_decoder_load": gpu_share,
-            "preallocate_width_hint": _LARGEST_WIDTH,
-            "preallocate_height_hint": _LARGEST_HEIGHT,
-            "jpeg_fancy_upsampling": True,  # as libjpeg on the CPU, so that both devices agree
-        }
-        if gpu_share is not None
-        else {}
-    )
     return fn.decoders.image_slice(
         encoded,
-        device="cpu" if gpu_share is None else "mixed",
+        device="cpu" if gpu is None else "mixed",
         start=start,
         shape=shape,
         axes=[0, 1],
         output_type=types.RGB,
         adjust_orientation=False,
-        **gpu_only,
+        **(gpu or {}),
     )

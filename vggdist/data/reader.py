@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.header import CutOffError, TooLargeError, image_size, size_from_beginning
+from vggdist.data.header import DamagedError, TooLargeError, image_size, size_from_beginning
 from vggdist.data.manifest import Manifest, Place
 from vggdist.data.unusable import decoding_problem, reading_problem
 
@@ -128,7 +128,7 @@ class ReadAhead:
             return reading_problem(error)
         try:
             return EncodedImage(encoded, *image_size(encoded))
-        except (CutOffError, TooLargeError) as error:
+        except (DamagedError, TooLargeError) as error:
             return str(error)
         except Exception:  # Pillow raises anything
             return decoding_problem(encoded)

@@ -63,7 +63,8 @@ class Collectives:
         Their order is the same on all ranks, though not always that of the ranks.
         """
         gathered = own.new_empty((self.world_size * own.shape[0], *own.shape[1:]))
-        own = own.contiguous()
+        # A layer's inputs have a gradient, which another thread would take into account.
+        own = own.detach().contiguous()
         if self._between is not None:
             return gathered, self._between.all_gather(gathered, own)
         work = distributed.all_gather_single(gathered, own, async_op=True)

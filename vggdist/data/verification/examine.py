@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import CutOffError, TooLargeError, image_size
+from vggdist.data.header import DamagedError, TooLargeError, image_size
 from vggdist.data.manifest import Place
 from vggdist.data.reader import read_encoded
 from vggdist.data.unusable import reading_problem
@@ -70,7 +70,7 @@ def examine_image(place: Place) -> Examined:
     if not seen.reason:
         try:
             image_size(encoded)
-        except CutOffError as error:
+        except DamagedError as error:
             return seen._replace(reason=str(error))
     if not seen.reason:
         with _decoders_lines() as lines:
