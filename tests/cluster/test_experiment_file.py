@@ -179,18 +179,18 @@ def test_paths_of_an_experiment_arrive_as_they_are_typed(
         [
             f"folder=~{text}",
             f"data={text}",
-            f"set.data.local_folder={text}!",
+            f"set.data.local_folder={text}2",
             f"stages.a.set.run.resume={text}",
-            f"stages.e.set.data.local_folder={text}!",
+            f"stages.e.set.data.local_folder={text}2",
         ],
     )
     config = training(experiment, "a").config
     assert config.run.folder == f"{tmp_path}{text}/a"
     assert config.data.root == config.run.resume == text
-    assert config.data.local_folder == f"{text}!"
+    assert config.data.local_folder == f"{text}2"
     stage = experiment.stages["e"]
     assert isinstance(stage, Evaluation)
-    assert stage.settings == (f"data.local_folder={text}!",)
+    assert stage.settings == (f"data.local_folder={text}2",)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / EXPERIMENT_FILE).write_text(experiment.to_yaml())
     again = load_experiment(tmp_path / "kept", [f"folder=~{text}"])

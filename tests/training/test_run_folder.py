@@ -316,6 +316,8 @@ def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) 
     with pytest.raises(ConfigError) as caught:
         weights_file(str(folder / "none"))
     assert str(caught.value) == (
-        f"{folder}/none has no weights; give a run folder with a checkpoint, a checkpoint, or a "
-        ".safetensors file."
+        f"{folder}/none does not exist; give a run folder, a checkpoint, or a .safetensors file."
     )
+    (folder / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"none has no weights; give a run folder with a check"):
+        weights_file(str(folder / "none"))
