@@ -231,7 +231,7 @@ def _draw_schedule(axes: Axes, x: float, width: float) -> None:
     rates = []
     for epoch in range(74):
         rates.append(schedule.learning_rate(epoch))
-        schedule.observe(1.0 / (1 + epoch) if epoch % 20 < 15 else 1.0)
+        schedule.observe(epoch + 1, 1.0 / (1 + epoch) if epoch % 20 < 15 else 1.0)
     left, lower, wide, high = x + 0.42, BOTTOM + 0.88, width - 0.6, 0.84
     places = [left + wide * epoch / 74 for epoch in range(74)]
     heights = [lower + 0.1 + (high - 0.2) * (np.log10(rate) + 5) / 3 for rate in rates]
