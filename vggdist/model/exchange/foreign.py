@@ -125,7 +125,8 @@ def _choose(path: Path, places: Sequence[str], key: str | None) -> str:
     fitting = [one for one in places if key is None or f"{one}.".startswith(f"{key.rstrip('.')}.")]
     if len(fitting) == 1:
         return fitting[0]
-    named = ", ".join(quote(one.rstrip(".")) for one in places if one) or "one without a name"
+    named = ", ".join(quote(one.rstrip(".")) for one in places if one)
+    named = named or ("one without a name" if places else "none that is known here")
     if len(places) > 1:
         raise WeightsError(
             f"{quote(path)} holds several networks: {named}. Name one of them with --key."
