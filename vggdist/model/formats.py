@@ -12,8 +12,8 @@ from vggdist.errors import WeightsError
 from vggdist.paths import quote, require_text
 
 WeightsFormat = Literal["torch", "numpy", "safetensors"]
-MOMENTUM_METADATA = {"vggdist-momentum": "1"}
-"""Metadata of a checkpoint's momentum, whose tensors have the names of weights."""
+MOMENTUM_KEY = "vggdist-momentum"
+"""In the metadata of a checkpoint's momentum, whose tensors have the names of weights."""
 
 _HEAD = 512  # bytes; a tar archive says what it is in byte 257
 _LARGEST_HEADER = 100 * 2**20  # bytes, of a .safetensors file
@@ -43,7 +43,7 @@ def find_format(path: Path) -> WeightsFormat:
     except OSError as error:
         raise WeightsError(f"{quote(path)} cannot be read: {error}.") from error
     if _is_safetensors(head):  # first: it begins with a number, so with any bytes
-        if path.name == "momentum.safetensors" or b"vggdist-momentum" in head:
+        if path.name == "momentum.safetensors" or MOMENTUM_KEY.encode() in head:
             raise WeightsError(
                 f"{quote(path)} is the momentum of a training, which looks like weights. Give "
                 "weights.safetensors beside it."

@@ -324,6 +324,14 @@ def test_of_several_networks_one_is_named(tmp_path: Path) -> None:
     run(file, ignore=["ema.*"])
 
 
+def test_a_tensor_with_and_without_a_wrapper_is_not_chosen_for_anybody(tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor + 1 for name, tensor in tensors_of_caffe().items()}
+    torch.save({**tensors_of_caffe(), **wrapped}, tmp_path / "both.pth")
+    assert " holds conv1_1_W twice, with module or _orig_mod before it or in it and without. " in (
+        refusal(tmp_path / "both.pth")
+    )
+
+
 def test_auxiliary_heads_are_left_out_as_the_advice_says(tmp_path: Path) -> None:
     extra = {
         "aux.0.weight": torch.zeros(2, 5),
