@@ -37,3 +37,14 @@ def test_two_networks_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         parse([*EVALUATE, "run", "--scales", "32", "other"])
     assert "unrecognized arguments: other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["~/run", "device=cpu"], ["device=cpu", "~/run"]])
+def test_a_network_in_the_home_folder_is_found_wherever_it_stands(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse([*EVALUATE, *words]).network == "/home/me/run"
+    with pytest.raises(SystemExit):
+        parse([*EVALUATE, *(word.replace("~", "~nobody-here") for word in words)])
+    assert "argument WEIGHTS_OR_RUN: '~nobody-here/run' begins with ~" in capsys.readouterr().err

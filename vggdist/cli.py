@@ -38,7 +38,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
     if hasattr(arguments, "network") and _is_setting(arguments.network):
-        rest = _find_network(arguments, rest)
+        try:
+            rest = _find_network(arguments, rest)
+        except ValueError as error:
+            parser.error(f"argument WEIGHTS_OR_RUN: {error}")
     unknown = [word for word in rest if not _is_setting(word)]
     if unknown or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
@@ -49,12 +52,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
     """Takes the first word that sets nothing for the network; returns the others."""
-    from vggdist.commands.arguments import user_path_text
+    from vggdist.paths import expand_home
 
     words = [arguments.network, *getattr(arguments, "overrides", ()), *rest]
     network = next((word for word in words if not _is_setting(word)), words[0])
     words.remove(network)
-    arguments.network, arguments.overrides = user_path_text(network), []
+    arguments.network, arguments.overrides = expand_home(network), []
     return words
 
 

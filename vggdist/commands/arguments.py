@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def check_outputs(arguments: argparse.Namespace, images: Iterable[str | Path] = 
         (role, path) for role in arguments.paths for path in _listed(getattr(arguments, role.dest))
     ]
     read = [path for role, path in given if role.kind == "read"]
-    read += [word[1:] for word in getattr(arguments, "overrides", ()) if word.startswith("@")]
+    overrides = getattr(arguments, "overrides", ())
+    read += [os.path.expanduser(word[1:]) for word in overrides if word.startswith("@")]
     images = [*images, *(path for role, path in given if role.kind == "images")]
     for role, out in given:
         if role.kind != "written" or out.absolute().is_relative_to("/dev"):  # /dev/stdout

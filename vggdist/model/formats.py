@@ -12,8 +12,8 @@ from vggdist.errors import WeightsError
 from vggdist.paths import quote, require_text
 
 WeightsFormat = Literal["torch", "numpy", "safetensors"]
-MOMENTUM_METADATA = {"vggdist-momentum": "1"}
-"""Metadata of a checkpoint's momentum, whose tensors have the names of weights."""
+MOMENTUM_KEY = "vggdist-momentum"
+"""In the metadata of a checkpoint's momentum, whose tensors have the names of weights."""
 
 _HEAD = 512  # bytes; a tar archive says what it is in byte 257
 _LARGEST_HEADER = 100 * 2**20  # bytes, of a .safetensors file
@@ -42,6 +42,13 @@ def find_format(path: Path) -> WeightsFormat:
         names = _members(path) if head.startswith(b"PK") else []
     except OSError as error:
         raise WeightsError(f"{quote(path)} cannot be read: {error}.") from error
+    if _is_safetensors(head):  # first: it begins with a number, so with any bytes
+        if path.name == "momentum.safetensors" or MOMENTUM_KEY.encode() in head:
+            raise WeightsError(
+                f"{quote(path)} is the momentum of a training, which looks like weights. Give "
+                "weights.safetensors beside it."
+            )
+        return "safetensors"
     for matches, what in _OTHERS:
         if matches(head, path, names):
             raise WeightsError(f"{quote(path)} is {what}")
@@ -49,8 +56,6 @@ def find_format(path: Path) -> WeightsFormat:
         return "numpy" if any(name.endswith(".npy") for name in names) else "torch"
     if head.startswith(b"\x80"):
         return "torch"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _LARGEST_HEADER:
-        return "safetensors"
     raise WeightsError(
         f"{quote(path)} is no file of weights that is known here: it begins with {head[:16]!r}. "
         "Files of torch.save, .safetensors and .npz are read."
@@ -66,16 +71,17 @@ def _members(path: Path) -> list[str]:
         return []
 
 
+def _is_safetensors(head: bytes) -> bool:
+    """The length of a header, in 8 bytes, and the header, in JSON."""
+    return head[8:10] in (b'{"', b"{}") and int.from_bytes(head[:8], "little") < _LARGEST_HEADER
+
+
 def _starts(*beginnings: bytes) -> Callable[[bytes, Path, list[str]], bool]:
     return lambda head, path, names: head.startswith(beginnings)
 
 
 def _holds(pattern: str) -> Callable[[bytes, Path, list[str]], bool]:
     return lambda head, path, names: any(re.fullmatch(pattern, name) for name in names)
-
-
-def _is_momentum(head: bytes, path: Path, names: list[str]) -> bool:
-    return path.name == "momentum.safetensors" or b"vggdist-momentum" in head
 
 
 def _is_other_zip(head: bytes, path: Path, names: list[str]) -> bool:
@@ -112,10 +118,6 @@ _OTHERS: tuple[tuple[Callable[[bytes, Path, list[str]], bool], str], ...] = (
     (
         lambda head, path, names: not head,
         "empty: it was not copied or fetched whole. Fetch it again.",
-    ),
-    (
-        _is_momentum,
-        "the momentum of a training, which looks like weights. Give weights.safetensors beside it.",
     ),
     (
         _starts(b"version https://git-lfs"),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vggdist.errors import CheckpointError
-from vggdist.model.formats import MOMENTUM_METADATA
+from vggdist.model.formats import MOMENTUM_KEY
 from vggdist.model.weights import Description
 from vggdist.paths import quote
 
@@ -86,7 +86,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         description = checkpoint.description
         metadata = description.to_metadata() if description is not None else None
         save_file(dict(checkpoint.weights), temporary / WEIGHTS, metadata)
-        save_file(dict(checkpoint.momentum), temporary / MOMENTUM, MOMENTUM_METADATA)
+        save_file(dict(checkpoint.momentum), temporary / MOMENTUM, {MOMENTUM_KEY: ""})
         state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
         (temporary / STATE).write_text(json.dumps(state, indent=1))
         for name in (WEIGHTS, MOMENTUM):  # safetensors makes files that nobody else may read

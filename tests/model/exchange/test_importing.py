@@ -26,6 +26,7 @@ from tests.model.exchange.foreign_networks import (
 from vggdist.config_file import load_config
 from vggdist.errors import ConfigError, WeightsError
 from vggdist.model.exchange.importing import Imported, import_weights, read_classes, render_imported
+from vggdist.model.formats import find_format
 from vggdist.model.initialization import build_initialized, copy_trained
 from vggdist.model.weights import build_network, load_weights
 from vggdist.training import checkpoint
@@ -194,6 +195,26 @@ def test_the_advice_about_programs_gives_files_that_can_be_imported(tmp_path: Pa
         weights.path.unlink()
 
 
+@pytest.mark.parametrize(
+    "first", [b"{", b"[", b"\x80", b"PK", b"\x08\x0a\x12", b"\x1f\x8b", b"\n\x08"]
+)
+def test_safetensors_are_recognized_however_long_their_header_is(
+    first: bytes, tmp_path: Path
+) -> None:
+    """Its length is what they begin with."""
+    file = tmp_path / "weights.safetensors"
+    save_file(tensors_of_caffe(), file)
+    encoded = file.read_bytes()
+    length = int.from_bytes(encoded[:8], "little")
+    wanted = int.from_bytes(first, "little")
+    while wanted < length:
+        wanted += 256 ** len(first)
+    header = encoded[8 : 8 + length].ljust(wanted)
+    file.write_bytes(wanted.to_bytes(8, "little") + header + encoded[8 + length :])
+    assert find_format(file) == "safetensors"
+    assert run(file).layout == "caffe"
+
+
 def test_momentum_is_not_taken_for_weights(tmp_path: Path) -> None:
     arrays = {name: torch.from_numpy(array) for name, array in caffe_arrays().items()}
     checkpoint.save(tmp_path, checkpoint.Checkpoint(1, arrays, arrays, {}), keep=2)
@@ -301,6 +322,14 @@ def test_of_several_networks_one_is_named(tmp_path: Path) -> None:
         f"{file} holds no network at --key net; it has model. Leave out --key, or name that."
     )
     run(file, ignore=["ema.*"])
+
+
+def test_a_tensor_with_and_without_a_wrapper_is_not_chosen_for_anybody(tmp_path: Path) -> None:
+    wrapped = {f"module.{name}": tensor + 1 for name, tensor in tensors_of_caffe().items()}
+    torch.save({**tensors_of_caffe(), **wrapped}, tmp_path / "both.pth")
+    assert " holds conv1_1_W twice, with module or _orig_mod before it or in it and without. " in (
+        refusal(tmp_path / "both.pth")
+    )
 
 
 def test_auxiliary_heads_are_left_out_as_the_advice_says(tmp_path: Path) -> None:

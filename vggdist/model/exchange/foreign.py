@@ -55,7 +55,14 @@ def read_tensors(path: Path, key: str | None = None, ignore: Sequence[str] = ())
             that only running their code would bring back, or it holds no tensors, or several
             networks of which none is named.
     """
-    tensors = _read(path, find_format(path))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _flatten(_read(path, find_format(path))):
+        if name in tensors:
+            raise WeightsError(
+                f"{quote(path)} holds {name} twice, with {' or '.join(_WRAPPERS)} before it or in "
+                "it and without. Have whoever made it save one network alone."
+            )
+        tensors[name] = tensor
     if not tensors:
         raise WeightsError(
             f"{quote(path)} holds no tensors with names, so there are no weights in it."
@@ -78,15 +85,15 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read(path: Path, weights_format: WeightsFormat) -> dict[str, Tensor]:
+def _read(path: Path, weights_format: WeightsFormat) -> object:
     match weights_format:
         case "torch":
-            return dict(_flatten(_from_torch(path)))
+            return _from_torch(path)
         case "numpy":
-            return dict(_flatten(_from_numpy(path)))
+            return _from_numpy(path)
         case "safetensors":
             try:
-                return dict(_flatten(load_file(path)))
+                return load_file(path)
             except (OSError, SafetensorError) as error:
                 raise _damaged(path, error) from error
 
@@ -125,7 +132,8 @@ def _choose(path: Path, places: Sequence[str], key: str | None) -> str:
     fitting = [one for one in places if key is None or f"{one}.".startswith(f"{key.rstrip('.')}.")]
     if len(fitting) == 1:
         return fitting[0]
-    named = ", ".join(quote(one.rstrip(".")) for one in places if one) or "one without a name"
+    named = ", ".join(quote(one.rstrip(".")) for one in places if one)
+    named = named or ("one without a name" if places else "none that is known here")
     if len(places) > 1:
         raise WeightsError(
             f"{quote(path)} holds several networks: {named}. Name one of them with --key."
