@@ -17,7 +17,7 @@ from vggdist.commands import (
     submission,
     transfer,
 )
-from vggdist.errors import VggdistError
+from vggdist.errors import VggdistError, no_space_left
 
 DESCRIPTION = """\
 Look at networks, prepare images, submit trainings to a cluster, evaluate, and measure speed. On one
@@ -33,6 +33,11 @@ def main() -> int:
     except VggdistError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        if (sentence := no_space_left(error)) is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        return VggdistError.exit_code
     except KeyboardInterrupt:
         return 130
 
