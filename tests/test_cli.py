@@ -1,8 +1,12 @@
 """The command line as people type it."""
 
+import errno
+import os
+import sys
+
 import pytest
 
-from vggdist.cli import parse
+from vggdist.cli import main, parse
 
 EVALUATE = ["evaluate", "--data", "images"]
 
@@ -48,3 +52,29 @@ def test_a_network_in_the_home_folder_is_found_wherever_it_stands(
     with pytest.raises(SystemExit):
         parse([*EVALUATE, *(word.replace("~", "~nobody-here") for word in words)])
     assert "argument WEIGHTS_OR_RUN: '~nobody-here/run' begins with ~" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_ends_any_verb_with_a_sentence(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(number, os.strerror(number), "/data/file")
+
+    monkeypatch.setattr(sys, "argv", ["vggdist", "prepare", "digits", "--out", "/data"])
+    monkeypatch.setattr("vggdist.commands.images._prepare_digits", full)
+    assert main() == 1
+    assert capsys.readouterr().err == (
+        f"error: /data/file cannot be written: {os.strerror(number)}. Free space there, and start "
+        "the same command again.\n"
+    )
+
+
+def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(sys, "argv", ["vggdist", "prepare", "digits", "--out", "/data"])
+    monkeypatch.setattr("vggdist.commands.images._prepare_digits", broken)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        main()

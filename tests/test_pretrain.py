@@ -214,3 +214,22 @@ def test_a_node_that_cannot_stage_ends_all_ranks_with_its_reason(
     printed = capfd.readouterr().err
     assert "cannot be written on this node" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_results_that_cannot_be_written_are_a_sentence_and_the_same_command_writes_them(
+    tiny_overrides, tmp_path, capfd
+):
+    blocked = tmp_path / "run" / "predictions.png"
+    blocked.mkdir(parents=True)
+    overrides = [*tiny_overrides, "schedule.num_steps=1"]
+    assert train_in_ranks(1, overrides) == [CheckpointError.exit_code]
+    printed = capfd.readouterr().err
+    assert (
+        "error: the training is finished and its checkpoint is kept, but the results in" in printed
+    )
+    assert "Traceback" not in printed
+    blocked.rmdir()
+    assert train_in_ranks(1, overrides) == [0]
+    assert blocked.is_file()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from vggdist.errors import EXIT_INTERRUPTED, VggdistError
+from vggdist.errors import EXIT_INTERRUPTED, VggdistError, no_space_left
 
 
 def run(main: Callable[[], int]) -> int:
@@ -27,6 +27,11 @@ def run(main: Callable[[], int]) -> int:
     except VggdistError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        if (sentence := no_space_left(error)) is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        return VggdistError.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

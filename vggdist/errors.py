@@ -5,6 +5,8 @@ message without a traceback; anything that is not a `VggdistError` is a mistake 
 its traceback.
 """
 
+import errno
+
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl-C before there was anything to save, as shells say it: 128 + SIGINT."""
 EXIT_STOPPED = 75
@@ -12,6 +14,14 @@ EXIT_STOPPED = 75
 EXIT_NOT_REQUEUED = 76
 """The same in a job that does not start again by itself: its budget of requeues is used up, or
 SLURM could not be asked."""
+
+
+def no_space_left(error: OSError) -> str | None:
+    """What to say where nothing more specific was said of a full disk; none: that is not it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    file = f"{error.filename} cannot be written: " if error.filename else ""
+    return f"{file}{error.strerror}. Free space there, and start the same command again."
 
 
 class VggdistError(Exception):

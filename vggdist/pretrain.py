@@ -49,8 +49,8 @@ from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
-from vggdist.training.metric_log import MetricLog
-from vggdist.training.run_files import CHECKPOINTS, LOG_FILE
+from vggdist.training.metric_log import LogFile, MetricLog
+from vggdist.training.run_files import CHECKPOINTS
 from vggdist.training.schedule import Schedule
 from vggdist.training.stop import StopSignal
 from vggdist.training_data import TrainingData, announce_data, open_training_data, taken_back
@@ -94,20 +94,17 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         dataset = _stage(config, data.dataset, process, stop)
         require_whole(dataset.val, process)
         # Now that nothing is left to object to: another start must agree with what stands there.
-        on_main(process, lambda: run_folder.prepare(config, folder))
+        on_main(process, partial(_open_log, config, folder, stack))
         if process.is_main:
-            _log_to_file(folder, stack)
             _announce(config, process, split, dataset)
             announce_data(data, folder)
             logger.info(why)
         engine = Engine(_build_network(config, fresh=saved is None), config, split, process)
-        log = (
-            stack.enter_context(MetricLog(folder, saved.step if saved else 0))
-            if process.is_main
-            else None
-        )
-        if log is not None:
-            log.write_text("config", to_yaml(config))
+        first_step = saved.step if saved else 0
+        if first_step < total_steps(config, dataset.train.num_images):
+            require = partial(run_folder.require_space, folder, engine.checkpoint_bytes)
+            on_main(process, partial(require, config.checkpoint.keep))
+        log = on_main(process, partial(_open_curves, config, folder, first_step, stack))
         data = replace(data, dataset=dataset)
         training = _build_training(config, process, split, engine, data, log, folder)
         if saved is not None:
@@ -129,12 +126,25 @@ def _end_if_asked(stop: StopSignal, process: Process) -> None:
         raise StoppedError("stopped before a step was taken; the same command starts again.")
 
 
-def _log_to_file(folder: Path, stack: ExitStack) -> None:
-    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def _open_log(config: Config, folder: Path, stack: ExitStack) -> None:
+    """Writes the configuration, and from now on what is said, into the run folder."""
+    run_folder.prepare(config, folder)
+    try:
+        handler = LogFile(folder)
+    except OSError as error:
+        raise run_folder.not_writable(folder, error) from error
     logger.addHandler(handler)
     stack.callback(handler.close)
     stack.callback(logger.removeHandler, handler)
+
+
+def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack) -> MetricLog:
+    try:
+        log = stack.enter_context(MetricLog(folder, first_step))
+    except OSError as error:
+        raise run_folder.not_writable(folder, error) from error
+    log.write_text("config", to_yaml(config))
+    return log
 
 
 def _announce(config: Config, process: Process, split: BatchSplit, dataset: Dataset) -> None:
@@ -385,12 +395,18 @@ def _report(training: Training, config: Config, val: Manifest, folder: Path) -> 
     """The main rank writes and prints what came out."""
     if not training.process.is_main:
         return
-    result = write_result(training, folder)
     training.engine.eval()
     count = min(NUM_PREDICTIONS, val.num_images)
     only = [i * val.num_images // count for i in range(count)]
-    with _evaluation_loader(config, training.process, training.split, val, only) as batches:
-        draw_predictions(
-            training.engine, batches, val.classes, config.data.mean, folder / PREDICTIONS_FILE
-        )
+    try:
+        result = write_result(training, folder)
+        with _evaluation_loader(config, training.process, training.split, val, only) as batches:
+            draw_predictions(
+                training.engine, batches, val.classes, config.data.mean, folder / PREDICTIONS_FILE
+            )
+    except OSError as error:
+        raise CheckpointError(
+            f"the training is finished and its checkpoint is kept, but the results in {folder} "
+            f"cannot be written: {error}. Free space there; the same command writes them."
+        ) from error
     print_result(result, folder)

@@ -16,6 +16,7 @@ from vggdist.errors import (
     DistributedError,
     StoppedError,
     VggdistError,
+    no_space_left,
 )
 from vggdist.training import progress
 
@@ -41,6 +42,11 @@ def run_rank(work: Callable[[], int]) -> int:
             where = f"rank {rank}: " if rank != "0" else ""
             sys.stderr.write(f"error: {where}{error}\n")
         return error.exit_code
+    except OSError as error:
+        if (sentence := no_space_left(error)) is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        return VggdistError.exit_code
     except SystemExit as end:  # of `on_main`, where the main rank speaks
         return int(end.code or 0)
     except RuntimeError as error:

@@ -1,6 +1,5 @@
 """What a finished training leaves for people: `result.json`, `predictions.png`, a short table."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from vggdist.data.batch import Batch
 from vggdist.data.progress import duration
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
 from vggdist.paths import quote
+from vggdist.training import run_files
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
-from vggdist.training.run_files import RESULT_FILE
 
 PREDICTIONS_FILE = "predictions.png"
 
@@ -42,7 +41,7 @@ def write_result(training: Training, folder: Path) -> dict[str, float]:
         "decreases": [fall._asdict() for fall in training.schedule.decreases(training.step)],
         "data": training.data_digests,
     }
-    (folder / RESULT_FILE).write_text(json.dumps(stored, indent=1) + "\n")
+    run_files.write_result(folder, stored)
     return result
 
 

@@ -154,6 +154,28 @@ def test_a_signal_to_one_rank_saves_on_all_and_continues_on_another_number_of_ra
 
 
 @pytest.mark.fault
+def test_a_disk_without_room_is_told_in_true_sentences_and_once(tiny_overrides, tmp_path):
+    """Files of at most 4 kB stand for it, since only root can make a small disk."""
+    folder = tmp_path / "run"
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$0" "$@"', sys.executable]
+    ended = run(*limited, str(SCRIPT), *tiny_overrides, "schedule.num_steps=40",
+                "checkpoint.every_steps=15")  # fmt: skip
+    assert ended.returncode == 5, ended.stderr
+    assert "Traceback" not in ended.stderr
+    told = [line for line in ended.stderr.splitlines() if "written" in line]
+    curves, checkpoint, another, last = told
+    no_room = f"mend the permissions of {folder}/checkpoints. There is none before it."
+    assert f"curves and log in {folder} cannot be written, training goes on without: " in curves
+    for step, line in ((15, checkpoint), (30, another), (40, last)):
+        assert f"the checkpoint of step {step} could not be written: " in line
+        assert no_room in line
+    assert another.endswith("Training goes on.")
+    assert last.startswith("error: ")
+    assert "step 40/40" in ended.stderr, "the terminal has it all"
+    assert (folder / "metrics.jsonl").stat().st_size == 4096, "else nothing was limited"
+
+
+@pytest.mark.fault
 def test_a_loss_that_is_not_finite_stops_all_ranks_naming_the_step(tiny_overrides, tmp_path):
     codes, printed = finish(start_ranks(2, [*tiny_overrides, "optimizer.learning_rate=1e30"]))
     assert codes == [4, 4], printed

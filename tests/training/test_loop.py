@@ -1,5 +1,7 @@
 """Whole trainings of a small engine, in one go or in parts; the oracle of the parts is one go."""
 
+import errno
+import itertools
 import json
 import logging
 import math
@@ -17,7 +19,7 @@ from tests.run_folders import records
 from tests.training.small_engine import engine_step, equal, small_engine
 from tests.training.small_training import Part
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError, NumericError
+from vggdist.errors import CheckpointError, DataError, NumericError
 from vggdist.evaluation.metrics import Errors
 from vggdist.run_report import write_result
 from vggdist.training import checkpoint
@@ -411,3 +413,47 @@ def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
         f"The newest good checkpoint is {good}; run.resume={good} goes on from there."
     )
     assert good.name == "step-00000002"
+
+
+def no_room(process: Process, folder: Path) -> tuple[list[str], str, int]:
+    """A disk that has room for one checkpoint, and a training of three."""
+    logged = Logged()
+    part = Part(process, folder, schedule={"num_steps": 6}, checkpoint={"every_steps": 2})
+    save, calls = checkpoint.save, itertools.count(1)
+
+    def save_once(*arguments: Any) -> Path:
+        if next(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(*arguments)
+
+    checkpoint.save = save_once
+    with pytest.raises(CheckpointError) as caught:
+        part.train()
+    return logged.about("could not be written"), str(caught.value), part.training.step
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_training_but_the_last_one_all_ranks(
+    tmp_path: Path,
+) -> None:
+    (told, error, step), (_, _, other_step) = run_in_ranks(no_room, 2, tmp_path)
+    assert step == other_step == 6
+    folder = tmp_path / "checkpoints"
+    sentence = (
+        "could not be written: [Errno 28] No space left on device. Free space or mend the "
+        f"permissions of {folder}. The one before it, {folder}/step-00000002, is kept."
+    )
+    assert told == [f"the checkpoint of step 4 {sentence} Training goes on."]
+    assert error == f"the checkpoint of step 6 {sentence}"
+
+
+def test_a_checkpoint_is_as_large_as_the_engine_says(tmp_path: Path) -> None:
+    (expected,) = run_in_ranks(checkpoint_bytes, 1, tmp_path)
+    (saved,) = checkpoint.committed(tmp_path / "checkpoints")
+    assert sum(file.stat().st_size for file in saved.iterdir()) == pytest.approx(expected, rel=0.25)
+
+
+def checkpoint_bytes(process: Process, folder: Path) -> int:
+    """Of a network that is large enough for headers not to count."""
+    part = Part(process, folder, batch_norm=True, schedule={"num_steps": 1})
+    part.train()
+    return part.training.engine.checkpoint_bytes

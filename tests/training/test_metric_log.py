@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vggdist.training.metric_log import MetricLog, displayable
+from vggdist.training.metric_log import LogFile, MetricLog, displayable
 
 
 @pytest.fixture
@@ -155,5 +156,47 @@ def test_a_full_disk_costs_points_of_the_curves_and_is_said_once(
         monkeypatch.setattr(log._board, "flush", full)
         log.write("train", 3, 0.1, {"loss": 1.0})
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    assert "training goes on: [Errno 28] No space left on device." in caplog.text
+    assert caplog.messages == [
+        f"curves and log in {folder} cannot be written, training goes on without: [Errno 28] No "
+        "space left on device."
+    ]
     assert [step for step, _ in points(folder, "train/loss")] == [1, 2, 3]
+
+
+def test_tensorboard_s_thread_dies_in_silence_and_the_curves_go_on_when_there_is_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hook = threading.excepthook
+    with MetricLog(folder, 0) as log:
+        log.write("train", 1, 0.1, {"loss": 1.0})
+        no_space = Path("/dev/full").open("w")  # noqa: SIM115 (closing it fails)
+        with monkeypatch.context() as patched:
+            patched.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+            patched.setattr(log, "_lines", no_space)
+            for step in (2, 3):
+                log.write("train", step, 0.1, {"loss": 1.0})
+                log.write_text("schedule", "text", step)
+        log.write("train", 4, 0.1, {"loss": 1.0})
+        with pytest.raises(OSError, match="No space left"):
+            no_space.close()
+    assert capfd.readouterr().err == ""
+    assert [step for step, _ in points(folder, "train/loss")] == [1, 4]
+    assert threading.excepthook is hook
+
+
+def test_lines_that_cannot_be_written_to_the_log_cost_no_traceback(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "log.txt").symlink_to("/dev/full")
+    handler = LogFile(folder)
+    logger = logging.Logger("full")
+    logger.addHandler(handler)
+    for _ in range(3):
+        logger.error("a line")
+    handler.close()
+    assert capfd.readouterr().err == ""
+    logger.error("%d", "no number")  # a bug keeps its traceback
+    assert "TypeError" in capfd.readouterr().err

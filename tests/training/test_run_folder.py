@@ -1,10 +1,12 @@
 """One training lives in a run folder; a second start continues it or is refused."""
 
+import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from vggdist.training.run_folder import (
     lock,
     precision_of_training,
     prepare,
+    require_space,
     weights_file,
 )
 
@@ -321,3 +324,61 @@ def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) 
     (folder / "none").mkdir()
     with pytest.raises(ConfigError, match=r"none has no weights; give a run folder with a check"):
         weights_file(str(folder / "none"))
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_a_sentence_and_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(ConfigError, match=r"No space left on device\. Choose another run"):
+            lock(tmp_path)
+    with lock(tmp_path):
+        pass
+
+
+@pytest.fixture
+def megabytes_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Has a disk have so many megabytes free."""
+
+    def set_free(megabytes: float) -> None:
+        usage = shutil.disk_usage("/")._replace(free=round(1e6 * megabytes))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    return set_free
+
+
+def test_a_disk_on_which_no_checkpoint_fits_is_refused(
+    tmp_path: Path, megabytes_free: Callable[[float], None]
+) -> None:
+    megabytes_free(1106.9)
+    with pytest.raises(ConfigError) as caught:
+        require_space(tmp_path, 1_107_000_000, keep=2)
+    assert str(caught.value) == (
+        f"run folder {tmp_path} has 1,106.9 MB free, and a checkpoint takes 1,107.0 MB. Free space "
+        "there, or choose another run.folder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_there", "free", "warned"),
+    [(0, 29.9, "30.0"), (0, 30.0, ""), (1, 19.9, "20.0"), (1, 20.0, ""), (2, 10.0, "")],
+)
+def test_a_disk_on_which_not_all_checkpoints_fit_is_a_warning(
+    tmp_path: Path,
+    megabytes_free: Callable[[float], None],
+    caplog: pytest.LogCaptureFixture,
+    num_there: int,
+    free: float,
+    warned: str,
+) -> None:
+    """Two are kept, and while a third is written there are three."""
+    save(tmp_path, *range(1, num_there + 1))
+    megabytes_free(free)
+    require_space(tmp_path, 10_000_000, keep=2)
+    assert len(caplog.messages) == bool(warned)
+    for message in caplog.messages:
+        assert f"has {free} MB free, and checkpoints will take {warned} MB more: 2 are" in message

@@ -5,8 +5,6 @@ Each leaves `result.json` in its folder when all is done, with what it is the re
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vggdist.errors import EXIT_STOPPED, WeightsError
 from vggdist.evaluation.posteriors import Protocol
 from vggdist.paths import quote
-from vggdist.training.run_files import RESULT_FILE, read_result
+from vggdist.training.run_files import RESULT_FILE, read_result, write_result
 
 if TYPE_CHECKING:
     from vggdist.training.stop import StopSignal
@@ -135,11 +133,8 @@ def _posteriors(folder: Path) -> list[Path]:
 
 
 def _write_result(folder: Path, definition: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """All at once: a result that is there is whole."""
-    temporary = folder / f"{RESULT_FILE}.tmp-{os.getpid()}"
     try:
-        temporary.write_text(json.dumps({"stage": definition, **result}, indent=1) + "\n")
-        os.replace(temporary, folder / RESULT_FILE)
+        write_result(folder, {"stage": definition, **result})
     except OSError as error:
         raise WeightsError(f"{quote(folder / RESULT_FILE)} cannot be written: {error}.") from error
 

@@ -243,6 +243,14 @@ class Engine:
             for name, parameter in trained_parameters(self.module).items()
         }
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What `weights` and `momentum` take on a disk."""
+        held = [*self.module.state_dict().values()]
+        if self.config.optimizer.momentum:
+            held += trained_parameters(self.module).values()
+        return sum(tensor.nbytes for tensor in held)
+
     @torch.no_grad()
     def load(
         self,

@@ -328,19 +328,32 @@ class Training:
                 good_until=self.step - 1,
             )
         weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
+        problem = ""
         if self.process.is_main:
             saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
             try:
                 checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
             except OSError as error:
-                message = (
-                    f"the checkpoint of step {self.step} could not be written: {error}. Free space "
-                    f"or mend the permissions of {quote(self.checkpoint_folder)}"
-                )
-                if last:
-                    raise CheckpointError(f"{message}; the one before it is kept.") from error
-                logger.error("%s; training goes on, the checkpoint before it is kept.", message)
+                problem = self._not_saved(error)
+        if last:  # all ranks end with the main one
+            if not all_agree(not problem, self.process.device):
+                raise CheckpointError(problem)
+        elif problem:
+            self.progress.clear()
+            logger.error("%s Training goes on.", problem)
         self.throughput.resume()
+
+    def _not_saved(self, error: OSError) -> str:
+        there = checkpoint.committed(self.checkpoint_folder)
+        kept = (
+            f"The one before it, {quote(there[0])}, is kept."
+            if there
+            else "There is none before it."
+        )
+        return (
+            f"the checkpoint of step {self.step} could not be written: {error}. Free space or mend "
+            f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
+        )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Passes batches on; the first images of a training go to TensorBoard."""

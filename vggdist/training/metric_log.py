@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -19,11 +21,29 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from vggdist.config import Triple
-from vggdist.training.run_files import METRICS_FILE
+from vggdist.training.run_files import LOG_FILE, METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD_FOLDER = "tensorboard"
+
+
+class LogFile(logging.FileHandler):
+    """`log.txt`; a disk that is full costs lines of it, of which `MetricLog` tells."""
+
+    def __init__(self, run_folder: Path) -> None:
+        super().__init__(run_folder / LOG_FILE, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Called where a line could not be written; logging would print a traceback for each."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Gives up what could not be written."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class MetricLog:
@@ -36,19 +56,18 @@ class MetricLog:
         self._path = run_folder / METRICS_FILE
         self._there = _drop_lines_after(self._path, first_step)
         self._lines = self._path.open("a", encoding="utf-8")
+        self._usual_hook, threading.excepthook = threading.excepthook, self._without_board
         # From the beginning, where an earlier start ended before its first checkpoint.
-        purge_step = first_step + 1 if first_step else 0
-        self._board = SummaryWriter(
-            str(run_folder / TENSORBOARD_FOLDER), purge_step=purge_step, flush_secs=10
-        )
+        self._board: SummaryWriter | None = self._open_board(first_step + 1 if first_step else 0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in (self._lines, self._board):
-            with self._going_on():
-                part.close()
+        with self._going_on():
+            self._lines.close()
+        self._on_board(SummaryWriter.close)
+        threading.excepthook = self._usual_hook
 
     def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """A point of every curve; `split` is train or validation and groups them."""
@@ -60,23 +79,48 @@ class MetricLog:
         with self._going_on():
             self._lines.write(json.dumps(record) + "\n")
             self._lines.flush()
-        with self._going_on():
+            if self._board is None:  # there is room again
+                self._board = self._open_board()
+
+        def write(board: SummaryWriter) -> None:
             for name, value in {"epoch": epoch, **values}.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
-            self._board.flush()
+                board.add_scalar(f"{split}/{name}", value, step)
+            board.flush()
+
+        self._on_board(write)
 
     def write_text(self, name: str, text: str, step: int | None = None) -> None:
         """A text, shown as it is; without a step it belongs to this start."""
         if ("validation", step) in self._there:  # said then, after the same evaluation
             return
         indented = "\n".join("    " + line for line in text.splitlines())
-        with self._going_on():
-            self._board.add_text(name, indented, self._first_step if step is None else step)
+        shown_at = self._first_step if step is None else step
+        self._on_board(lambda board: board.add_text(name, indented, shown_at))
 
     def write_images(self, name: str, images: Tensor, step: int) -> None:
         """A grid of images (n, 3, height, width), 8-bit."""
+        self._on_board(lambda board: board.add_images(name, images, step))
+
+    def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
+        folder = str(self._path.parent / TENSORBOARD_FOLDER)
+        return SummaryWriter(folder, purge_step=purge_step, flush_secs=10)
+
+    def _on_board(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Writes to TensorBoard, whose thread is dead once it has failed."""
+        if self._board is None:
+            return
         with self._going_on():
-            self._board.add_images(name, images, step)
+            try:
+                write(self._board)
+            except OSError:
+                self._board = None
+                raise
+
+    def _without_board(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread would print a traceback of what its next call raises as well."""
+        is_board = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (is_board and issubclass(failure.exc_type, OSError)):
+            self._usual_hook(failure)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -85,8 +129,12 @@ class MetricLog:
             yield
         except OSError as error:
             if not self._failed:
-                logger.error("the curves cannot be written, training goes on: %s.", error)
-            self._failed = True
+                self._failed = True
+                logger.error(
+                    "curves and log in %s cannot be written, training goes on without: %s.",
+                    self._path.parent,
+                    error,
+                )
 
 
 def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:

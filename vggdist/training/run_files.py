@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,20 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return result if isinstance(result, dict) else None
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes `result.json` all at once: one that is there is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = folder / f"{RESULT_FILE}.tmp-{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / RESULT_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_curves(folder: Path, config: Config) -> Curves | None:

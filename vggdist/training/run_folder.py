@@ -7,6 +7,7 @@ the end `result.json` and `predictions.png`.
 import fcntl
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TextIO
@@ -92,7 +93,7 @@ def prepare(config: Config, folder: Path) -> None:
         temporary.write_text(to_yaml(config), encoding="utf-8")
         os.replace(temporary, folder / CONFIG_FILE)
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise not_writable(folder, error) from error
 
 
 def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
@@ -108,7 +109,7 @@ def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a+")
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise not_writable(folder, error) from error
     try:
         _lock_file(file, patience_seconds)
     except BlockingIOError:
@@ -120,9 +121,13 @@ def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
         ) from None
     except OSError as error:
         logger.warning("%s cannot be locked (%s); let no other job train there.", folder, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}")
-    file.flush()
+    try:
+        file.truncate(0)
+        # Not through the buffer, which would try again when the file is closed.
+        os.write(file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
+    except OSError as error:
+        file.close()
+        raise not_writable(folder, error) from error
     return file
 
 
@@ -137,10 +142,42 @@ def _lock_file(file: TextIO, patience_seconds: float) -> None:
         time.sleep(1.0)
 
 
-def _not_writable(folder: Path, error: OSError) -> ConfigError:
+def not_writable(folder: Path, error: OSError) -> ConfigError:
+    """The error for a run folder that cannot be written."""
     return ConfigError(
         f"run folder {quote(folder)} cannot be written: {error}. Choose another run.folder."
     )
+
+
+def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
+    """Looks before the first step whether checkpoints will fit, and warns where not all will.
+
+    Args:
+        folder: the run folder.
+        checkpoint_bytes: of one of them.
+        keep: how many stay; while another is written, that is one more.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    free = shutil.disk_usage(folder).free
+    there = len(checkpoint.committed(folder / CHECKPOINTS))
+    needed = max(1, keep + 1 - there) * checkpoint_bytes
+    if free < checkpoint_bytes:
+        raise ConfigError(
+            f"run folder {folder} has {free / 1e6:,.1f} MB free, and a checkpoint takes "
+            f"{checkpoint_bytes / 1e6:,.1f} MB. Free space there, or choose another run.folder."
+        )
+    if free < needed:
+        logger.warning(
+            "run folder %s has %s MB free, and checkpoints will take %s MB more: %d are kept "
+            "(checkpoint.keep), and one more is written before the oldest goes. Later ones may not "
+            "fit.",
+            folder,
+            f"{free / 1e6:,.1f}",
+            f"{needed / 1e6:,.1f}",
+            keep,
+        )
 
 
 def weights_file(path: str) -> Path:

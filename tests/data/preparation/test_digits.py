@@ -1,5 +1,6 @@
 """scikit-learn's digits as a data set."""
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -72,3 +73,13 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path} is not empty.*Choose another folder"):
         write_digits(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(digits_module, "_write_images", full)
+    with pytest.raises(DataError, match=r"cannot be written to .*: No space left on device\. "):
+        write_digits(tmp_path / "digits")
+    assert list(tmp_path.iterdir()) == []

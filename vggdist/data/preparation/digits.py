@@ -31,7 +31,7 @@ def write_digits(root: str | Path) -> Path:
         `root` as a path.
 
     Raises:
-        DataError: `root` holds something else.
+        DataError: `root` holds something else, or cannot be written.
     """
     root = Path(root).expanduser().absolute()
     if _is_complete(root):
@@ -51,6 +51,11 @@ def write_digits(root: str | Path) -> Path:
         except OSError:
             if not _is_complete(root):  # else another process was faster
                 raise
+    except OSError as error:
+        raise DataError(
+            f"The digits cannot be written to {root}: {error.strerror}. Nothing is left of them; "
+            "free space there or mend its permissions, or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
