@@ -16,6 +16,7 @@ from vggdist.distributed import process as world
 from vggdist.errors import ConfigError, DataError, VggdistError
 from vggdist.pretrain import pretrain
 from vggdist.training.checkpoint import Checkpoint
+from vggdist.training.stop import StopSignal
 from vggdist.training_data import TrainingData, open_training_data
 
 
@@ -36,7 +37,7 @@ def opened(overrides: list[str], state: dict[str, Any] | None = None) -> Trainin
     config = load_config(None, overrides)
     saved = None if state is None else Checkpoint(5, {}, {}, {"data": state})
     with world.joined("cpu") as process:
-        return open_training_data(config, Path(config.run_folder), process, saved)
+        return open_training_data(config, Path(config.run_folder), process, saved, StopSignal())
 
 
 def refusal(overrides: list[str], state: dict[str, Any] | None = None) -> str:
