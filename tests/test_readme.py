@@ -131,7 +131,8 @@ def test_links_and_pictures_in_the_documents_exist(name: str) -> None:
 
 def test_the_readme_lists_every_exit_code() -> None:
     codes = {one.exit_code for one in errors.VggdistError.__subclasses__()}
-    codes |= {0, errors.VggdistError.exit_code, errors.EXIT_STOPPED, errors.EXIT_NOT_REQUEUED}
+    codes |= {0, errors.VggdistError.exit_code, errors.EXIT_INTERRUPTED}
+    codes |= {errors.EXIT_STOPPED, errors.EXIT_NOT_REQUEUED}
     section = README.partition("**Exit codes.**")[2].partition("## ")[0]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == codes
 
