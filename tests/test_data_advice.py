@@ -52,7 +52,7 @@ def train(root: str = "data", run: str = "run", *overrides: str) -> None:
     before = eval(noted.read_text()) if noted.exists() else None
     saved = None if before is None else Checkpoint(1, {}, {}, {"data": before})
     with world.joined("cpu") as process:
-        data = open_training_data(load_config(None, settings), Path(run), process, saved)
+        data = open_training_data(load_config(None, settings), Path(run), process, saved, [])
     Path(run).mkdir(exist_ok=True)
     noted.write_text(repr(data.digests))
 

@@ -15,6 +15,7 @@ from vggdist.data.preparation.sources import FolderSource
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError, DataError, VggdistError
 from vggdist.pretrain import pretrain
+from vggdist.training import run_folder
 from vggdist.training.checkpoint import Checkpoint
 from vggdist.training.stop import StopSignal
 from vggdist.training_data import TrainingData, open_training_data
@@ -37,7 +38,7 @@ def opened(overrides: list[str], state: dict[str, Any] | None = None) -> Trainin
     config = load_config(None, overrides)
     saved = None if state is None else Checkpoint(5, {}, {}, {"data": state})
     with world.joined("cpu") as process:
-        return open_training_data(config, Path(config.run_folder), process, saved, StopSignal())
+        return open_training_data(config, Path(config.run_folder), process, saved, StopSignal(), [])
 
 
 def refusal(overrides: list[str], state: dict[str, Any] | None = None) -> str:
@@ -180,6 +181,15 @@ def test_a_start_that_fails_leaves_what_others_have_made(overrides, root, tmp_pa
         pretrain(load_config(None, [*overrides, "model.initialize_from=/nowhere/weights"]))
     assert (tmp_path / "run" / "jobs").is_dir()
     assert (root / MANIFEST_NAME).stat().st_mtime_ns == before
+
+
+def test_a_start_that_fails_leaves_the_folder_of_a_training_that_is_beginning(
+    overrides, root, tmp_path
+):
+    with run_folder.lock(tmp_path / "run"):
+        with pytest.raises(ConfigError, match="is training in"):
+            pretrain(load_config(None, overrides))
+        assert (tmp_path / "run" / "lock").exists()
 
 
 @pytest.mark.multi_process

@@ -12,7 +12,7 @@ LARGEST_LIST = 5
 _MOST_LABELS = 12
 
 
-def quoted(name: str) -> str:
+def spelled(name: str) -> str:
     """A name in quotes, so that a space at its end, a decomposed accent and control characters can
     be seen."""
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
@@ -23,12 +23,12 @@ def shown(path: str | Path) -> str:
     text = str(path)
     parts = text.split("/")
     is_plain = text.isprintable() and all(part == part.strip() for part in parts)
-    return text if is_plain and unicodedata.is_normalized("NFC", text) else quoted(text)
+    return text if is_plain and unicodedata.is_normalized("NFC", text) else spelled(text)
 
 
 def listed(names: Sequence[str]) -> str:
     """A few names for a message, quoted, and how many more there are."""
-    return shortened([quoted(name) for name in names[:LARGEST_LIST]], len(names))
+    return shortened([spelled(name) for name in names[:LARGEST_LIST]], len(names))
 
 
 def shortened(texts: Sequence[str], num_texts: int | None = None) -> str:
@@ -75,7 +75,7 @@ def said_of_twins(names: Iterable[str]) -> str:
     pairs = twins(sorted(names))
     if not pairs:
         return ""
-    shown = ", ".join(f"{quoted(one)} and {quoted(other)}" for one, other in pairs[:LARGEST_LIST])
+    shown = ", ".join(f"{spelled(one)} and {spelled(other)}" for one, other in pairs[:LARGEST_LIST])
     return (
         f"{shown} are equal after Unicode normalization: some systems store an accent as a "
         "character of its own."
@@ -89,7 +89,7 @@ def said_of_labels(classes: Sequence[str], file: Path) -> str:
         classes: in the order of labels.
         file: that lists them all.
     """
-    shown = [f"{label} {quoted(name)}" for label, name in enumerate(classes)]
+    shown = [f"{label} {spelled(name)}" for label, name in enumerate(classes)]
     if len(shown) > _MOST_LABELS:
         shown = [*shown[:2], "...", shown[-1]]
     rest = f"; all of them, a line each: {file}" if "..." in shown else ""

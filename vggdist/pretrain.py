@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -53,7 +54,7 @@ from vggdist.training.metric_log import LogFile, MetricLog
 from vggdist.training.run_files import CHECKPOINTS
 from vggdist.training.schedule import Schedule
 from vggdist.training.stop import StopSignal
-from vggdist.training_data import TrainingData, announce_data, open_training_data, taken_back
+from vggdist.training_data import TrainingData, announce_data, open_training_data
 
 logger = logging.getLogger("vggdist")
 
@@ -85,11 +86,12 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         stop = stop or stack.enter_context(StopSignal(speaks=process.is_main))
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
-        undoing = stack.enter_context(taken_back(config, folder)) if process.is_main else None
-        start = on_main(process, partial(stop.run, partial(_open_folder, config, folder, stack)))
+        made: list[Path] = []
+        opening = partial(_open_folder, config, folder, stack, made)
+        start = on_main(process, partial(stop.run, opening))
         config, why = resolve_precision(config, process, _precision_of_run(start, folder, process))
         saved = _load_checkpoint(config, start, process)
-        data = open_training_data(config, folder, process, saved, stop)
+        data = open_training_data(config, folder, process, saved, stop, made)
         _end_if_asked(stop, process)
         dataset = _stage(config, data.dataset, process, stop)
         require_whole(dataset.val, process)
@@ -111,8 +113,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, quote(folder))
         _end_if_asked(stop, process)
-        if undoing is not None:
-            undoing.pop_all()
+        made.clear()
         if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED
@@ -176,11 +177,25 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
         )
 
 
-def _open_folder(config: Config, folder: Path, stack: ExitStack) -> Path | None:
-    """Takes the run folder for this job; the checkpoint to continue from, if any."""
+def _open_folder(config: Config, folder: Path, stack: ExitStack, made: list[Path]) -> Path | None:
+    """Takes the run folder for this job; the checkpoint to continue from, if any.
+
+    What stands in `made` when `stack` ends, by an error before the first step, is removed.
+    """
     restarted = slurm.num_restarts(os.environ) > 0
+    is_new = not folder.exists()
     stack.enter_context(run_folder.lock(folder, RESTART_PATIENCE_SECONDS if restarted else 0.0))
+    made += [folder] if is_new else []
+    stack.callback(_remove, made)
     return run_folder.choose_checkpoint(config, folder)
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Precision | None:

@@ -3,10 +3,7 @@ what the training needs."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +13,7 @@ from vggdist.contents import ContentsDigest
 from vggdist.data.classes import require_several_classes, said_of_nesting
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
-from vggdist.data.manifest_file import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    SPLITS,
-    write_classes,
-)
+from vggdist.data.manifest_file import QUARANTINE_NAME, SPLITS, write_classes
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
@@ -29,7 +21,6 @@ from vggdist.errors import ConfigError, DataError
 from vggdist.names import listed, said_of_labels, sentences, shown
 from vggdist.paths import quote
 from vggdist.rank import on_main
-from vggdist.training import run_folder
 from vggdist.training.checkpoint import Checkpoint
 from vggdist.training.stop import StopSignal
 
@@ -48,7 +39,12 @@ class TrainingData:
 
 
 def open_training_data(
-    config: Config, folder: Path, process: Process, saved: Checkpoint | None, stop: StopSignal
+    config: Config,
+    folder: Path,
+    process: Process,
+    saved: Checkpoint | None,
+    stop: StopSignal,
+    made: list[Path],
 ) -> TrainingData:
     """Opens the data set on all ranks; only the main one looks at the files.
 
@@ -57,6 +53,7 @@ def open_training_data(
         folder: the run folder, for the manifest of images whose folder cannot be written.
         saved: what is continued, if anything is.
         stop: ends the main rank's look at the files.
+        made: takes the manifest, where there was none before.
 
     Raises:
         DataError: the images are not what the training needs, or not what it was begun with.
@@ -68,26 +65,12 @@ def open_training_data(
             "folder of images per class: data.root=/path/to/images."
         )
     root = config.data.root
-    survey = on_main(process, partial(stop.run, partial(_survey, config, root, folder, saved)))
+    survey = on_main(
+        process, partial(stop.run, partial(_survey, config, root, folder, saved, made))
+    )
     digests = world.gather(_digests(survey) if survey else {})[0]
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
     return TrainingData(dataset, digests, survey.remarks if survey else ())
-
-
-@contextlib.contextmanager
-def taken_back(config: Config, folder: Path) -> Iterator[contextlib.ExitStack]:
-    """Removes the manifest and the run folder that a start has made, if it fails.
-
-    What is yielded is to be emptied, by `pop_all`, once the training begins.
-    """
-    new = [folder]
-    if config.data.root is not None:
-        new.append(Path(config.data.root) / MANIFEST_NAME)
-    new = [path for path in new if not path.exists()]
-    with contextlib.ExitStack() as undoing:
-        undoing.callback(_remove, new)
-        yield undoing
-        undoing.pop_all()
 
 
 def announce_data(data: TrainingData, folder: Path) -> None:
@@ -98,21 +81,16 @@ def announce_data(data: TrainingData, folder: Path) -> None:
     logger.info("%s", said_of_labels(data.dataset.train.classes, file))
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        if path.is_dir() and not run_folder.has_training(path):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.is_file():
-            path.unlink(missing_ok=True)
-
-
-def _survey(config: Config, root: str, folder: Path, saved: Checkpoint | None) -> Survey:
+def _survey(
+    config: Config, root: str, folder: Path, saved: Checkpoint | None, made: list[Path]
+) -> Survey:
     """Looks at the data set, objects to it, and notes it, in this order."""
     survey = survey_dataset(root, fallback=folder)
     _require_usable(config, survey.dataset)
     if saved is not None:
         _require_same(config, survey, saved.state["data"])
-    survey.save()
+    if (manifest := survey.save()) is not None:
+        made.append(manifest)
     return survey
 
 

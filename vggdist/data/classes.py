@@ -6,7 +6,7 @@ import shlex
 
 from vggdist.data.manifest import Manifest
 from vggdist.errors import DataError
-from vggdist.names import listed, quoted, said_of_twins, sentences
+from vggdist.names import listed, said_of_twins, sentences, spelled
 
 
 def require_same_classes(train: Manifest, val: Manifest) -> None:
@@ -48,7 +48,7 @@ def require_several_classes(images: Manifest) -> None:
         "beside it."
     )
     raise DataError(
-        f"{folder} has a single class folder, {quoted(name)}, and a network tells at least two "
+        f"{folder} has a single class folder, {spelled(name)}, and a network tells at least two "
         f"classes apart. {hint}"
     )
 

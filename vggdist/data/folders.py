@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.errors import DataError
-from vggdist.names import has_control_characters, listed, quoted, shortened, shown
+from vggdist.names import has_control_characters, listed, shortened, shown, spelled
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Lower case; files count whatever the case of theirs. DALI decodes all of these formats."""
@@ -284,7 +284,7 @@ def _is_folder(entry: os.DirEntry[str], links: tuple[str, ...]) -> bool:
 
 def _endless(entry: os.DirEntry[str], target: str) -> DataError:
     return DataError(
-        f"The link {quoted(entry.path)} leads back to {target}, so that following it would never "
+        f"The link {spelled(entry.path)} leads back to {target}, so that following it would never "
         "end. Remove it."
     )
 

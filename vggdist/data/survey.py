@@ -34,7 +34,7 @@ from vggdist.data.manifest_file import (
 )
 from vggdist.data.preparation.journal import is_unfinished
 from vggdist.errors import DataError
-from vggdist.names import LARGEST_LIST, listed, quoted, said_of_twins
+from vggdist.names import LARGEST_LIST, listed, said_of_twins, spelled
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +62,26 @@ class Survey:
         train, val = self.splits
         return Dataset(train, val)
 
-    def save(self) -> None:
+    def save(self) -> Path | None:
         """Writes the manifest, where it does not say all of this yet.
+
+        Returns:
+            The file, if there was none before.
 
         Raises:
             DataError: there is none, and none can be written.
         """
         if not self.is_news:
-            return
+            return None
+        is_first = not any(place.is_file() for place in self.places)
         try:
-            save_manifest(self.dataset, self.places, self.contents)
+            file = save_manifest(self.dataset, self.places, self.contents)
         except DataError as error:
-            if not any(place.is_file() for place in self.places):
+            if is_first:
                 raise
             logger.warning("What is new is not noted, and found out anew at each start: %s", error)
+            return None
+        return file if is_first else None
 
 
 class _Look(NamedTuple):
@@ -194,7 +200,7 @@ def _put_together(
         for image in one.changed
     ]
     if changed and looks[0].manifest.shards is not None:
-        damage = [f"{quoted(name)} is not the image that was packed." for name in changed]
+        damage = [f"{spelled(name)} is not the image that was packed." for name in changed]
         raise _other_images(root, stored, looks[0].manifest, damage)
     remarks = list(_remarks(looks))
     if stored is not None and not all(
@@ -277,8 +283,8 @@ def _compare_tree(manifest: Manifest, census: Census) -> list[str]:
         for name, (first, last) in listed_in.items()
         if first < last  # a class without images, which a prepared data set may have, has none
     ]
-    differences = [f"In {folder}, the class folder {quoted(name)} is gone." for name in gone]
-    differences += [f"In {folder}, the class folder {quoted(name)} is new." for name in new]
+    differences = [f"In {folder}, the class folder {spelled(name)} is gone." for name in gone]
+    differences += [f"In {folder}, the class folder {spelled(name)} is new." for name in new]
     if said := said_of_twins({*gone, *new}):
         differences.append(said)
     return differences + files
