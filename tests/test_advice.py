@@ -491,7 +491,7 @@ ELSEWHERE = {
 OF_THE_SYSTEM = (
     *(" cannot be written: ", " cannot be read: ", " cannot be read as JSON: ", ". Choose another"),
     *(" belongs to somebody else, ", ". Give another file.", " GiB of weights, and an .onnx file"),
-    "model.initialize_from: the trained network cannot be read: ",
+    *("model.initialize_from: the trained network cannot be read: ", " MB. Free space there, "),
 )
 """What is said where the system refuses, or where the memory of a test would not do."""
 

@@ -34,6 +34,7 @@ from vggdist.model.initialization import build_initialized
 from vggdist.model.weights import Description, save_weights
 from vggdist.predict import Choice, Prediction, draw_sheet, expand
 from vggdist.training.checkpoint import Checkpoint
+from vggdist.training.stop import StopSignal
 from vggdist.training_data import open_training_data
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,8 @@ def train(root: str = "data", run: str = "run", *overrides: str) -> None:
     before = eval(noted.read_text()) if noted.exists() else None
     saved = None if before is None else Checkpoint(1, {}, {}, {"data": before})
     with world.joined("cpu") as process:
-        data = open_training_data(load_config(None, settings), Path(run), process, saved, [])
+        config = load_config(None, settings)
+        data = open_training_data(config, Path(run), process, saved, StopSignal(), [])
     Path(run).mkdir(exist_ok=True)
     noted.write_text(repr(data.digests))
 
@@ -387,6 +389,13 @@ CASES: dict[str, tuple[Do, Do, str, Do, Do | None]] = {
         MEND,
         None,
     ),
+    "an evaluation's image without an end": (
+        "cp data/val/cat/0.png good.png; truncate --size=-12 data/val/cat/0.png",
+        evaluate_it,
+        "with a good copy.*An evaluation counts every image, so none takes its place",
+        "cp good.png data/val/cat/0.png",
+        None,
+    ),
     "other classes than the network's": (
         "for s in train val; do mv data/$s/dog data/$s/wolf; done",
         evaluate_it,
@@ -498,6 +507,7 @@ ELSEWHERE = {
 OF_THE_SYSTEM = (
     " cannot be read: ",
     "The data set's manifest cannot be written to ",
+    "The digits cannot be written to ",
     " cannot be copied to ",
     ". Free space there, name another folder, or set ",
     "Preparing ",
