@@ -25,8 +25,8 @@ MODEL = {
     "dropout": 0.5,
 }
 # Of the change that the steps made. Without TF32 only the order of sums differs, in fp32's 24 bits.
-# TF32 keeps 11 bits of what is multiplied; weights that are off by as much are 0.03 apart afterwards
-# on a CPU, and bf16's are 0.11, since ReLUs magnify.
+# TF32 keeps 11 bits of what is multiplied; weights that are off by as much are 0.03 apart
+# afterwards on a CPU, and bf16's are 0.11, since ReLUs magnify.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-3, "tf32": 0.1}
 
 
