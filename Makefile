@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test test-long test-all test-root test-gpu lint types format figures clean
+.PHONY: help setup quickstart test test-long test-all test-root test-gpu bench-gpu lint types format figures clean
 
 help:
 	@echo "make setup       make the environment $(VENV), with the vggdist command in it"
@@ -15,7 +15,8 @@ help:
 	@echo "make test-long   those that start several ranks, or take longer"
 	@echo "make test-all    both: every test that needs neither root nor a GPU"
 	@echo "make test-root   tests that need root, and the Debian packages that .ci/run installs"
-	@echo "make test-gpu    tests that need an NVIDIA GPU"
+	@echo "make test-gpu    tests that need an NVIDIA GPU, ten minutes at most; see docs/gpu.md"
+	@echo "make bench-gpu   measure the GPU, into gpu.json; DATA=/path/to/images for real ones"
 	@echo "make figures     draw the pictures of images/ anew"
 	@echo "make lint types  ruff and mypy;  make format  rewrites"
 
@@ -51,7 +52,10 @@ test-root: setup
 	OMP_NUM_THREADS=1 pytest -m "slurm or netns"
 
 test-gpu: setup
-	pytest -m gpu
+	pytest tests/gpu -vv --durations=10 --session-timeout=600
+
+bench-gpu: setup
+	python tests/benchmarks/gpu.py $(if $(DATA),--data $(DATA))
 
 lint: setup
 	ruff check .

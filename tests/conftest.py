@@ -1,12 +1,22 @@
 """What tests of the whole training share: a tiny data set and a tiny configuration."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all tests but those of `tests/gpu`, run by themselves: on a machine with GPUs
+    the others are to test what they test elsewhere."""
+    for_gpus = Path(__file__).parent / "gpu"
+    paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if not all(path.is_relative_to(for_gpus) for path in paths):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,6 @@
-"""Imported once by the server that forks ranks: what the product imports when it needs it."""
+"""Imported once by the server that forks ranks on CPUs: what the product imports on demand."""
 
 import os
 
-import torch
-
-if not torch.cuda.is_available():  # else a rank chooses between CPU and GPU by itself
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed  # noqa: F401

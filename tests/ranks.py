@@ -1,4 +1,4 @@
-"""Runs a function of a test in several ranks, each a process of its own, over gloo."""
+"""Runs a function of a test in several ranks, each a process of its own, over gloo or NCCL."""
 
 import faulthandler
 import os
@@ -49,19 +49,38 @@ def _take(sent: Any) -> int:
     return descriptor
 
 
-def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+def run_in_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    device: str = "cpu",
+    fresh: bool = False,
+) -> list[Any]:
     """Calls `function(process, *arguments)` in every rank; returns the results in rank order.
 
     `function` must be importable (defined at a test module's top level), its results picklable.
     A failure in any rank fails the test with that rank's traceback.
+
+    Args:
+        function: what each rank does.
+        world_size: ranks.
+        arguments: of `function`, after its `Process`.
+        device: `cpu` or `cuda`, as in the configuration.
+        fresh: start each rank from nothing, as CUDA needs it: it cannot be used in the fork of a
+            process in which anybody has asked for GPUs.
     """
-    results = _CONTEXT.Queue()
+    context = multiprocessing.get_context("spawn") if fresh else _CONTEXT
+    results = context.Queue()
     port = free_port()
     processes = [
-        _CONTEXT.Process(
+        context.Process(
             target=_rank,
             args=(function, rank, world_size, port, results, arguments),
-            kwargs={"environment": dict(os.environ), "outputs": (_Output(1), _Output(2))},
+            kwargs={
+                "device": device,
+                "environment": dict(os.environ),
+                "outputs": (_Output(1), _Output(2)),
+            },
         )
         for rank in range(world_size)
     ]
@@ -69,14 +88,14 @@ def run_in_ranks(function: Callable[..., Any], world_size: int, *arguments: Any)
         process.start()
     try:
         answers = _answers(processes, results)
+        for rank, (good, answer) in sorted(answers.items()):
+            assert good, f"rank {rank}:\n{answer}"
         for process in processes:
             process.join(timeout=60)
             assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
     finally:
         for process in processes:
             process.kill()
-    for rank, (good, answer) in sorted(answers.items()):
-        assert good, f"rank {rank}:\n{answer}"
     return [answers[rank][1] for rank in range(world_size)]
 
 
@@ -130,6 +149,7 @@ def _rank(
     port: int,
     results: Any,
     arguments: tuple[Any, ...],
+    device: str,
     environment: dict[str, str],
     outputs: Sequence[int],
 ) -> None:
@@ -137,12 +157,18 @@ def _rank(
     faulthandler.enable()  # says where, should a library crash
     try:
         torch.set_num_threads(1)
-        answer = (True, function(world.start("cpu"), *arguments))
+        answer = (True, function(world.start(device), *arguments))
     except BaseException:
         answer = (False, traceback.format_exc())
     # Pickled here: the queue would share the memory of tensors, which ends with this process.
     results.put(pickle.dumps((rank, answer)))
     world.stop()
+    results.close()
+    results.join_thread()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # As a fork ends. Threads of libraries abort a process that ends in the usual way, now and then.
+    os._exit(0)
 
 
 class Script:

@@ -113,12 +113,3 @@ def test_without_keys_it_is_torchs_dropout() -> None:
     ours = KeyedDropout(0.5, 6)(x)
     torch.manual_seed(3)
     assert torch.equal(ours, torch.nn.functional.dropout(x, 0.5))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
-def test_masks_on_a_gpu_are_those_on_the_cpu() -> None:
-    keys = random_keys(64)
-    dropout = KeyedDropout(0.5, 6)
-    on_gpu = dropout(torch.ones(64, 4096, device="cuda"), keys.cuda()) != 0
-    assert torch.equal(on_gpu.cpu(), mask(keys))

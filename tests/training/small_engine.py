@@ -144,6 +144,16 @@ def relative_difference(ours: State, theirs: State, origin: State | None = None)
     return max(differences)
 
 
+def whole_difference(ours: State, theirs: State, origin: State) -> float:
+    """|ours - theirs| / |theirs - origin|, in the Euclidean norm of all tensors together."""
+    assert ours.keys() == theirs.keys() == origin.keys()
+    apart, moved = (
+        torch.cat([(one[name] - other[name]).double().flatten() for name in theirs]).norm()
+        for one, other in ((ours, theirs), (theirs, origin))
+    )
+    return (apart / moved).item()
+
+
 def equal(ours: State, theirs: State) -> bool:
     """Bit for bit."""
     return ours.keys() == theirs.keys() and all(
