@@ -29,15 +29,15 @@ UNSEEN = {"zeros", "a changed byte", "lost bytes", "an end too early"}
 """Damage that a CPU's decoder does not see."""
 
 
-def jpeg(seed: int, **options: object) -> bytes:
+def encoded(seed: int, kind: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    photo(500, 375, seed).save(buffer, "JPEG", quality=90, **options)
+    photo(500, 375, seed).save(buffer, kind, quality=90, **options)
     return buffer.getvalue()
 
 
 def damaged() -> dict[str, bytes]:
     """Kind -> a photo with that damage."""
-    good = jpeg(100)
+    good = encoded(100)
     middle = (good.rindex(b"\xff\xda") + len(good)) // 2
     noise = np.random.default_rng(0).bytes(4096)
     tables = good.index(b"\xff\xc4")
@@ -48,12 +48,14 @@ def damaged() -> dict[str, bytes]:
     return {
         "cut off": good[:middle],
         "cut off, then zeros": good[:middle] + bytes(len(good) - middle),
-        "cut off, progressive": jpeg(101, progressive=True)[:20_000],
+        "cut off, progressive": encoded(101, progressive=True)[:20_000],
         "noise": overwritten(noise),
         "another image's start": overwritten(b"\xff\xd8"),
         "an unknown marker": overwritten(b"\xff\x55"),
         "header of noise": overwritten(noise[:400], place=2),
         "tables of noise": overwritten(noise[:64], place=tables + 4),
+        "impossible tables": overwritten(b"\xff" * 16, place=tables + 5),  # numbers of codes
+        "a PNG, cut off": encoded(102, "PNG")[:100_000],
         "text": b"This is no image.\n" * 500,
         "empty": b"",
         "zeros": overwritten(bytes(4096)),
@@ -70,7 +72,7 @@ KINDS = tuple(damaged())
 def images(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The damaged photos first, in the order of `KINDS`, then good ones."""
     root = tmp_path_factory.mktemp("damaged")
-    contents = [*damaged().values(), *(jpeg(seed) for seed in range(NUM_GOOD))]
+    contents = [*damaged().values(), *(encoded(seed) for seed in range(NUM_GOOD))]
     for number, content in enumerate(contents):
         path = root / "all" / f"{number:03d}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -162,19 +164,19 @@ def test_an_evaluation_on_a_gpu_ends_at_a_damaged_image_and_names_it(kind, image
 
 def test_what_a_decoder_finishes_in_grey_is_seen_by_the_look_at_the_file(device, figure):
     for kind, content in damaged().items():
-        encoded = np.frombuffer(content, dtype=np.uint8)
-        said = {"file": looked_at(encoded)}
+        file = np.frombuffer(content, dtype=np.uint8)
+        said = {"file": looked_at(file)}
         for name, where in (("CPU", None), ("GPU", device)):
             with WindowProbe(where) as probe:
-                said[name] = probe.problem(encoded) or ""
+                said[name] = probe.problem(file) or ""
         figure(kind, ", ".join(f"{name}: {text or 'well'}" for name, text in said.items()))
         assert said["file"] or said["GPU"] or kind in UNSEEN
 
 
-def looked_at(encoded: np.ndarray) -> str:
+def looked_at(file: np.ndarray) -> str:
     """What a reading thread says of a file before it is decoded; empty: it is well."""
     try:
-        image_size(encoded)
+        image_size(file)
     except Exception as error:
         return type(error).__name__
     return ""
