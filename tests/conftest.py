@@ -19,6 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test comes first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: "test_every_test_for_a_gpu" not in item.name)
+
+
 @pytest.fixture(autouse=True)
 def logger_as_it_was() -> Iterator[None]:
     """A command that logs to the terminal does so until its process ends."""

@@ -112,7 +112,7 @@ def test_cut_off_validation_images_end_a_training_before_its_first_step(
     assert printed.count("error: ") == 1
     assert (
         f"error: The image {bad[0]} cannot be used: it is cut off: its end is missing. "
-        f"Of the 7 images of this set, neither can {bad[1]}. "
+        f"Of the 7 images of this set, neither can '{bad[1]}'. "
         "Replace them with good copies. An evaluation counts every image, so none takes its "
         "place.\n"
     ) in printed
@@ -140,7 +140,8 @@ def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
     assert f"error: The image {bad} cannot be used: " in capfd.readouterr().err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
     bad.write_bytes(good)
-    assert train_in_ranks(1, overrides) == [0]
+    assert train_in_ranks(1, overrides) == [DataError.exit_code], "another image than before"
+    assert train_in_ranks(1, [*overrides, "data.accept_changed=true"]) == [0]
     assert steps(tmp_path / "run", "validation") == [3, 6]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import run_in_ranks
-from vggdist import pretrain
+from vggdist import pretrain, training_data
 from vggdist.config_file import load_config
 from vggdist.data import staging
 from vggdist.data.preparation.prepare import prepare
@@ -54,7 +54,7 @@ def start(process: Process, overrides: list[str], where: str, rank: int) -> tupl
 
     if where == "listing":
         pretrain.resolve_precision = before(pretrain.resolve_precision, send)
-        pretrain.open_dataset = before(pretrain.open_dataset, list_slowly)
+        training_data.survey_dataset = before(training_data.survey_dataset, list_slowly)
     elif where == "staging":
         pretrain._stage = before(pretrain._stage, send)
         staging.stage = stage

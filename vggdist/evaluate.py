@@ -121,7 +121,9 @@ def evaluate(request: Request) -> Evaluated | None:
             if not weights.description.classes:
                 file = write_classes(images.classes, folder)
                 logger.info(
-                    "%s has no class names; %s", weights.path, said_of_labels(images.classes, file)
+                    "%s has no class names; %s",
+                    quote(weights.path),
+                    said_of_labels(images.classes, file),
                 )
             logger.info(why)
         run = PosteriorsOfRank(config, process, network, images, request.storage)

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vggdist.paths import quote
+
 LARGEST_LIST = 5
 """Names that an error message spells out before it says how many more there are."""
 
@@ -92,7 +94,7 @@ def said_of_labels(classes: Sequence[str], file: Path) -> str:
     shown = [f"{label} {spelled(name)}" for label, name in enumerate(classes)]
     if len(shown) > _MOST_LABELS:
         shown = [*shown[:2], "...", shown[-1]]
-    rest = f"; all of them, a line each: {file}" if "..." in shown else ""
+    rest = f"; all of them, a line each: {quote(file)}" if "..." in shown else ""
     return f"labels, in the order of the class folders: {', '.join(shown)}{rest}"
 
 

@@ -17,6 +17,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
 from vggdist.pretrain import run
+from vggdist.training.loop import Training
 from vggdist.training.stop import StopSignal
 
 pytestmark = pytest.mark.gpu
@@ -25,27 +26,17 @@ PRECISIONS = ("bf16", "fp16")
 STOPPED_AT, NUM_STEPS = 3, 6
 
 
-class StopLater(StopSignal):
-    """A signal that comes in a certain step; the step after it sees that all agree."""
-
-    def __init__(self, step: int) -> None:
-        self._asked, self._step = 0, step
-        super().__init__()
-
-    @property
-    def requested(self) -> bool:
-        self._asked += 1
-        return self._asked >= self._step
-
-    @requested.setter
-    def requested(self, value: bool) -> None:
-        """It is the step that decides."""
-
-
 def train(process: Process, overrides: list[str], stop_at: int | None) -> int:
-    """The exit code."""
+    """The exit code; `stop_at`: the step that ends it."""
     world.stop()  # `run` joins the world by itself
-    stop = None if stop_at is None else StopLater(stop_at - 1)
+    stop, take_step = StopSignal(), Training._take_step
+
+    def take_step_and_signal(training: Training, batches: Any, given: StopSignal) -> Any:
+        # All ranks see in the step after it that one of them wants to stop.
+        given.requested = stop_at is not None and training.step + 1 >= stop_at - 1
+        return take_step(training, batches, given)
+
+    Training._take_step = take_step_and_signal  # type: ignore[method-assign]
     return run(load_config(None, overrides), stop)
 
 
