@@ -202,7 +202,7 @@ def name_source(file: Path | None, typed: Mapping[str, str], found: Sequence[str
         found: the problems of values.
     """
     overrides = tuple(typed.values())
-    if file is None or all(any(one in problem for one in overrides) for problem in found):
+    if file is None or all(any(override in problem for override in overrides) for problem in found):
         return "the command line"
     return f"{file} and the command line" if overrides else str(file)
 
@@ -414,7 +414,7 @@ def _types(annotation: object) -> set[object]:
     if get_origin(annotation) is Annotated:
         return _types(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return {one for part in get_args(annotation) for one in _types(part)}
+        return {kind for part in get_args(annotation) for kind in _types(part)}
     return {annotation}
 
 

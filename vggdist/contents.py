@@ -40,13 +40,15 @@ class ContentsDigest:
             sha256: (n, 32); none: not known of all.
         """
         given = (num_bytes.astype("<i8"), None if times is None else times.astype("<i8"), sha256)
-        return cls(*("" if one is None else _sha256(one.tobytes()) for one in given))
+        return cls(*("" if array is None else _sha256(array.tobytes()) for array in given))
 
     @classmethod
     def joined(cls, parts: Iterable[Self]) -> Self:
         """That of several sets, one after the other."""
         strings = list(zip(*(asdict(part).values() for part in parts), strict=True))
-        return cls(*(_sha256("".join(one).encode()) if all(one) else "" for one in strings))
+        return cls(
+            *(_sha256("".join(digests).encode()) if all(digests) else "" for digests in strings)
+        )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], prefix: str = "") -> Self:

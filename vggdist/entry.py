@@ -28,12 +28,21 @@ def run(main: Callable[[], int]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
-        if (sentence := no_space_left(error)) is None:
-            raise
-        sys.stderr.write(f"error: {sentence}\n")
-        return VggdistError.exit_code
+        return end_of_full_disk(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def end_of_full_disk(error: OSError) -> int:
+    """Says that a disk is full, where nothing more specific was said; returns the exit code.
+
+    Raises:
+        OSError: `error`, which is about something else.
+    """
+    if (sentence := no_space_left(error)) is None:
+        raise error
+    sys.stderr.write(f"error: {sentence}\n")
+    return VggdistError.exit_code
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -10,13 +10,13 @@ from torch import distributed
 
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
+from vggdist.entry import end_of_full_disk
 from vggdist.errors import (
     EXIT_INTERRUPTED,
     DataError,
     DistributedError,
     StoppedError,
     VggdistError,
-    no_space_left,
 )
 from vggdist.training import progress
 
@@ -43,10 +43,7 @@ def run_rank(work: Callable[[], int]) -> int:
             sys.stderr.write(f"error: {where}{error}\n")
         return error.exit_code
     except OSError as error:
-        if (sentence := no_space_left(error)) is None:
-            raise
-        sys.stderr.write(f"error: {sentence}\n")
-        return VggdistError.exit_code
+        return end_of_full_disk(error)
     except SystemExit as end:  # of `on_main`, where the main rank speaks
         return int(end.code or 0)
     except RuntimeError as error:

@@ -134,6 +134,19 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data(parser: argparse.ArgumentParser, text: str) -> None:
+    """The images that a network is shown."""
+    add_input(
+        parser,
+        "--data",
+        images=True,
+        type=user_path_text,
+        required=True,
+        metavar="ROOT",
+        help=text,
+    )
+
+
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Settings on top of a network's own."""
     parser.add_argument(

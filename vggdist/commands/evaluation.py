@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from vggdist.commands.arguments import (
-    add_input,
+    add_data,
     add_json,
     add_network,
     add_output,
@@ -13,7 +13,6 @@ from vggdist.commands.arguments import (
     positive,
     scales,
     show,
-    user_path_text,
 )
 from vggdist.commands.ranks import start_ranks
 
@@ -67,15 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is evaluated, and how."""
     add_network(parser)
     add_settings(parser)
-    add_input(
-        parser,
-        "--data",
-        images=True,
-        type=user_path_text,
-        required=True,
-        metavar="ROOT",
-        help="the data set",
-    )
+    add_data(parser, "the data set")
     parser.add_argument(
         "--split", choices=("train", "val"), default="val", help="which images (default: val)"
     )

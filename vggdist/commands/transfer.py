@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from vggdist.commands.arguments import (
+    add_data,
     add_input,
     add_json,
     add_network,
@@ -12,7 +13,6 @@ from vggdist.commands.arguments import (
     positive,
     scales,
     show,
-    user_path_text,
 )
 from vggdist.paths import quote
 
@@ -80,15 +80,7 @@ def add_verbs(verbs: Any) -> None:
 def _add_features(parser: argparse.ArgumentParser) -> None:
     add_network(parser)
     add_settings(parser)
-    add_input(
-        parser,
-        "--data",
-        images=True,
-        type=user_path_text,
-        required=True,
-        metavar="ROOT",
-        help="the images",
-    )
+    add_data(parser, "the images")
     add_output(
         parser, "--out", suffixes=(".npz",), required=True, metavar="F", help=".npz file to write"
     )

@@ -26,7 +26,6 @@ from vggdist.paths import quote
 _WRAPPERS = ("module", "_orig_mod")  # data parallel, compiled; of a network or of a part of it
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler", re.IGNORECASE)  # of a training's file
 _COUNTERS = ("total_ops", "total_params")  # which the profiler thop leaves in every layer
-_LONGEST_LIST = 5
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,6 @@ def read_tensors(path: Path, key: str | None = None, ignore: Sequence[str] = ())
     }
     left_out += [name for name in tensors if not name.startswith(place)]
     return ForeignTensors(inside, tuple(left_out))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - _LONGEST_LIST
-    return ", ".join(names[:_LONGEST_LIST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _read(path: Path, weights_format: WeightsFormat) -> object:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vggdist.config import Config, ModelConfig, Triple
 from vggdist.errors import ConfigError, WeightsError
 from vggdist.model.configurations import TABLE_1
-from vggdist.model.exchange.foreign import listed, read_tensors
+from vggdist.model.exchange.foreign import read_tensors
 from vggdist.model.exchange.layouts import Layout, detect_layout, map_side, to_vgg
 from vggdist.model.formats import find_format
 from vggdist.model.vgg import build_vgg, layer_name
@@ -24,6 +24,7 @@ from vggdist.model.weights import (
     read_description,
     save_weights,
 )
+from vggdist.names import shortened
 from vggdist.paths import quote
 
 InputScaling = Literal["torchvision", "mean-rgb", "mean-bgr"]
@@ -170,7 +171,7 @@ def render_imported(imported: Imported) -> str:
         f"input: {input_text(description)}",
     ]
     if imported.left_out:
-        lines.append(f"left out: {listed(imported.left_out)}")
+        lines.append(f"left out: {shortened(imported.left_out)}")
     if imported.missing:
         lines += [
             f"missing: {', '.join(imported.missing)}",
@@ -254,7 +255,7 @@ def _require_layers(
     if found.isdisjoint(map(_layer, expected)):
         raise WeightsError(
             f"{quote(file)} has no tensor that is named as in its layout; its first are "
-            f"{listed(tuple(tensors))}. Name another --layout, or none."
+            f"{shortened(tuple(tensors))}. Name another --layout, or none."
         )
     if partial:
         expected = {name: t for name, t in expected.items() if _layer(name) in found}
