@@ -99,14 +99,16 @@ def run_in_ranks(
     return [answers[rank][1] for rank in range(world_size)]
 
 
-def train_in_ranks(world_size: int, overrides: Sequence[str]) -> list[int]:
-    """The exit code of each rank of a training."""
-    return run_in_ranks(_train, world_size, list(overrides))
+def train_in_ranks(
+    world_size: int, overrides: Sequence[str], config: Path | None = None
+) -> list[int]:
+    """The exit code of each rank of a training, of a configuration file or the defaults."""
+    return run_in_ranks(_train, world_size, config, list(overrides))
 
 
-def _train(process: Process, overrides: list[str]) -> int:
+def _train(process: Process, config: Path | None, overrides: list[str]) -> int:
     world.stop()  # `run` joins the world by itself
-    return run(load_config(None, overrides))
+    return run(load_config(config, overrides))
 
 
 def _answers(processes: Sequence[BaseProcess], results: Any) -> dict[int, Any]:

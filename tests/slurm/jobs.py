@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -77,6 +78,15 @@ class SubmittedJob:
             if b"submitit.core._submit" in Path(f"/proc/{number}/cmdline").read_bytes()
         ]
 
+    def holds_back(self, number: signal.Signals, rank: int) -> bool:
+        """Whether the rank's process is there and blocks a signal: it waits for its handler."""
+        for process in self.processes(rank):
+            with suppress(ProcessLookupError, FileNotFoundError):
+                status = Path(f"/proc/{process}/status").read_text()
+                (blocked,) = re.findall(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
+                return bool(int(blocked, 16) >> (number - 1) & 1)
+        return False
+
     def last_until_told_to_stop(self) -> None:
         """Holds up the training, once it has made some steps, until SLURM sends its signal.
 
@@ -140,12 +150,11 @@ def wait_for(
     is_so: Callable[[], bool],
     seconds: float = 120.0,
     log: Callable[[], str] = lambda: "",
-    pause_seconds: float = 0.1,
 ) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, log()
-        time.sleep(pause_seconds)
+        time.sleep(0.1)
 
 
 def scontrol(cluster: Cluster, *words: str) -> None:

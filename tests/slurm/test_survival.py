@@ -75,7 +75,7 @@ def test_a_signal_to_a_job_that_is_still_importing_lets_it_start_again(
     cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     job = submit(cluster, overrides, tmp_path / "run")
-    wait_for(lambda: bool(job.processes(rank=1)), log=job.log, pause_seconds=0.005)
+    wait_for(lambda: all(job.holds_back(signal.SIGUSR2, rank) for rank in (0, 1)), log=job.log)
     assert cluster.run("scancel", "--signal=USR2", job.job).returncode == 0
     job.wait_for_restart()
     assert "stopped before a step was taken" in job.log()
