@@ -3,4 +3,5 @@
 import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-import deepspeed  # noqa: F401
+import deepspeed
+import deepspeed.module_inject.auto_ep_layer  # noqa: F401 (by deepspeed.initialize)

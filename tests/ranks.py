@@ -27,8 +27,8 @@ from vggdist.pretrain import run
 
 # A server imports the large libraries once, and ranks are its forks: a rank of its own making would
 # take four seconds of CPU time before its first line.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "vggdist.pretrain", "tests.preloaded"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "vggdist.pretrain", "tests.preloaded"])
 
 
 class _Output:
@@ -69,7 +69,7 @@ def run_in_ranks(
         fresh: start each rank from nothing, as CUDA needs it: it cannot be used in the fork of a
             process in which anybody has asked for GPUs.
     """
-    context = multiprocessing.get_context("spawn") if fresh else _CONTEXT
+    context = multiprocessing.get_context("spawn") if fresh else FORKS
     results = context.Queue()
     port = free_port()
     processes = [
@@ -180,7 +180,7 @@ class Script:
         with tempfile.NamedTemporaryFile("w", delete=False) as output:
             self._output = Path(output.name)
             number = output.fileno()
-            self._process = _CONTEXT.Process(
+            self._process = FORKS.Process(
                 target=_run_script,
                 args=(str(script), list(arguments)),
                 kwargs={

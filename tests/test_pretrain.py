@@ -1,12 +1,13 @@
 """What `pretrain` says to mistakes, and how it begins from a trained network."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.ranks import train_in_ranks
+from tests.ranks import run_in_ranks, train_in_ranks
 from tests.run_folders import steps
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
@@ -14,8 +15,10 @@ from vggdist.data.manifest_file import Unusable, save_quarantine
 from vggdist.data.preparation.prepare import prepare
 from vggdist.data.preparation.sources import FolderSource
 from vggdist.data.preparation.writers import Packing
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
-from vggdist.pretrain import pretrain
+from vggdist.pretrain import pretrain, run
 from vggdist.training import run_folder
 
 
@@ -234,3 +237,15 @@ def test_results_that_cannot_be_written_are_a_sentence_and_the_same_command_writ
     blocked.rmdir()
     assert train_in_ranks(1, overrides) == [0]
     assert blocked.is_file()
+
+
+def imported_by_a_training(process: Process, overrides: list[str]) -> set[str]:
+    world.stop()  # `run` joins the world by itself
+    assert run(load_config(None, overrides)) == 0
+    return {name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "sympy")}
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_a_training_does_not_wait_for_torchs_compiler_that_it_does_not_use(tiny_overrides):
+    assert run_in_ranks(imported_by_a_training, 1, tiny_overrides) == [set()]

@@ -34,6 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.machine import describe, driver, name_of
+from tests.ranks import FORKS
 from vggdist.benchmark.evaluation import measure_evaluation, peak_growth
 from vggdist.benchmark.images import TimedImages, open_training_images
 from vggdist.benchmark.loops import BareLoop, OurLoop, synthetic_batch
@@ -207,7 +208,9 @@ def measure_exchange(overrides: Sequence[str], rounds: int, num_gpus: int) -> Re
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Its result; the GPU's memory is free again afterwards."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    # No fork uses CUDA once its parent has asked for a GPU.
+    context = get_context("spawn") if torch.cuda.is_available() else FORKS
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 

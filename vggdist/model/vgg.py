@@ -176,9 +176,17 @@ def build_vgg(config: ModelConfig, crop_size: int, device: str = "cpu") -> VGG:
             fc_width=config.fc_width,
             dropout=config.dropout,
         )
-    model.to_empty(device=device)
-    for tensor in model.state_dict().values():
-        tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+    # `to_empty` imports torch's compiler, a second of every start.
+    unset = {
+        name: torch.full(
+            tensor.shape,
+            float("nan") if tensor.is_floating_point() else 0,
+            dtype=tensor.dtype,
+            device=device,
+        )
+        for name, tensor in model.state_dict().items()
+    }
+    model.load_state_dict(unset, assign=True)
     return model
 
 

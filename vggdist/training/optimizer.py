@@ -1,6 +1,7 @@
 """SGD with momentum (section 3.1) and LARS, which keep gradients that are not finite out of the
 weights."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ class MaskedSGD(torch.optim.SGD):
         products: gradients of weights that have none in memory, for the next step; not with fp16's
             loss scale.
     """
+
+    # Only to keep out of torch's compiler, torch's own import it: two seconds of every start.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(self, params: ParamsT, config: OptimizerConfig) -> None:
         super().__init__(
