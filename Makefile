@@ -8,7 +8,8 @@ CUDA ?= 13
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup quickstart test test-long test-all test-root test-gpu bench-gpu lint types format figures clean
+.PHONY: help setup quickstart test test-long test-all test-root test-gpu bench-gpu lint types format \
+  reference docs figures clean
 
 help:
 	@echo "make setup       make the environment $(VENV), with the vggdist command in it;"
@@ -20,6 +21,8 @@ help:
 	@echo "make test-root   tests that need root, and the Debian packages that .ci/run installs"
 	@echo "make test-gpu    tests that need an NVIDIA GPU, ten minutes at most; see docs/gpu.md"
 	@echo "make bench-gpu   measure the GPU, into gpu.json; DATA=/path/to/images for real ones"
+	@echo "make docs        the pages of docs/ as a site, build/docs/index.html; every link must hold"
+	@echo "make reference   write the configuration's and the commands' reference in docs/ anew"
 	@echo "make figures     draw the pictures of images/ anew"
 	@echo "make lint types  ruff and mypy;  make format  rewrites"
 
@@ -76,6 +79,13 @@ types: setup
 format: setup
 	ruff check --fix .
 	ruff format .
+
+reference: setup
+	python docs/generate.py
+
+docs: setup
+	sphinx-build --quiet --fresh-env --fail-on-warning --nitpicky --conf-dir docs . build/docs
+	@echo "The site is build/docs/index.html"
 
 figures: setup
 	python images/draw.py

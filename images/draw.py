@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws the pictures of README.md and ARCHITECTURE.md from the code: `python images/draw.py`."""
+"""Draws the pictures of the documents from the code: `python images/draw.py`."""
 
 import argparse
 import sys

@@ -11,8 +11,8 @@ examples:
   torchrun --nproc-per-node 8 launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet
   python launch/train.py --config configs/quickstart.yaml model.batch_norm=false
 
-The same command again continues from the newest checkpoint of the run folder. Every key, with its
-default and its source in the paper, is shown by --print-config and explained in vggdist/config.py.
+The same command again continues from the newest checkpoint of the run folder. --print-config shows
+every key with its value, and docs/configuration.md explains them.
 """
 
 

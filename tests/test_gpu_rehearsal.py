@@ -51,13 +51,13 @@ def test_without_a_gpu_its_tests_say_so_in_a_sentence_and_fail() -> None:
 @pytest.mark.slow
 @pytest.mark.multi_process
 @pytest.mark.timeout(600)
-def test_the_benchmark_writes_every_number_and_prints_rows_like_the_readmes(tmp_path: Path) -> None:
+def test_the_benchmark_writes_every_number_and_prints_rows_like_the_pages(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     ended = run("tests/benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", str(out))
     assert ended.returncode == 0, ended.stderr
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     lines = ended.stdout.splitlines()
-    assert lines[:2] == re.findall(r"^\|.*\|$", readme, re.MULTILINE)[:2]
+    assert lines[:2] == re.findall(r"^\|.*\|$", page, re.MULTILINE)[:2]
     assert len(lines) > 10
     assert all(line.count(" | ") == 4 for line in lines[2:])
     report = json.loads(out.read_text())

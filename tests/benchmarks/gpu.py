@@ -8,7 +8,7 @@ Configuration D in the precision that the GPU computes natively, at micro batche
 training step beside a bare PyTorch loop and one with cudnn.benchmark, the peak of memory, the
 loader alone and both together; the loader at several shares of the hardware decoder; dense and
 multi-crop evaluation; and, with several GPUs, the exchange of gradients. The rows of the table are
-in the form of the README's. Some ten minutes.
+in the form of docs/performance.md's. Some ten minutes.
 """
 
 import argparse
@@ -244,7 +244,7 @@ def measure_all(device: str, root: Path, size: Size) -> Result:
 
 
 def rows(measured: Result) -> list[tuple[str, str]]:
-    """Results and numbers, as the README's table has them."""
+    """Results and numbers, as docs/performance.md has them."""
     found = []
     for name, result in measured.items():
         if "error" in result:
@@ -336,7 +336,7 @@ def network_of(result: Result) -> str:
 
 
 def table(measured: Result, machine: str, day: str) -> str:
-    """Markdown in the columns of the README's results."""
+    """Markdown in the columns of docs/performance.md."""
     lines = ["| result | number | machine | date | command |", "|---|---|---|---|---|"]
     lines += [
         f"| {result} | {number} | {machine} | {day} | `{COMMAND}` |"

@@ -38,7 +38,7 @@ def deepspeed(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def variables(path_with_ssh: str, tmp_path: Path) -> dict[str, str]:
-    """The launcher's environment; what all ranks need stands in a file, as the README has it."""
+    """The launcher's environment; what all ranks need is in a file (docs/launching.md)."""
     file = tmp_path / "deepspeed_env"
     file.write_text(f"GLOO_SOCKET_IFNAME={INTERFACE}\n")
     return {"PATH": path_with_ssh, "DS_ENV_FILE": str(file)}

@@ -1,7 +1,8 @@
 """What others have published about data-parallel VGG-16, beside what a plan says of it.
 
 None of these numbers is in the plan's model, but for the rates of one device alone, which the
-efficiencies are relative to. `python tests/planning/records.py` prints the table of the README.
+efficiencies are relative to. `python tests/planning/records.py` prints the tables of
+docs/planning.md.
 """
 
 from dataclasses import dataclass
@@ -82,5 +83,20 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def table_of_ways() -> str:
+    """What each way of exchange keeps on Horovod's hardware, as Markdown."""
+    ways = ("record", "factors", "all_reduce", "auto")
+    rows = [
+        "| GPUs | fp32 all-reduce | factors | 16-bit all-reduce | auto |",
+        "|---|---|---|---|---|",
+    ]
+    for world_size in (4, 8, 16, 32, 64, 128, 512, 1024):
+        steps = [simulated(CLUSTERS[HOROVOD], world_size, 64, way) for way in ways]
+        shares = [f"{100 * step.compute_seconds / step.seconds:.1f}" for step in steps]
+        rows.append(f"| {world_size} | {' | '.join(shares)} |")
+    return "\n".join(rows)
+
+
 if __name__ == "__main__":
     print(table())
+    print(table_of_ways())

@@ -121,6 +121,6 @@ def test_frozen_layers_send_nothing() -> None:
 
 
 def test_two_cores_take_as_long_as_they_were_measured() -> None:
-    """4.8 s for 16 images of 224 px in bf16 (README, `vggdist bench step`)."""
+    """4.8 s for 16 images of 224 px in bf16 (`vggdist bench step`)."""
     cores = Cluster(1, 1, DEVICES["cpu"], 1e9)
     assert compute_seconds(work(16), cores) == pytest.approx(4.8, rel=0.05)

@@ -1,12 +1,21 @@
-"""A plan beside what others have measured; the table of the README is this one."""
+"""A plan beside what others have measured; the tables of docs/planning.md are these."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.planning.records import CLUSTERS, HOROVOD, RECORDS, Record, planned, simulated, table
+from tests.planning.records import (
+    CLUSTERS,
+    HOROVOD,
+    RECORDS,
+    Record,
+    planned,
+    simulated,
+    table,
+    table_of_ways,
+)
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
 REQUIRED = [record for record in RECORDS if record.required]
 
 
@@ -31,5 +40,7 @@ def test_no_record_is_better_at_the_rate_that_horovod_measured_on_one_gpu() -> N
             assert planned(record, device=slower) == pytest.approx(record.efficiency, abs=0.10)
 
 
-def test_the_readme_shows_the_comparison_as_it_is() -> None:
-    assert table() in README.read_text(encoding="utf-8")
+def test_the_page_shows_the_comparison_and_the_ways_of_exchange_as_they_are() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert table() in page
+    assert table_of_ways() in page
