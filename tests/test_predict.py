@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from tests.data.verification.odd_images import short_metadata
 from vggdist import cli
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, WeightsError
@@ -256,3 +257,14 @@ def test_a_network_that_has_exploded_is_refused(images: Path, tmp_path: Path) ->
     weights = load_weights(tmp_path / "exploded.safetensors")
     with pytest.raises(WeightsError, match=r"posteriors are infinite or not numbers for .*a\.png"):
         predict(weights, expand([images]), device="cpu")
+
+
+def test_a_picture_is_drawn_of_an_image_that_pillow_does_not_open(
+    weights_path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, sheet = tmp_path / "odd.jpg", tmp_path / "sheet.png"
+    odd.write_bytes(short_metadata((images / "d.jpg").read_bytes()))
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(odd)
+    assert run(monkeypatch, weights_path, odd, "--out", sheet) == 0
+    assert sheet.exists()

@@ -240,10 +240,13 @@ def _manifest(files: Sequence[Path]) -> Manifest:
 
 
 def _picture(file: Path) -> Image.Image:
-    """An image that has been decoded before, not turned by EXIF: as the network sees it."""
-    with warnings.catch_warnings(), Image.open(file) as image:
-        warnings.simplefilter("ignore")  # of metadata and transparency; the image is usable
-        picture = image.convert("RGB")
+    """An image that can be used, not turned by EXIF: as the network sees it."""
+    try:
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("ignore")  # of metadata and transparency; the image is usable
+            picture = image.convert("RGB")
+    except Exception:  # Pillow raises anything for a damaged image that DALI decodes
+        return Image.new("RGB", (PICTURE, PICTURE), "gray")
     picture.thumbnail((PICTURE, PICTURE))  # now: many images are in memory at once
     return picture
 
