@@ -268,3 +268,22 @@ def test_a_picture_is_drawn_of_an_image_that_pillow_does_not_open(
         Image.open(odd)
     assert run(monkeypatch, weights_path, odd, "--out", sheet) == 0
     assert sheet.exists()
+
+
+def test_a_decoders_line_about_damage_comes_with_the_name_of_the_file(
+    weights_path: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = (images / "d.jpg").read_bytes()
+    damaged = tmp_path / "x y.jpg"
+    early = whole.index(b"\xff\xda") + 100
+    damaged.write_bytes(whole[:early] + b"\xff\xd0" + whole[early:])  # ends the pixels
+    assert run(monkeypatch, weights_path, *[images / "d.jpg"] * 20, damaged) == 0
+    lines = capfd.readouterr().err.splitlines()
+    (line,) = (line for line in lines if "Corrupt JPEG data" in line)
+    assert f"'{damaged}' is damaged, but readable: Corrupt JPEG data: " in line
+    assert line.endswith("Its prediction may be wrong.")
+    assert lines[-1].startswith("21 of 21 images")

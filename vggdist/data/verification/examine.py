@@ -92,7 +92,7 @@ def prepare_process() -> None:
 
 
 @contextlib.contextmanager
-def _decoders_lines() -> Iterator[list[str]]:
+def decoders_lines() -> Iterator[list[str]]:
     """The lines that decoders write to stderr meanwhile, without saying of which file."""
     lines: list[str] = []
     sys.stderr.flush()
@@ -108,9 +108,14 @@ def _decoders_lines() -> Iterator[list[str]]:
         lines += file.read().decode(errors="replace").splitlines()
 
 
+def tells_of_damage(line: str) -> bool:
+    """Whether a decoder's line is about damaged pixels; others are about metadata."""
+    return _DAMAGE.search(line) is not None
+
+
 def _damage(lines: Sequence[str]) -> str:
-    """The first line that tells of damaged pixels; others are about metadata."""
-    told = next((line for line in lines if _DAMAGE.search(line)), "")
+    """The first line that tells of damage."""
+    told = next(filter(tells_of_damage, lines), "")
     return _NUMBER.sub("", told.strip())
 
 
@@ -153,7 +158,7 @@ def _decoded_as_in_training(encoded: NDArray[np.uint8], seen: Examined) -> Exami
         return seen._replace(reason=str(error))
     # Of a JPEG alone the size is found where Pillow finds none.
     seen = seen._replace(format=seen.format or "JPEG", width=width, height=height)
-    with _decoders_lines() as lines:
+    with decoders_lines() as lines:
         problem = _window_probe().problem(encoded)
     if problem is not None:
         return seen._replace(
