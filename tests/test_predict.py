@@ -287,3 +287,13 @@ def test_a_decoders_line_about_damage_comes_with_the_name_of_the_file(
     assert f"'{damaged}' is damaged, but readable: Corrupt JPEG data: " in line
     assert line.endswith("Its prediction may be wrong.")
     assert lines[-1].startswith("21 of 21 images")
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_an_image_of_extreme_shape_is_predicted_and_drawn(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    long, sheet = tmp_path / "long.png", tmp_path / "sheet.png"
+    Image.new("RGB", size, "red").save(long)
+    assert run(monkeypatch, weights_path, long, "--out", sheet) == 0
+    assert sheet.exists()
