@@ -370,6 +370,21 @@ def test_a_cut_off_image_is_named_before_anything_is_computed(
     assert f"The image {cut} cannot be used: DALI cannot decode it (PNG, RGB)" in message
 
 
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_an_image_of_extreme_shape_is_cropped_or_refused_by_name(
+    weights: Path, dataset: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    root = shutil.copytree(dataset, tmp_path / "images")
+    long = root / "val" / "red" / "long.png"
+    Image.new("RGB", size, "red").save(long)
+    (centre,) = posteriors_of(request(weights, root, tmp_path, protocols=("center-crop",)))
+    assert len(centre.values) == NUM_IMAGES + 1
+    for protocol in ("dense", "multi-crop"):
+        message = refusal(request(weights, root, tmp_path, protocols=(protocol,)), DataError)
+        assert message.startswith(f"The image {long} is {size[0]} x {size[1]} pixels. Whole, with ")
+        assert message.endswith("Cut it, or evaluate centre crops.")
+
+
 @pytest.mark.parametrize("protocol", ["center-crop", "dense", "multi-crop"])
 def test_a_network_that_has_exploded_is_refused_and_no_file_is_made_of_it(
     dataset: Path, tmp_path: Path, protocol: str

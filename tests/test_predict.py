@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from tests.data.verification.odd_images import short_metadata
 from vggdist import cli
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, WeightsError
@@ -256,3 +257,43 @@ def test_a_network_that_has_exploded_is_refused(images: Path, tmp_path: Path) ->
     weights = load_weights(tmp_path / "exploded.safetensors")
     with pytest.raises(WeightsError, match=r"posteriors are infinite or not numbers for .*a\.png"):
         predict(weights, expand([images]), device="cpu")
+
+
+def test_a_picture_is_drawn_of_an_image_that_pillow_does_not_open(
+    weights_path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, sheet = tmp_path / "odd.jpg", tmp_path / "sheet.png"
+    odd.write_bytes(short_metadata((images / "d.jpg").read_bytes()))
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(odd)
+    assert run(monkeypatch, weights_path, odd, "--out", sheet) == 0
+    assert sheet.exists()
+
+
+def test_a_decoders_line_about_damage_comes_with_the_name_of_the_file(
+    weights_path: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = (images / "d.jpg").read_bytes()
+    damaged = tmp_path / "x y.jpg"
+    early = whole.index(b"\xff\xda") + 100
+    damaged.write_bytes(whole[:early] + b"\xff\xd0" + whole[early:])  # ends the pixels
+    assert run(monkeypatch, weights_path, *[images / "d.jpg"] * 20, damaged) == 0
+    lines = capfd.readouterr().err.splitlines()
+    (line,) = (line for line in lines if "Corrupt JPEG data" in line)
+    assert f"'{damaged}' is damaged, but readable: Corrupt JPEG data: " in line
+    assert line.endswith("Its prediction may be wrong.")
+    assert lines[-1].startswith("21 of 21 images")
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_an_image_of_extreme_shape_is_predicted_and_drawn(
+    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    long, sheet = tmp_path / "long.png", tmp_path / "sheet.png"
+    Image.new("RGB", size, "red").save(long)
+    assert run(monkeypatch, weights_path, long, "--out", sheet) == 0
+    assert sheet.exists()

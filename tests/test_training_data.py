@@ -183,6 +183,23 @@ def test_a_start_that_fails_leaves_what_others_have_made(overrides, root, tmp_pa
     assert (root / MANIFEST_NAME).stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("left", [[], ["a"]], ids=["empty", "with a note"])
+def test_a_start_that_fails_removes_the_folders_above_that_it_has_made_and_that_are_empty(
+    overrides, tmp_path, monkeypatch, left
+):
+    def choose(config, folder):
+        for name in left:  # of somebody else
+            (tmp_path / "there" / name / "note").touch()
+        raise ConfigError("of the test")
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(run_folder, "choose_checkpoint", choose)
+    with pytest.raises(ConfigError, match="of the test"):
+        pretrain(load_config(None, [*overrides, f"run.folder={tmp_path}/there/a/b/run"]))
+    assert [path.name for path in (tmp_path / "there").iterdir()] == left
+    assert not (tmp_path / "there" / "a" / "b").exists()
+
+
 def test_a_start_that_fails_leaves_the_folder_of_a_training_that_is_beginning(
     overrides, root, tmp_path
 ):

@@ -21,7 +21,7 @@ from vggdist.data.folders import IMAGE_SUFFIXES, list_images
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest, Names, Place
 from vggdist.data.progress import Progress
-from vggdist.data.verification.examine import examine_image
+from vggdist.data.verification.examine import decoders_lines, examine_image, tells_of_damage
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import DTYPES, choose_precision, use_precision
 from vggdist.errors import ConfigError, DataError
@@ -87,7 +87,11 @@ def split_usable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
             else:
                 usable.append(file)
             if examined.damage:
-                logger.warning("%s is damaged, but readable: %s", quote(file), examined.damage)
+                logger.warning(
+                    "%s is damaged, but readable: %s. Its prediction may be wrong.",
+                    quote(file),
+                    examined.damage,
+                )
             advance(1)
     return usable, problems
 
@@ -148,7 +152,7 @@ def predict(
         num_threads=len(os.sched_getaffinity(0)),
     )
     casting = torch.autocast(where.type, DTYPES[chosen], enabled=DTYPES[chosen] != torch.float32)
-    with loader, _progress(len(files)) as advance:
+    with _progress(len(files)) as advance, _without_known_damage(), loader:
         for batch in loader:
             with casting:
                 logits = network(batch.images)
@@ -240,12 +244,23 @@ def _manifest(files: Sequence[Path]) -> Manifest:
 
 
 def _picture(file: Path) -> Image.Image:
-    """An image that has been decoded before, not turned by EXIF: as the network sees it."""
-    with warnings.catch_warnings(), Image.open(file) as image:
-        warnings.simplefilter("ignore")  # of metadata and transparency; the image is usable
-        picture = image.convert("RGB")
+    """An image that can be used, not turned by EXIF: as the network sees it."""
+    try:
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("ignore")  # of metadata and transparency; the image is usable
+            picture = image.convert("RGB")
+    except Exception:  # Pillow raises anything for a damaged image that DALI decodes
+        return Image.new("RGB", (PICTURE, PICTURE), "gray")
     picture.thumbnail((PICTURE, PICTURE))  # now: many images are in memory at once
     return picture
+
+
+@contextlib.contextmanager
+def _without_known_damage() -> Iterator[None]:
+    """Holds back what decoders write to stderr of damage: `split_usable` has named the files."""
+    with decoders_lines() as lines:
+        yield
+    sys.stderr.writelines(f"{line}\n" for line in lines if not tells_of_damage(line))
 
 
 @contextlib.contextmanager
@@ -254,5 +269,9 @@ def _progress(num_images: int) -> Iterator[Callable[[int], None]]:
     if num_images <= BATCH_SIZE:
         yield lambda count: None
         return
-    with contextlib.closing(Progress(num_images)) as progress:
+    # Another way to the terminal: what goes to stderr meanwhile may be held back.
+    with (
+        open(os.dup(2), "w") as terminal,
+        contextlib.closing(Progress(num_images, stream=terminal)) as progress,
+    ):
         yield progress.advance

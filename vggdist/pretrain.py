@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -183,17 +183,21 @@ def _open_folder(config: Config, folder: Path, stack: ExitStack, made: list[Path
     What stands in `made` when `stack` ends, by an error before the first step, is removed.
     """
     restarted = slurm.num_restarts(os.environ) > 0
-    is_new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     stack.enter_context(run_folder.lock(folder, RESTART_PATIENCE_SECONDS if restarted else 0.0))
-    made += [folder] if is_new else []
-    stack.callback(_remove, made)
+    made += new
+    stack.callback(_remove, folder, made)
     return run_folder.choose_checkpoint(config, folder)
 
 
-def _remove(paths: list[Path]) -> None:
+def _remove(run_folder: Path, paths: list[Path]) -> None:
+    """Removes files, the run folder with what is in it, and folders above it where all is gone."""
     for path in paths:
-        if path.is_dir():
+        if path == run_folder:
             shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            with suppress(OSError):  # somebody else has put something there
+                path.rmdir()
         else:
             path.unlink(missing_ok=True)
 

@@ -1,11 +1,15 @@
 """What every rank does around its work: speak to the terminal, end with a sentence, act as one."""
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
 from torch import distributed
 
 from vggdist.distributed import process as world
@@ -21,6 +25,10 @@ from vggdist.errors import (
 from vggdist.training import progress
 
 T = TypeVar("T")
+
+MEETING_SECONDS = 5.0
+"""How often the ranks meet while the main one acts: if it lists or hashes images for longer than a
+collective may last, it would be taken for lost."""
 
 
 def run_rank(work: Callable[[], int]) -> int:
@@ -69,11 +77,12 @@ def leave(exit_code: int) -> int:
 def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
     """Runs `action` on the main rank only; where it fails, all ranks end, and only it speaks."""
     result, problem = None, None
-    if process.is_main:
-        try:
-            result = action()
-        except VggdistError as error:
-            problem = error
+    with _meeting(process):
+        if process.is_main:
+            try:
+                result = action()
+            except VggdistError as error:
+                problem = error
     exit_code = world.from_main(problem.exit_code if problem else 0, process.device)
     if problem is not None:
         raise problem
@@ -81,6 +90,38 @@ def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
         # Launchers end with the code of any rank.
         raise SystemExit(exit_code)
     return result
+
+
+@contextlib.contextmanager
+def _meeting(process: Process) -> Iterator[None]:
+    """All ranks meet every few seconds until the main one has done what is inside; collective.
+
+    It meets in a thread: what is inside stays in the main thread, where signals arrive.
+    """
+    if process.world_size == 1:
+        yield
+        return
+    done = threading.Event()
+
+    def meet() -> None:
+        if process.device.type == "cuda":
+            torch.cuda.set_device(process.device)  # a thread starts on GPU 0
+        while not world.all_agree(
+            not process.is_main or done.wait(MEETING_SECONDS), process.device
+        ):
+            pass
+
+    if not process.is_main:
+        yield
+        meet()
+        return
+    with ThreadPoolExecutor(1) as pool:
+        meetings = pool.submit(meet)
+        try:
+            yield
+        finally:
+            done.set()
+        meetings.result()
 
 
 def log_to_terminal(is_main: bool = True) -> None:

@@ -450,6 +450,16 @@ def test_names_with_spaces_and_accents_are_read(tmp_path, make_image):
     assert Path(open_images(tmp_path).name(int(batch.index[0]))).name == "ünï cödé.jpg"
 
 
+def test_a_training_crops_images_of_extreme_shape(tmp_path):
+    (tmp_path / "long").mkdir()
+    for name, size in (("wide", (20_000, 1)), ("high", (1, 20_000))):
+        Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "long" / f"{name}.png")
+    (batch,) = taken(training(open_images(tmp_path), last_step=1))
+    assert batch.bad == ()
+    expected = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(batch.pixels, expected.expand_as(batch.pixels))
+
+
 def test_a_thread_of_the_loader_works_on_the_gpu_of_its_rank(monkeypatch):
     # Else it would start on GPU 0, and every rank would open a context there.
     gpu, chosen = torch.device("cuda", 3), []

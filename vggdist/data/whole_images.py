@@ -17,6 +17,7 @@ from torch import Tensor
 from vggdist.config import DataConfig, Triple
 from vggdist.data.batch import normalized
 from vggdist.data.finish import SameShape
+from vggdist.data.geometry import rescaled_sizes
 from vggdist.data.loader import Loader
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import find_manifest, load_contents
@@ -26,9 +27,11 @@ from vggdist.data.producer import READING_THREADS, BatchSamples, Producer, with_
 from vggdist.data.progress import Progress
 from vggdist.data.reader import ReadAhead
 from vggdist.data.unusable import BadImage
+from vggdist.errors import DataError
 
 _PATIENCE_SECONDS = 2.0  # a person waits so long without a sign of life
 _MOST_LANES = 2  # each holds several groups
+_MOST_MEGAPIXELS = 16  # of a rescaled image; D's first maps take 4 GB each then, in fp32
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,9 @@ class WholeImageLoader(Loader[Group]):
         dtype: of `WholeImages.images`.
         num_threads: threads that decode.
         only: numbers of the images to share, in place of the whole set.
+
+    Raises:
+        DataError: an image is so long that rescaled it would not fit into memory.
     """
 
     def __init__(
@@ -108,6 +114,7 @@ class WholeImageLoader(Loader[Group]):
         images = np.asarray(range(manifest.num_images) if only is None else only, dtype=np.int64)
         share = images[evaluation_share(len(images), rank, world_size)]
         sizes = _sizes(manifest, share, show=rank == 0)
+        _require_to_fit(manifest, share, sizes, max(scales))
         shape = np.divide(sizes[:, 1], sizes[:, 0], where=sizes[:, 0] > 0, out=np.zeros(len(share)))
         share = share[np.lexsort((share, shape))]
         self.num_images = len(share)
@@ -164,6 +171,22 @@ class _GroupProducer(Producer[list[SameShape], Group]):
             )
             for one in finished
         ]
+
+
+def _require_to_fit(
+    manifest: Manifest, images: NDArray[np.int64], sizes: NDArray[np.int64], scale: int
+) -> None:
+    rescaled = rescaled_sizes(np.maximum(sizes, 1), scale)
+    too_large = np.flatnonzero(rescaled.prod(axis=1) > _MOST_MEGAPIXELS * 1e6)
+    if len(too_large):
+        first = too_large[0]
+        height, width = sizes[first].tolist()
+        raise DataError(
+            f"The image {manifest.described(int(images[first]))} is {width} x {height} pixels. "
+            f"Whole, with its shorter side rescaled to {scale}, it would have more than the "
+            f"{_MOST_MEGAPIXELS} megapixels that may be needed at once. Cut it, or evaluate centre "
+            "crops."
+        )
 
 
 def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray[np.int64]:

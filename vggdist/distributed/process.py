@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 START_TIMEOUT = timedelta(minutes=5)
 WORK_TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for one that lists a data set or writes a checkpoint; torch's own default."""
+"""How long ranks wait for one that writes a checkpoint; torch's own default."""
 RENDEZVOUS_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

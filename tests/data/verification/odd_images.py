@@ -63,6 +63,8 @@ def good_images() -> dict[str, bytes]:
         "1x1.jpg": encoded(picture(1, 1)),
         "7x500.jpg": encoded(picture(7, 500)),
         "garbage behind.jpg": encoded(image) + bytes(1000),
+        "short metadata.jpg": short_metadata(encoded(image)),
+        "damaged pixels.tif": damaged_pixels(encoded(image, "TIFF", compression="tiff_lzw")),
         "two pictures.jpg": encoded(image, "MPO", **frames),
         "png.JPEG": encoded(image, "PNG"),
         "bmp.png": encoded(image, "BMP"),
@@ -78,6 +80,17 @@ def good_images() -> dict[str, bytes]:
         "plain.webp": encoded(image, "WEBP"),
         "animated.webp": encoded(image, "WEBP", **frames),
     }
+
+
+def short_metadata(jpeg: bytes) -> bytes:
+    """A JPEG that Pillow does not recognize, though other decoders skip what it stumbles over."""
+    return jpeg[:2] + b"\xff\xe0\x00\x07JFIF\0" + jpeg[2:]
+
+
+def damaged_pixels(tiff: bytes) -> bytes:
+    """A TIFF that Pillow does not decode, though other decoders hand out some pixels."""
+    middle = len(tiff) // 2
+    return tiff[:middle] + bytes([255]) * 8 + tiff[middle + 8 :]
 
 
 def bad_images() -> dict[str, tuple[bytes, str]]:

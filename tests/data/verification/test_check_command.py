@@ -34,7 +34,7 @@ def test_the_command_shows_a_report_and_writes_json(tmp_path):
         "train/dog/0.jpg = val/dog/leak.jpg",
         "Classes with fewer than 10 training images: 2\n    cat: 2\n    dog: 2\n",
         "Quarantine, files that training cannot use: 1",
-        "1: it is no image, or of a kind that Pillow does not decode",
+        "1: it is no image that Pillow recognizes",
         "train/cat/a b ü \\xff.jpg",
     ):
         assert part in done.stdout
@@ -44,7 +44,7 @@ def test_the_command_shows_a_report_and_writes_json(tmp_path):
     assert written["quarantine"] == [
         {
             "file": f"train/cat/{NOT_UTF8}",
-            "reason": "it is no image, or of a kind that Pillow does not decode",
+            "reason": "it is no image that Pillow recognizes",
         }
     ]
 

@@ -1,4 +1,4 @@
-"""What one image file is, and whether training can use it: Pillow strictly, then DALI.
+"""What one image file is, and whether training can use it: DALI decides, Pillow looks strictly.
 
 Meant for a process that may die of what it reads; `isolated.py` starts such processes.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vggdist.data.header import DamagedError, TooLargeError, image_size
+from vggdist.data.header import TooLargeError, image_size
 from vggdist.data.manifest import Place
 from vggdist.data.reader import read_encoded
 from vggdist.data.unusable import reading_problem
@@ -52,11 +52,11 @@ class Examined(NamedTuple):
     sha256: bytes = bytes(32)
     """Of the encoded image; zeros: it could not be read."""
     damage: str = ""
-    """What the decoder says of it, though it decodes it; empty: nothing."""
+    """What Pillow or the decoder says of it, though training can use it; empty: nothing."""
 
 
 def examine_image(place: Place) -> Examined:
-    """Decodes an image as strictly as Pillow can and a window of it with DALI."""
+    """Decodes an image as strictly as Pillow can, and a window of it as training does."""
     try:
         encoded = read_encoded(place)
     except (OSError, EOFError) as error:
@@ -66,22 +66,14 @@ def examine_image(place: Place) -> Examined:
     seen = Examined(num_bytes=len(encoded), sha256=hashlib.sha256(encoded.data).digest())
     if not len(encoded):
         return seen._replace(reason="the file is empty")
-    seen = _decoded_by_pillow(encoded, seen)
-    if not seen.reason:
-        try:
-            image_size(encoded)
-        except DamagedError as error:
-            return seen._replace(reason=str(error))
-    if not seen.reason:
-        with _decoders_lines() as lines:
-            problem = _window_probe().problem(encoded)
-        if problem is not None:
-            return seen._replace(
-                reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow "
-                "does; save it again as an RGB JPEG or PNG"
-            )
-        return seen._replace(damage=_damage(lines))
-    return seen
+    seen, complaint = _decoded_by_pillow(encoded, seen)
+    if seen.reason:
+        return seen
+    seen = _decoded_as_in_training(encoded, seen)
+    if not complaint:
+        return seen
+    # Training has the last word, and Pillow the better ones.
+    return seen._replace(reason=complaint) if seen.reason else seen._replace(damage=complaint)
 
 
 def lacks_decoder(image_format: str) -> str:
@@ -100,7 +92,7 @@ def prepare_process() -> None:
 
 
 @contextlib.contextmanager
-def _decoders_lines() -> Iterator[list[str]]:
+def decoders_lines() -> Iterator[list[str]]:
     """The lines that decoders write to stderr meanwhile, without saying of which file."""
     lines: list[str] = []
     sys.stderr.flush()
@@ -116,9 +108,14 @@ def _decoders_lines() -> Iterator[list[str]]:
         lines += file.read().decode(errors="replace").splitlines()
 
 
+def tells_of_damage(line: str) -> bool:
+    """Whether a decoder's line is about damaged pixels; others are about metadata."""
+    return _DAMAGE.search(line) is not None
+
+
 def _damage(lines: Sequence[str]) -> str:
-    """The first line that tells of damaged pixels; others are about metadata."""
-    told = next((line for line in lines if _DAMAGE.search(line)), "")
+    """The first line that tells of damage."""
+    told = next(filter(tells_of_damage, lines), "")
     return _NUMBER.sub("", told.strip())
 
 
@@ -127,8 +124,8 @@ def _window_probe() -> WindowProbe:
     return WindowProbe()
 
 
-def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> Examined:
-    """`seen` with what Pillow finds out, or with its reason for refusing the image."""
+def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> tuple[Examined, str]:
+    """What Pillow finds out, with a reason where nobody else need be asked; and its complaint."""
     try:
         # Pillow warns of unreadable metadata, which is no damage; damaged pixels are errors.
         with warnings.catch_warnings():
@@ -139,15 +136,33 @@ def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> Examined:
                     format=image.format or "", mode=image.mode, width=width, height=height
                 )
                 if seen.format not in DALI_FORMATS:
-                    return seen._replace(reason=lacks_decoder(seen.format))
+                    return seen._replace(reason=lacks_decoder(seen.format)), ""
                 image.convert("RGB")
-        return seen
-    except UnidentifiedImageError:
-        return seen._replace(reason="it is no image, or of a kind that Pillow does not decode")
+        return seen, ""
     except Image.DecompressionBombError:
-        return seen._replace(reason=str(TooLargeError()))
+        return seen._replace(reason=str(TooLargeError())), ""
     except MemoryError:
-        return seen._replace(reason="it does not fit into memory when it is decoded")
+        return seen._replace(reason="it does not fit into memory when it is decoded"), ""
+    except UnidentifiedImageError:
+        return seen, "it is no image that Pillow recognizes"
     except Exception as error:  # Pillow raises anything from SyntaxError to ZeroDivisionError
         message = _COUNT.sub("", " ".join(str(error).split())) or type(error).__name__
-        return seen._replace(reason=f"Pillow does not decode it: {message}")
+        return seen, f"Pillow does not decode it: {message}"
+
+
+def _decoded_as_in_training(encoded: NDArray[np.uint8], seen: Examined) -> Examined:
+    """`seen` with the size that training finds, and what its decoder says."""
+    try:
+        height, width = image_size(encoded)
+    except Exception as error:  # a DamagedError, or what Pillow has complained of before
+        return seen._replace(reason=str(error))
+    # Of a JPEG alone the size is found where Pillow finds none.
+    seen = seen._replace(format=seen.format or "JPEG", width=width, height=height)
+    with decoders_lines() as lines:
+        problem = _window_probe().problem(encoded)
+    if problem is not None:
+        return seen._replace(
+            reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow does; "
+            "save it again as an RGB JPEG or PNG"
+        )
+    return seen._replace(damage=_damage(lines))

@@ -154,7 +154,7 @@ class SplitFindings:
             if found.damage:
                 self.damage[image] = found.damage
             self.formats[found.format] += 1
-            self.modes[found.mode] += 1
+            self.modes[found.mode or "unknown"] += 1
 
     def file(self, image: int) -> str:
         """The name of an image, relative to the folder that is checked."""
