@@ -14,9 +14,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from vggdist.artifacts.run_files import MAY_CHANGE
 from vggdist.cli import build_parser
 from vggdist.config import Config
-from vggdist.training.run_files import MAY_CHANGE
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated -->\n", "\n<!-- /generated -->"

@@ -16,7 +16,6 @@ def main() -> None:
     )
     out = parser.parse_args().out
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
-    import draw_architecture
     import draw_configurations
     import draw_errors
     import draw_flowers
@@ -25,7 +24,7 @@ def main() -> None:
     import draw_step
 
     pictures = (
-        *(draw_architecture, draw_configurations, draw_errors),
+        *(draw_configurations, draw_errors),
         *(draw_flowers, draw_network, draw_plan, draw_step),
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import drawing as d
 from matplotlib.axes import Axes
 
+from vggdist.artifacts.posteriors import format_train_scale
 from vggdist.config import ModelConfig
-from vggdist.evaluation.posteriors import format_train_scale
-from vggdist.evaluation.reporting import paper
 from vggdist.model.summary import summarize
+from vggdist.reports import paper
 
 COLORS = {(256, 256): d.BLUE, (384, 384): d.GREEN, paper.JITTERED: d.ORANGE}
 NAMES = {"A": 0.8, "A-LRN": 0.8, "B": 0.8, "C": 1.2, "D": 1.2, "E": 1.2}

@@ -3,7 +3,7 @@
 
 import sys
 
-from vggdist import entry
+from vggdist.distributed import entry
 
 EXAMPLES = """\
 examples:

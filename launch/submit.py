@@ -3,14 +3,14 @@
 
 import sys
 
-from vggdist import entry
+from vggdist.distributed import entry
 
 
 def main() -> int:
     """Reads the command line and submits; the exit code is that of `vggdist/errors.py`."""
     import argparse
 
-    from vggdist.commands.submission import DESCRIPTION, EXAMPLES, add_arguments, run
+    from vggdist.slurm.commands import DESCRIPTION, EXAMPLES, add_arguments, run
 
     parser = argparse.ArgumentParser(
         description=DESCRIPTION,

@@ -3,7 +3,7 @@
 
 import sys
 
-from vggdist import entry
+from vggdist.distributed import entry
 
 EXAMPLES = """\
 examples:
@@ -48,8 +48,8 @@ def main() -> int:
     if arguments.print_config:
         sys.stdout.write(to_yaml(config))
         return 0
+    from vggdist.distributed.rank import leave
     from vggdist.pretrain import run
-    from vggdist.rank import leave
 
     return leave(run(config))
 

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vggdist.model.weights import build_network, load_weights
+from vggdist.artifacts.weights import load_weights
+from vggdist.model.loading import build_network
 
 
 def rescaled(path: Path, scale: int) -> Image.Image:

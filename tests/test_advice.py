@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from vggdist import cli, pretrain
-from vggdist.benchmark import exchange, machine, step, tune
-from vggdist.cluster.facts import ClusterFacts
+from vggdist.artifacts import checkpoint, run_folder
+from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import split_batch
 from vggdist.config_file import load_config, validate
-from vggdist.data.preparation.packing import Resize
-from vggdist.data.preparation.writers import Packing
+from vggdist.convert.importing import read_classes
 from vggdist.distributed import process as world
 from vggdist.errors import VggdistError, WeightsError
-from vggdist.evaluation.transfer import transfer
-from vggdist.model.exchange.importing import read_classes
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, save_weights
-from vggdist.training import checkpoint, run_folder
+from vggdist.prepare.packing import Resize
+from vggdist.prepare.writers import Packing
+from vggdist.profiling import exchange, machine, step, tune
+from vggdist.slurm.settings import ClusterFacts
+from vggdist.transfer.linear_classifier import transfer
 
 ROOT = Path(__file__).parents[1]
 
@@ -483,9 +483,9 @@ HARDWARE = "about a GPU, or a precision that the device lacks"
 ELSEWHERE = {
     "distributed/device.py": HARDWARE,
     "distributed/precision.py": HARDWARE,
-    "cluster/record.py": "two processes at once, and folders that cannot be written",
-    "cluster/experiment.py": "a folder that cannot be written",
-    "commands/submission.py": "a job in SLURM's queue",
+    "experiments/job_log.py": "two processes at once, and folders that cannot be written",
+    "experiments/runner.py": "a folder that cannot be written",
+    "slurm/commands.py": "a job in SLURM's queue",
 }
 """Modules whose errors the tests of their own bring about."""
 OF_THE_SYSTEM = (
@@ -500,7 +500,7 @@ def test_the_advice_of_every_error_about_a_configuration_is_followed_above(
     attempts: dict[str, Attempt],
 ) -> None:
     said = [str(problem_of(attempts[name], typed)) for name, typed, _, _ in CASES]
-    values = ("config.py", "model/configurations.py", "cluster/facts.py", "paths.py")
+    values = ("config.py", "model/configurations.py", "slurm/settings.py", "artifacts/paths.py")
     missing = []
     for file in sorted((ROOT / "vggdist").rglob("*.py")):
         name = file.relative_to(ROOT / "vggdist").as_posix()

@@ -62,7 +62,7 @@ def test_a_full_disk_ends_any_verb_with_a_sentence(
         raise OSError(number, os.strerror(number), "/data/file")
 
     monkeypatch.setattr(sys, "argv", ["vggdist", "prepare", "digits", "--out", "/data"])
-    monkeypatch.setattr("vggdist.commands.images._prepare_digits", full)
+    monkeypatch.setattr("vggdist.prepare.commands._prepare_digits", full)
     assert main() == 1
     assert capsys.readouterr().err == (
         f"error: /data/file cannot be written: {os.strerror(number)}. Free space there, and start "
@@ -75,6 +75,6 @@ def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.Mon
         raise OSError(errno.EBADF, "Bad file descriptor")
 
     monkeypatch.setattr(sys, "argv", ["vggdist", "prepare", "digits", "--out", "/data"])
-    monkeypatch.setattr("vggdist.commands.images._prepare_digits", broken)
+    monkeypatch.setattr("vggdist.prepare.commands._prepare_digits", broken)
     with pytest.raises(OSError, match="Bad file descriptor"):
         main()

@@ -12,30 +12,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vggdist.artifacts.checkpoint import Checkpoint
+from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import BatchConfig, DataConfig, ModelConfig, split_batch
 from vggdist.config_file import load_config
 from vggdist.data import staging
 from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.plan import SamplePlan
-from vggdist.data.preparation.digits import write_digits
-from vggdist.data.preparation.prepare import prepare
-from vggdist.data.preparation.shards import ShardWriter
-from vggdist.data.preparation.sources import FolderSource
-from vggdist.data.preparation.writers import Packing
 from vggdist.data.survey import survey_images
-from vggdist.data.verification.check import check
 from vggdist.distributed import process as world
 from vggdist.errors import DataError
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation.features_file import Features, save_features
-from vggdist.evaluation.transfer import transfer
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, save_weights
 from vggdist.predict import Choice, Prediction, draw_sheet, expand
-from vggdist.training.checkpoint import Checkpoint
+from vggdist.prepare.check import check
+from vggdist.prepare.digits import write_digits
+from vggdist.prepare.prepare import prepare
+from vggdist.prepare.shards import ShardWriter
+from vggdist.prepare.sources import FolderSource
+from vggdist.prepare.writers import Packing
 from vggdist.training.stop import StopSignal
 from vggdist.training_data import open_training_data
+from vggdist.transfer.features_file import Features, save_features
+from vggdist.transfer.linear_classifier import transfer
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(configuration=(("3-8",),), num_classes=2, fc_width=8)
@@ -389,6 +389,13 @@ CASES: dict[str, tuple[Do, Do, str, Do, Do | None]] = {
         MEND,
         None,
     ),
+    "an evaluation's image that is too long": (
+        lambda: Image.new("RGB", (20_000, 1)).save("data/val/cat/0.png"),
+        evaluate_it,
+        "Cut it",
+        lambda: Image.new("RGB", (40, 40)).save("data/val/cat/0.png"),
+        None,
+    ),
     "an evaluation's image without an end": (
         "cp data/val/cat/0.png good.png; truncate --size=-12 data/val/cat/0.png",
         evaluate_it,
@@ -499,9 +506,9 @@ def test_who_follows_the_advice_does_not_meet_the_problem_again(
 
 
 ELSEWHERE = {
-    "data/preparation/archives.py": "tests/data/preparation/test_archives.py",
-    "data/preparation/devkit.py": "tests/data/preparation/test_archives.py",
-    "data/verification/isolated.py": "a machine on which processes do not start",
+    "prepare/archives.py": "tests/prepare/test_archives.py",
+    "prepare/devkit.py": "tests/prepare/test_archives.py",
+    "prepare/isolated.py": "a machine on which processes do not start",
     "pretrain.py": "another node's message says it",
 }
 OF_THE_SYSTEM = (

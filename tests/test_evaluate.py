@@ -15,17 +15,17 @@ from PIL import Image, ImageOps
 
 from tests.ranks import free_port
 from tests.reference import Reference, rescaled
+from vggdist.artifacts.contents import UNKNOWN
+from vggdist.artifacts.posteriors import Posteriors, load_posteriors, save_posteriors
+from vggdist.artifacts.weights import Description, load_weights, save_weights
 from vggdist.config import ModelConfig
-from vggdist.contents import UNKNOWN
 from vggdist.data.dataset import open_dataset
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation.posteriors import Posteriors, load_posteriors, save_posteriors
-from vggdist.evaluation.reporting.report import make_report
 from vggdist.evaluation_report import summarize
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, load_weights, save_weights
 from vggdist.predict import predict
+from vggdist.reports.report import make_report
 
 ROOT = Path(__file__).resolve().parent.parent
 CROP, NUM_IMAGES = 32, 23

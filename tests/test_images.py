@@ -11,8 +11,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = tuple(
-    f"{name}.png"
-    for name in ("architecture", "configurations", "errors", "flowers", "network", "plan", "step")
+    f"{name}.png" for name in ("configurations", "errors", "flowers", "network", "plan", "step")
 )
 
 

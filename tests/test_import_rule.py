@@ -9,62 +9,71 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+PACKAGES = {"artifacts", "layers", "distributed", "model", "data", "evaluation", "training"}
 
-LEVELS = {
-    # 0: words and numbers
+CORE = {
+    # words and numbers
     "config": 0,
     "config_file": 0,
     "errors": 0,
-    "entry": 0,
-    "paths": 0,
-    "names": 0,
-    "contents": 0,
+    "terminal": 0,
+    "artifacts.paths": 0,
+    "artifacts.names": 0,
+    "artifacts.contents": 0,
+    "distributed.entry": 0,
+    "distributed.traffic": 0,
     "model.configurations": 0,
     "data.geometry": 0,
     "data.color": 0,
     "data.plan": 0,
-    "distributed.traffic": 0,
-    # 1: parts
+    # parts
+    "artifacts": 1,
     "layers": 1,
     "distributed": 1,
-    # 2: the model
     "model": 2,
-    # 3: images in, errors out
     "data": 3,
     "evaluation": 3,
-    # 4: training
     "training": 4,
-    # 5: one process
+    # one rank
     "pretrain": 5,
     "training_data": 5,
-    "rank": 5,
     "trained": 5,
     "run_report": 5,
     "evaluate": 5,
     "evaluated_images": 5,
     "compute_posteriors": 5,
     "evaluation_report": 5,
-    "features": 5,
     "predict": 5,
-    "benchmark": 5,
-    "cluster": 5,
-    "planning": 5,
-    # 6: many processes, people
+    # people
     "commands": 6,
     "cli": 6,
-    "launch": 6,
 }
-"""A module, or a package for those of its modules that are not named themselves -> its level."""
+"""A module, or a package for those of its modules that are not named -> its level. A module of the
+core imports from its own level and below, and no room."""
+
+ROOMS: dict[str, set[str]] = {
+    "prepare": set(),
+    "convert": set(),
+    "reports": set(),
+    "transfer": set(),
+    "slurm": set(),
+    "experiments": {"slurm", "reports"},
+    "planning": set(),
+    "profiling": {"planning", "prepare"},
+    "launch": {"slurm"},
+}
+"""A package around the core -> other rooms that it imports. It may import all of the core."""
 
 DOORS = {
-    "nvidia": {"data.pipeline", "data.verification.probe", "benchmark.rivals"},
+    "nvidia": {"data.pipeline", "data.probe", "profiling.data_baselines"},
     "deepspeed": {"training.engine"},
     "tensorboard": {"training.metric_log"},
     "torch.utils.tensorboard": {"training.metric_log"},
     "yaml": {"config_file"},
-    "pebble": {"data.verification.isolated"},
-    "scipy": {"data.preparation.devkit"},
-    "submitit": {"cluster.submission", "cluster.job"},
+    "pebble": {"prepare.isolated"},
+    "scipy": {"prepare.devkit"},
+    "submitit": {"slurm.submit", "slurm.job"},
     "matplotlib": {"planning.chart"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
@@ -110,11 +119,15 @@ def own_imports(module: str) -> set[str]:
     }
 
 
+def package(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def level(module: str) -> int:
-    for name in (module, module.partition(".")[0]):
-        if name in LEVELS:
-            return LEVELS[name]
-    pytest.fail(f"{module} has no level; give it one here and in ARCHITECTURE.md.")
+    for name in (module, package(module)):
+        if name in CORE:
+            return CORE[name]
+    pytest.fail(f"{module} is neither in the core nor in a room: see CORE and ROOMS in this file.")
 
 
 each_module = pytest.mark.parametrize("module", sorted(MODULES))
@@ -123,29 +136,45 @@ each_module = pytest.mark.parametrize("module", sorted(MODULES))
 def test_modules_are_found() -> None:
     assert {"config", "data.pipeline", "training.engine", "launch.train"} <= MODULES.keys()
     assert "config" in own_imports("training.engine")
-    assert "training.checkpoint" in own_imports("training.run_folder")
+    assert "artifacts.checkpoint" in own_imports("artifacts.run_folder")
 
 
 @each_module
-def test_a_module_imports_only_from_its_own_level_and_below(module: str) -> None:
-    above = {other for other in own_imports(module) if level(other) > level(module)}
+def test_the_core_imports_no_room_and_nothing_above(module: str) -> None:
+    if package(module) in ROOMS:
+        return
+    others = own_imports(module)
+    rooms = {other for other in others if package(other) in ROOMS}
+    assert not rooms, f"{module} is of the core and imports {rooms}; move what it needs to the core"
+    above = {other for other in others if level(other) > level(module)}
     assert not above, f"{module} (level {level(module)}) imports {above} from above"
 
 
 @each_module
+def test_a_room_imports_the_core_and_only_the_rooms_that_it_names(module: str) -> None:
+    room = package(module)
+    if room not in ROOMS:
+        return
+    others = {other for other in own_imports(module) if package(other) in ROOMS.keys() - {room}}
+    strange = {other for other in others if package(other) not in ROOMS[room]}
+    assert not strange, f"{module} imports {strange}; {room} may import {ROOMS[room] or 'no room'}"
+    if not module.startswith("launch."):
+        verbs = {other for other in others if other.endswith(".commands")}
+        assert not verbs - {"slurm.commands"}, f"{module} imports the verbs of other rooms: {verbs}"
+
+
+@each_module
 def test_data_and_evaluation_stay_apart_from_model_training_and_each_other(module: str) -> None:
-    forbidden = APART.get(module.partition(".")[0], set())
+    forbidden = APART.get(package(module), set())
     crossed = {
-        other
-        for other in own_imports(module)
-        if other.partition(".")[0] in forbidden and level(other) > 0
+        other for other in own_imports(module) if package(other) in forbidden and level(other) > 0
     }
     assert not crossed, f"{module} must not know {crossed}"
 
 
 @each_module
 def test_nothing_imports_launch(module: str) -> None:
-    assert not any(name.partition(".")[0] == "launch" for name in imported(MODULES[module]))
+    assert not any(package(name) == "launch" for name in imported(MODULES[module]))
 
 
 @each_module
@@ -157,8 +186,8 @@ def test_each_heavy_library_has_one_door(module: str) -> None:
 
 
 def test_there_are_no_cycles() -> None:
-    graph = {module: own_imports(module) for module in MODULES}
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+    imports = {module: own_imports(module) for module in MODULES}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names them
 
 
 def test_packages_do_nothing_when_they_are_imported() -> None:
@@ -172,11 +201,11 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.config", "torch"),
         ("vggdist.config_file", "torch"),
         ("vggdist.cli", "torch"),
-        ("vggdist.cluster.submission", "torch"),
-        ("vggdist.commands.submission", "submitit"),
-        ("vggdist.cluster.experiment", "torch"),
-        ("vggdist.cluster.status", "torch"),
-        ("vggdist.cluster.tables", "torch"),
+        ("vggdist.slurm.submit", "torch"),
+        ("vggdist.slurm.commands", "submitit"),
+        ("vggdist.experiments.runner", "torch"),
+        ("vggdist.experiments.status", "torch"),
+        ("vggdist.experiments.tables", "torch"),
         ("vggdist.planning.plan", "torch"),
         ("vggdist.training.loop", "deepspeed"),
     ],
@@ -185,3 +214,50 @@ def test_what_is_light_to_import_stays_so(module: str, heavy: str) -> None:
     """In a process of its own, since pytest has imported most of it already."""
     code = f"import sys, {module}; assert {heavy!r} not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
+
+
+def graph() -> str:
+    """The packages and what they import, as Mermaid text; modules at the top are one node."""
+    imports: dict[str, set[str]] = {}
+    for module in MODULES:
+        imports.setdefault(_node(module), set()).update(map(_node, own_imports(module)))
+    reached: dict[str, set[str]] = {}
+    for node in graphlib.TopologicalSorter({n: o - {n} for n, o in imports.items()}).static_order():
+        others = imports.get(node, set()) - {node}
+        reached[node] = others.union(*(reached[other] for other in others))
+    lines = ["```mermaid", "flowchart TD"]
+    for title, names in (("rooms", ROOMS.keys()), ("core", reached.keys() - ROOMS.keys())):
+        listing = "; ".join(f'{_id(name)}["{name}"]' for name in sorted(names))
+        lines += [f"  subgraph {title}", f"    {listing}", "  end"]
+    arrows: dict[str, list[str]] = {}
+    for node in sorted(imports):
+        others = imports[node] - {node}
+        direct = others - set().union(*(reached[other] for other in others))
+        if direct:
+            arrows.setdefault(" & ".join(map(_id, sorted(direct))), []).append(_id(node))
+    lines += [f"  {' & '.join(nodes)} --> {others}" for others, nodes in sorted(arrows.items())]
+    return "\n".join([*lines, "```"])
+
+
+def _node(module: str) -> str:
+    if package(module) in ROOMS or (package(module) in PACKAGES and level(module) > 0):
+        return package(module)
+    return {0: "words and numbers", 5: "one rank", 6: "people"}[level(module)]
+
+
+def _id(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def with_graph(text: str) -> str:
+    begin, end = "<!-- imports -->\n", "\n<!-- /imports -->"
+    return text.partition(begin)[0] + begin + graph() + end + text.partition(end)[2]
+
+
+def test_the_architecture_shows_the_imports_of_the_code() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert text == with_graph(text), "run: python tests/test_import_rule.py"
+
+
+if __name__ == "__main__":
+    ARCHITECTURE.write_text(with_graph(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.model.exchange.foreign_networks import (
+from tests.convert.third_party_networks import (
     TINY,
     caffe_arrays,
     caffe_logits,
@@ -134,9 +134,9 @@ def test_the_help_teaches_with_an_example(
 
 def test_choices_of_the_command_line_are_those_of_the_library() -> None:
     """The command line does not import torch, so it spells them out."""
-    from vggdist.model.exchange.exporting import FORMATS
-    from vggdist.model.exchange.importing import INPUT_SCALINGS
-    from vggdist.model.exchange.layouts import LAYOUTS
+    from vggdist.convert.exporting import FORMATS
+    from vggdist.convert.importing import INPUT_SCALINGS
+    from vggdist.convert.layouts import LAYOUTS
 
     parser = cli.build_parser()
     for layout in ("auto", *LAYOUTS):

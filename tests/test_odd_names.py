@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.model.exchange.foreign_networks import TINY, TinyVGG
+from tests.convert.third_party_networks import TINY, TinyVGG
 from tests.ranks import Script
 from vggdist import cli
-from vggdist.paths import quote
+from vggdist.artifacts.paths import quote
 
 ROOT = Path(__file__).parents[1]
 SIGNS = "a #1 ~b%c'd\"eßf\u0301[g]{h}\n-$HOME`i`;*\\"

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from tests.data.verification.odd_images import short_metadata
+from tests.prepare.odd_images import short_metadata
 from vggdist import cli
+from vggdist.artifacts.weights import Description, load_weights, save_weights
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, build_network, load_weights, save_weights
+from vggdist.model.loading import build_network
 from vggdist.predict import default_scale, expand, predict, render_predictions, split_usable
 
 MODEL = ModelConfig(

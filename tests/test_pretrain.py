@@ -9,17 +9,17 @@ from PIL import Image
 
 from tests.ranks import run_in_ranks, train_in_ranks
 from tests.run_folders import steps
+from vggdist.artifacts import run_folder
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import Unusable, save_quarantine
-from vggdist.data.preparation.prepare import prepare
-from vggdist.data.preparation.sources import FolderSource
-from vggdist.data.preparation.writers import Packing
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
+from vggdist.prepare.prepare import prepare
+from vggdist.prepare.sources import FolderSource
+from vggdist.prepare.writers import Packing
 from vggdist.pretrain import pretrain, run
-from vggdist.training import run_folder
 
 
 def refusal(overrides: list[str], kind: type[Exception]) -> str:

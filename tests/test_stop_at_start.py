@@ -14,12 +14,12 @@ from tests.ranks import run_in_ranks
 from vggdist import pretrain, training_data
 from vggdist.config_file import load_config
 from vggdist.data import staging
-from vggdist.data.preparation.prepare import prepare
-from vggdist.data.preparation.sources import FolderSource
-from vggdist.data.preparation.writers import Packing
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
+from vggdist.prepare.prepare import prepare
+from vggdist.prepare.sources import FolderSource
+from vggdist.prepare.writers import Packing
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.fault]
 

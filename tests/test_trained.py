@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from vggdist.artifacts.checkpoint import Checkpoint, save
+from vggdist.artifacts.weights import Description
 from vggdist.config import ModelConfig
 from vggdist.errors import WeightsError
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description
 from vggdist.trained import open_weights
-from vggdist.training.checkpoint import Checkpoint, save
 
 MODEL = ModelConfig(configuration=(("3-4",), ("3-4",)), num_classes=3, fc_width=8)
 

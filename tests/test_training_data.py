@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.ranks import train_in_ranks
+from vggdist.artifacts import run_folder
+from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.config_file import load_config
 from vggdist.data.manifest_file import MANIFEST_NAME
-from vggdist.data.preparation.sources import FolderSource
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError, DataError, VggdistError
+from vggdist.prepare.sources import FolderSource
 from vggdist.pretrain import pretrain
-from vggdist.training import run_folder
-from vggdist.training.checkpoint import Checkpoint
 from vggdist.training.stop import StopSignal
 from vggdist.training_data import TrainingData, open_training_data
 

@@ -1,15 +1,32 @@
-"""The `vggdist` command: its verbs stand in `commands/`. Training itself is `launch/train.py`."""
+"""The `vggdist` command: mounts the verbs of the core and of each room."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vggdist import entry  # before all else: until `entry.run`, Ctrl-C leaves a trace
+from vggdist.distributed import entry  # before all else: until `entry.run`, Ctrl-C leaves a trace
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+VERBS = (
+    "vggdist.commands.summary",
+    "vggdist.convert.commands",
+    "vggdist.commands.prediction",
+    "vggdist.prepare.commands",
+    "vggdist.slurm.commands",
+    "vggdist.experiments.commands",
+    "vggdist.commands.evaluation",
+    "vggdist.reports.commands",
+    "vggdist.transfer.commands",
+    "vggdist.planning.commands",
+    "vggdist.profiling.commands",
+)
+"""Modules that add verbs to the command line, in the order of its help. A room may go together with
+its line."""
 
 DESCRIPTION = """\
 Look at networks, prepare images, submit trainings to a cluster, evaluate, and measure speed. On one
@@ -52,7 +69,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
     """Takes the first word that sets nothing for the network; returns the others."""
-    from vggdist.paths import expand_home
+    from vggdist.artifacts.paths import expand_home
 
     words = [arguments.network, *getattr(arguments, "overrides", ()), *rest]
     network = next((word for word in words if not _is_setting(word)), words[0])
@@ -71,37 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of all verbs."""
     import argparse
 
-    from vggdist.commands import (
-        arguments,
-        evaluation,
-        experiment,
-        images,
-        networks,
-        planning,
-        prediction,
-        report,
-        speed,
-        submission,
-        transfer,
-    )
+    from vggdist.commands.arguments import add_local_rank
 
     # Abbreviated, `--local_rank` of launchers would be in the way of `--local`.
     parser = argparse.ArgumentParser("vggdist", description=DESCRIPTION, allow_abbrev=False)
-    arguments.add_local_rank(parser)
+    add_local_rank(parser)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (
-        networks,
-        prediction,
-        images,
-        submission,
-        experiment,
-        evaluation,
-        report,
-        transfer,
-        planning,
-        speed,
-    ):
-        group.add_verbs(verbs)
+    for module in VERBS:
+        import_module(module).add_verbs(verbs)
     return parser
 
 

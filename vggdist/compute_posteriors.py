@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vggdist.artifacts.posteriors import Posteriors, Source
 from vggdist.config import Config
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import evaluation_share
-from vggdist.data.progress import Progress
 from vggdist.data.whole_images import WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
-from vggdist.evaluation.posteriors import Posteriors, Source
 from vggdist.evaluation.scores import (
     center_crop_posteriors,
     dense_posteriors,
@@ -27,6 +26,7 @@ from vggdist.evaluation.scores import (
     multi_crop_posteriors,
 )
 from vggdist.model.dense import DenseNetwork
+from vggdist.terminal import Progress
 
 GROUP_SIZE = 32
 """Images that are decoded together; their windows share each pass over fc6."""

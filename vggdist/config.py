@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from vggdist.artifacts.paths import expand_home, lies_in, quote, require_text
 from vggdist.errors import ConfigError
 from vggdist.model.configurations import (
     Configuration,
@@ -27,7 +28,6 @@ from vggdist.model.configurations import (
     column_name,
     parse_configuration,
 )
-from vggdist.paths import expand_home, lies_in, quote, require_text
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
 WeightsPath = Annotated[UserPath, AfterValidator(require_text)]

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from vggdist.artifacts.paths import expand_home, quote
 from vggdist.config import Config, Section
 from vggdist.errors import ConfigError
-from vggdist.paths import expand_home, quote
 
 S = TypeVar("S", bound=Section)
 

@@ -17,9 +17,20 @@ from typing import Literal
 
 import numpy as np
 
+from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
+from vggdist.artifacts.names import listed, said_of_labels, said_of_twins, sentences
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.posteriors import (
+    Posteriors,
+    Protocol,
+    Source,
+    open_posteriors,
+    save_posteriors,
+)
+from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.weights import Description, Weights
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
-from vggdist.contents import UNKNOWN, ContentsDigest
 from vggdist.data.classes import said_of_nesting
 from vggdist.data.dataset import open_split
 from vggdist.data.manifest import Manifest
@@ -28,19 +39,9 @@ from vggdist.data.survey import survey_images
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.distributed.process import Process
+from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError, WeightsError
 from vggdist.evaluated_images import require_whole
-from vggdist.evaluation.posteriors import (
-    Posteriors,
-    Protocol,
-    Source,
-    open_posteriors,
-    save_posteriors,
-)
-from vggdist.model.weights import Description, Weights
-from vggdist.names import listed, said_of_labels, said_of_twins, sentences
-from vggdist.paths import quote
-from vggdist.rank import on_main
 from vggdist.trained import (
     build_dense,
     configure,
@@ -48,7 +49,6 @@ from vggdist.trained import (
     require_scales,
     require_usable,
 )
-from vggdist.training.run_files import CHECKPOINTS
 
 logger = logging.getLogger("vggdist")
 

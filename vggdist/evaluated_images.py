@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from vggdist.artifacts.names import listed
 from vggdist.data.glance import find_bad
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import evaluation_share
 from vggdist.data.unusable import BadImage
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
+from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError
-from vggdist.names import listed
-from vggdist.rank import on_main
 
 
 def require_whole(images: Manifest, process: Process) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vggdist.data.progress import duration
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.posteriors import load_posteriors
 from vggdist.evaluate import Evaluated
 from vggdist.evaluation.fusion import Fusion, errors_of
-from vggdist.evaluation.posteriors import load_posteriors
-from vggdist.paths import quote
+from vggdist.terminal import duration
 
 
 def summarize(evaluated: Evaluated) -> dict[str, Any]:

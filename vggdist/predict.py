@@ -16,21 +16,22 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vggdist.artifacts.names import printable
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.posteriors import require_finite
+from vggdist.artifacts.weights import Description, Weights
 from vggdist.config import DataConfig, Device, PrecisionSetting
+from vggdist.data.examine import decoders_lines, examine_image, tells_of_damage
 from vggdist.data.folders import IMAGE_SUFFIXES, list_images
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest, Names, Place
-from vggdist.data.progress import Progress
-from vggdist.data.verification.examine import decoders_lines, examine_image, tells_of_damage
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import DTYPES, choose_precision, use_precision
 from vggdist.errors import ConfigError, DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
-from vggdist.evaluation.posteriors import require_finite
 from vggdist.model.class_names import class_names
-from vggdist.model.weights import Description, Weights, build_network
-from vggdist.names import printable
-from vggdist.paths import quote
+from vggdist.model.loading import build_network
+from vggdist.terminal import Progress
 
 logger = logging.getLogger("vggdist")
 

@@ -11,6 +11,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from vggdist.artifacts import checkpoint, run_folder
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.weights import Description, Weights, load_weights
 from vggdist.config import (
     BatchSplit,
     Config,
@@ -29,6 +33,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed import slurm
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
+from vggdist.distributed.rank import on_main, run_rank
 from vggdist.errors import (
     EXIT_STOPPED,
     CheckpointError,
@@ -41,17 +46,12 @@ from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_initialized, copy_trained, freeze
 from vggdist.model.vgg import VGG
-from vggdist.model.weights import Description, Weights, load_weights
-from vggdist.paths import quote
-from vggdist.rank import on_main, run_rank
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
-from vggdist.training import checkpoint, run_folder
 from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import LogFile, MetricLog
-from vggdist.training.run_files import CHECKPOINTS
 from vggdist.training.schedule import Schedule
 from vggdist.training.stop import StopSignal
 from vggdist.training_data import TrainingData, announce_data, open_training_data

@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from vggdist.artifacts import run_files
+from vggdist.artifacts.paths import quote
 from vggdist.data.batch import Batch
-from vggdist.data.progress import duration
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
-from vggdist.paths import quote
-from vggdist.training import run_files
+from vggdist.terminal import duration
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
 

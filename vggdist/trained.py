@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vggdist.artifacts import checkpoint
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_folder import weights_file
+from vggdist.artifacts.weights import Description, Weights, load_weights
 from vggdist.config import Config
 from vggdist.config_file import load_config
 from vggdist.data.manifest import Manifest
@@ -12,10 +16,7 @@ from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.dense import DenseNetwork
-from vggdist.model.weights import Description, Weights, build_network, load_weights
-from vggdist.paths import quote
-from vggdist.training import checkpoint
-from vggdist.training.run_folder import weights_file
+from vggdist.model.loading import build_network
 
 
 def open_weights(network: str) -> Weights:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vggdist.artifacts.checkpoint import Checkpoint
+from vggdist.artifacts.contents import ContentsDigest
+from vggdist.artifacts.names import listed, said_of_labels, sentences, shown
+from vggdist.artifacts.paths import quote
 from vggdist.config import Config
-from vggdist.contents import ContentsDigest
 from vggdist.data.classes import require_several_classes, said_of_nesting
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
@@ -17,11 +20,8 @@ from vggdist.data.manifest_file import QUARANTINE_NAME, SPLITS, write_classes
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
+from vggdist.distributed.rank import on_main
 from vggdist.errors import ConfigError, DataError
-from vggdist.names import listed, said_of_labels, sentences, shown
-from vggdist.paths import quote
-from vggdist.rank import on_main
-from vggdist.training.checkpoint import Checkpoint
 from vggdist.training.stop import StopSignal
 
 logger = logging.getLogger("vggdist")

@@ -35,16 +35,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.machine import describe, driver, name_of
 from tests.ranks import FORKS
-from vggdist.benchmark.evaluation import measure_evaluation, peak_growth
-from vggdist.benchmark.images import TimedImages, open_training_images
-from vggdist.benchmark.loops import BareLoop, OurLoop, synthetic_batch
-from vggdist.benchmark.sample import QUALITY, photo
-from vggdist.benchmark.step import measure_step
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.model.initialization import build_initialized
+from vggdist.profiling.evaluation import measure_evaluation, peak_growth
+from vggdist.profiling.images import TimedImages, open_training_images
+from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
+from vggdist.profiling.sample import QUALITY, photo
+from vggdist.profiling.step import measure_step
 
 Result = dict[str, Any]
 COMMAND = "make bench-gpu"

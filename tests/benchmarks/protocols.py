@@ -19,9 +19,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.reference import Reference, rescaled
+from vggdist.artifacts.posteriors import load_posteriors
+from vggdist.artifacts.run_folder import weights_file
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation.posteriors import load_posteriors
-from vggdist.training.run_folder import weights_file
 
 PROTOCOLS = ("center-crop", "dense", "multi-crop")
 

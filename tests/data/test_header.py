@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from tests.data.verification.odd_images import good_images
+from tests.prepare.odd_images import good_images
 from vggdist.data.header import (
     DamagedError,
     TooLargeError,
@@ -121,7 +121,12 @@ def test_a_jpeg_with_other_bytes_among_its_pixels_is_refused_as_pillow_refuses_i
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in good_images() if name.endswith((".jpg", ".JPEG"))]
+    "name",
+    [
+        name
+        for name in good_images()
+        if name.endswith((".jpg", ".JPEG")) and name != "short metadata.jpg"  # Pillow refuses it
+    ],
 )
 def test_no_odd_image_that_pillow_decodes_is_called_damaged(name):
     content = good_images()[name]

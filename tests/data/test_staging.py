@@ -11,11 +11,11 @@ import pytest
 from vggdist.data import staging
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
-from vggdist.data.preparation.prepare import prepare
-from vggdist.data.preparation.sources import FolderSource
-from vggdist.data.preparation.writers import Packing
 from vggdist.data.reader import read_encoded
 from vggdist.errors import ConfigError, DataError
+from vggdist.prepare.prepare import prepare
+from vggdist.prepare.sources import FolderSource
+from vggdist.prepare.writers import Packing
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import pytest
 from vggdist.data import known_contents
 from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.manifest_file import MANIFEST_NAME, load_contents, save_manifest
-from vggdist.data.preparation.prepare import prepare
-from vggdist.data.preparation.sources import FolderSource
-from vggdist.data.preparation.writers import Packing
 from vggdist.data.survey import Survey, survey_dataset, survey_images
-from vggdist.data.verification.check import check
 from vggdist.errors import DataError
+from vggdist.prepare.check import check
+from vggdist.prepare.prepare import prepare
+from vggdist.prepare.sources import FolderSource
+from vggdist.prepare.writers import Packing
 
 
 @pytest.fixture

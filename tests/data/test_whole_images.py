@@ -21,12 +21,12 @@ from vggdist.data import finish, whole_images
 from vggdist.data import reader as reader_module
 from vggdist.data.dataset import open_dataset, open_images
 from vggdist.data.manifest import Manifest
-from vggdist.data.preparation.prepare import prepare
-from vggdist.data.preparation.sources import FolderSource
-from vggdist.data.preparation.writers import Packing
-from vggdist.data.verification.check import check
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.errors import DataError
+from vggdist.prepare.check import check
+from vggdist.prepare.prepare import prepare
+from vggdist.prepare.sources import FolderSource
+from vggdist.prepare.writers import Packing
 
 DATA = DataConfig(crop_size=32, prefetch=2)
 SCALES = (48, 33, 80)

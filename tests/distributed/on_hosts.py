@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, distributed
 
-from vggdist.benchmark.hosts import Hosts, bytes_sent
 from vggdist.distributed import process as world
 from vggdist.distributed.collectives import Collectives
+from vggdist.profiling.hosts import Hosts, bytes_sent
 
 ELEMENTS = 6_000_001
 ROWS, COLUMNS = 16, 50_000

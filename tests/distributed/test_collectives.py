@@ -13,10 +13,10 @@ import torch
 
 from tests.distributed.on_hosts import COLUMNS, ELEMENTS, ROWS
 from tests.ranks import free_port, run_in_ranks
-from vggdist.benchmark.hosts import Hosts
 from vggdist.distributed import collectives, traffic
 from vggdist.distributed.collectives import Collectives, is_regular, nodes_of
 from vggdist.distributed.process import Process
+from vggdist.profiling.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 

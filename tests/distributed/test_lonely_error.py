@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 from vggdist.distributed import process as world
 from vggdist.errors import DataError
-from vggdist.rank import leave, run_rank
+from vggdist.distributed.rank import leave, run_rank
 
 distributed.destroy_process_group = lambda: time.sleep(600)  # as NCCL does
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.evaluation.posteriors import Posteriors, Source, save_posteriors
+from vggdist.artifacts.posteriors import Posteriors, Source, save_posteriors
 
 SOURCE = Source(
     network="D",

@@ -10,12 +10,12 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
-from vggdist.contents import UNKNOWN, ContentsDigest
+from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
+from vggdist.artifacts.posteriors import open_posteriors
 from vggdist.errors import WeightsError
 from vggdist.evaluation import fusion
 from vggdist.evaluation.fusion import Fusion, errors_of, errors_of_fusions, fuse
 from vggdist.evaluation.metrics import count_errors
-from vggdist.evaluation.posteriors import open_posteriors
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

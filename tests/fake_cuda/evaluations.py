@@ -13,9 +13,9 @@ from vggdist.config import Config
 from vggdist.data import finish
 from vggdist.data.whole_images import Group, WholeImages
 from vggdist.evaluation import evaluator, scores
-from vggdist.features import Request, describe
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.initialization import build_initialized
+from vggdist.transfer.features import Request, describe
 
 SCALES = (226, 256)
 """At the first one some of the 25 crops are the same."""

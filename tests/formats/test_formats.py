@@ -14,6 +14,7 @@ import pytest
 from tests.ranks import train_in_ranks
 from tests.run_folders import steps
 from vggdist.cli import main
+from vggdist.transfer.features_file import load_features
 
 VERSIONS = ("first",)
 SETTINGS = ("device=cpu", "precision=fp32", "data.num_threads=1")
@@ -95,9 +96,10 @@ def test_features_are_what_they_were(folder):
         np.testing.assert_array_equal(computed["y"], stored["y"])
 
 
-def test_a_linear_classifier_is_trained_on_features(folder):
-    words = ["transfer", "features.npz", "--train-per-class", "1", "--test-per-class", "1"]
-    vggdist(*words, "--json", "transfer.json")
+def test_a_features_file_is_read(folder):
+    features = load_features(Path("features.npz"))
+    assert features.descriptors.shape == (6, 8)
+    assert features.classes == ("blue", "green", "red")
 
 
 def test_prepared_shards_are_not_made_again(folder):

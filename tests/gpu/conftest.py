@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.ranks import run_in_ranks
-from vggdist.benchmark.sample import QUALITY, photo
 from vggdist.distributed.device import _why_no_gpu
+from vggdist.profiling.sample import QUALITY, photo
 
 Figure = Callable[[str, object], None]
 InRanks = Callable[..., list[Any]]

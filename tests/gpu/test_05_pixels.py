@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from vggdist.benchmark.sample import photo
 from vggdist.config import BatchSplit, DataConfig
 from vggdist.data.dataset import open_images
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan
 from vggdist.data.whole_images import WholeImageLoader
+from vggdist.profiling.sample import photo
 
 pytestmark = pytest.mark.gpu
 

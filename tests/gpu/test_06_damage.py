@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from vggdist.benchmark.sample import photo
 from vggdist.config import BatchSplit, DataConfig
 from vggdist.data.dataset import open_images
 from vggdist.data.header import image_size
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan
-from vggdist.data.verification.probe import WindowProbe
+from vggdist.data.probe import WindowProbe
 from vggdist.data.whole_images import WholeImageLoader
 from vggdist.errors import DataError
+from vggdist.profiling.sample import photo
 
 pytestmark = pytest.mark.gpu
 

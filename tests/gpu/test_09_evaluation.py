@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from vggdist.artifacts.posteriors import PROTOCOLS, load_posteriors
+from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import ModelConfig
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation.posteriors import PROTOCOLS, load_posteriors
-from vggdist.features import Request as FeatureRequest
-from vggdist.features import compute_features
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, save_weights
+from vggdist.transfer.features import Request as FeatureRequest
+from vggdist.transfer.features import compute_features
 
 pytestmark = pytest.mark.gpu
 

@@ -40,7 +40,7 @@ from pathlib import Path
 import torch
 from vggdist.distributed import process as world
 from vggdist.errors import DataError
-from vggdist.rank import leave, run_rank
+from vggdist.distributed.rank import leave, run_rank
 from vggdist.training.stop import StopSignal
 
 def work():

@@ -3,9 +3,9 @@
 import pytest
 from torchvision.models import ResNet50_Weights
 
+from vggdist.artifacts.weights import Description
 from vggdist.config import ModelConfig
 from vggdist.model.class_names import class_names
-from vggdist.model.weights import Description
 
 WORDNET = tuple(f"n{number:08d}" for number in range(1440764, 1441764))
 

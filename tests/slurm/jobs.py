@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, steps
 from tests.slurm.cluster import ROOT, Cluster
-from vggdist.cluster import attempts
-from vggdist.cluster.attempts import Attempt
+from vggdist.slurm import attempts
+from vggdist.slurm.attempts import Attempt
 
 SOON = 60
 """A step by which a training has a checkpoint."""

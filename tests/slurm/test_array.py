@@ -7,11 +7,11 @@ import pytest
 from tests.run_folders import wait_for_step
 from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.jobs import SOON, SubmittedJob, assert_same_training, wait_for
-from vggdist.cluster.facts import ClusterFacts
-from vggdist.cluster.job import TrainingWork
-from vggdist.cluster.submission import Layout, Submission, submit
 from vggdist.config_file import load_config
 from vggdist.errors import NumericError
+from vggdist.slurm.job import TrainingWork
+from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.submit import Layout, Submission, submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multi_process, pytest.mark.fault, pytest.mark.slow]
 

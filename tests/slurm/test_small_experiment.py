@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.slurm.cluster import Cluster
-from vggdist.data.preparation.digits import write_digits
-from vggdist.evaluation.posteriors import open_posteriors
+from vggdist.artifacts.posteriors import open_posteriors
+from vggdist.prepare.digits import write_digits
 
 pytestmark = [
     pytest.mark.slurm,

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.slurm.cluster import ROOT, Cluster
+from vggdist.artifacts.posteriors import load_posteriors
+from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError
-from vggdist.evaluation.posteriors import load_posteriors
 from vggdist.model.initialization import build_initialized
-from vggdist.model.weights import Description, save_weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multi_process]
 

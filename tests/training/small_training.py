@@ -14,6 +14,7 @@ from tests.training.small_engine import (
     small_config,
     small_network,
 )
+from vggdist.artifacts import checkpoint
 from vggdist.config import split_batch, total_steps
 from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest, from_classes
@@ -21,7 +22,6 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
-from vggdist.training import checkpoint
 from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad

@@ -26,10 +26,11 @@ from tests.training.small_engine import (
     small_engine,
     small_network,
 )
+from vggdist.artifacts import checkpoint
 from vggdist.config import split_batch
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError
-from vggdist.training import checkpoint, memory_format
+from vggdist.training import memory_format
 from vggdist.training.agreement import Agreement
 from vggdist.training.engine import Engine, deepspeed_config
 from vggdist.training.memory_format import convolutions_are_channels_last

@@ -19,10 +19,10 @@ from tests.training.small_engine import (
     small_config,
     small_network,
 )
+from vggdist.artifacts import checkpoint
 from vggdist.config import split_batch
 from vggdist.distributed import collectives
 from vggdist.distributed.process import Process
-from vggdist.training import checkpoint
 from vggdist.training.engine import Engine
 from vggdist.training.factors import choose_factored, render_traffic
 

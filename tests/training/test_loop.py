@@ -18,11 +18,11 @@ from tests.ranks import run_in_ranks
 from tests.run_folders import records
 from tests.training.small_engine import engine_step, equal, small_engine
 from tests.training.small_training import Part
+from vggdist.artifacts import checkpoint
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, DataError, NumericError
 from vggdist.evaluation.metrics import Errors
 from vggdist.run_report import write_result
-from vggdist.training import checkpoint
 from vggdist.training.loop import Training
 from vggdist.training.stop import StopSignal
 

@@ -25,13 +25,13 @@ from tests.training.small_engine import (
     small_config,
     small_network,
 )
+from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import Config, split_batch, trained_layers
 from vggdist.config_file import load_config
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.model.initialization import freeze
 from vggdist.model.vgg import VGG, build_vgg
-from vggdist.model.weights import Description, save_weights
 from vggdist.training.agreement import Agreement
 from vggdist.training.engine import Engine
 

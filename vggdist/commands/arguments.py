@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vggdist.artifacts.paths import expand_home, lies_in, quote, require_apart, require_suffix
+from vggdist.artifacts.run_files import CHECKPOINTS, CONFIG_FILE, RUN_FILES
 from vggdist.config import Config
 from vggdist.config_file import load_config
 from vggdist.errors import ConfigError, VggdistError
-from vggdist.paths import expand_home, lies_in, quote, require_apart, require_suffix
-from vggdist.training.run_files import CHECKPOINTS, CONFIG_FILE, RUN_FILES
 
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -97,10 +97,21 @@ def _require_outside_of_training(option: str, out: Path) -> None:
 
 def configured(arguments: argparse.Namespace, defaults: Sequence[str] = ()) -> Config:
     """The configuration of --config and the overrides, on top of `defaults`."""
-    config = load_config(arguments.config, [*defaults, *arguments.overrides])
+    named = getattr(arguments, "configuration", None)
+    overrides = [*arguments.overrides, *([f"model.configuration={named}"] if named else [])]
+    config = load_config(arguments.config, [*defaults, *overrides])
     if config.data.root is not None:
         check_outputs(arguments, [config.data.root])
     return config
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """--configuration, short for model.configuration=NAME."""
+    parser.add_argument(
+        "--configuration",
+        metavar="NAME",
+        help="A, A-LRN, B, C, D or E; or VGG11, VGG13, VGG16 or VGG19 for A, B, D or E",
+    )
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -108,9 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates on this rank; returns the exit code."""
+    from vggdist.distributed.rank import leave, run_rank
     from vggdist.evaluate import Request, evaluate
     from vggdist.evaluation_report import render_evaluated, summarize
-    from vggdist.rank import leave, run_rank
 
     request = Request(
         network=arguments.network,

@@ -70,8 +70,8 @@ def add_verbs(verbs: Any) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from vggdist import predict
+    from vggdist.distributed.rank import log_to_terminal
     from vggdist.errors import DataError
-    from vggdist.rank import log_to_terminal
     from vggdist.trained import open_weights
 
     log_to_terminal()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+from vggdist.artifacts.names import listed, said_of_twins, sentences, spelled
 from vggdist.data.manifest import Manifest
 from vggdist.errors import DataError
-from vggdist.names import listed, said_of_twins, sentences, spelled
 
 
 def require_same_classes(train: Manifest, val: Manifest) -> None:

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.artifacts.names import has_control_characters, listed, shortened, shown, spelled
 from vggdist.errors import DataError
-from vggdist.names import has_control_characters, listed, shortened, shown, spelled
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Lower case; files count whatever the case of theirs. DALI decodes all of these formats."""

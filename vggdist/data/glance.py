@@ -17,9 +17,9 @@ import numpy as np
 
 from vggdist.data.header import size_from_beginning
 from vggdist.data.manifest import Manifest
+from vggdist.data.probe import WindowProbe
 from vggdist.data.reader import ReadAhead
 from vggdist.data.unusable import BadImage, decoding_problem
-from vggdist.data.verification.probe import WindowProbe
 
 _THREADS = 16  # hides the latency of network file systems
 _IMAGES_PER_TASK = 64

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.contents import ContentsDigest
+from vggdist.artifacts.contents import ContentsDigest
 from vggdist.data.manifest import Contents, Manifest
-from vggdist.data.progress import Progress
 from vggdist.data.reader import read_encoded
+from vggdist.terminal import Progress
 
 HASHED_BYTES, HASHED_IMAGES = 2**30, 100_000
 """A split of at most so many is hashed when it is listed: in seconds, and later a copy of it, or a

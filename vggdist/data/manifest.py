@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.contents import UNKNOWN, ContentsDigest
-from vggdist.names import shown
+from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
+from vggdist.artifacts.names import shown
 
 _VERSION = 1  # of the digest
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.contents import ContentsDigest
+from vggdist.artifacts.contents import ContentsDigest
 from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards
 from vggdist.errors import DataError
 
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "vggdist-manifest.npz"
 QUARANTINE_NAME = "vggdist-quarantine.json"
+JOURNAL_NAME = ".vggdist-prepare"
+"""The folder of a `vggdist prepare` that is at work or was interrupted."""
+FINISHED_NAME = ".vggdist-prepared.json"
+"""What was asked of `vggdist prepare`, in the folder of a finished data set."""
 CLASSES_NAME = "classes.txt"
 SPLITS = ("train", "val")
 _VERSION = 2
@@ -136,6 +140,11 @@ def write_classes(classes: Sequence[str], folder: Path) -> Path:
     file = folder / CLASSES_NAME
     file.write_bytes(os.fsencode("".join(f"{name}\n" for name in classes)))
     return file
+
+
+def is_unfinished(root: Path) -> bool:
+    """Whether `vggdist prepare` has begun to write a data set, and not come to its end."""
+    return (root / JOURNAL_NAME).exists() and not (root / FINISHED_NAME).exists()
 
 
 def save_quarantine(root: Path, unusable: Sequence[Unusable]) -> Path:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vggdist.artifacts.paths import quote
 from vggdist.config import DataConfig
 from vggdist.data.batch import Batch
 from vggdist.data.color import subtracted_mean
@@ -37,7 +38,6 @@ from vggdist.data.plan import Samples
 from vggdist.data.reader import Pending, ReadAhead
 from vggdist.data.unusable import BadImage, decoding_problem
 from vggdist.errors import DataError
-from vggdist.paths import quote
 
 READING_THREADS = 16
 """As many as there is work for."""

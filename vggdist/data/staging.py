@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from vggdist.artifacts.paths import quote
 from vggdist.data.manifest import Dataset
-from vggdist.data.progress import Progress
 from vggdist.errors import ConfigError, DataError
-from vggdist.paths import quote
+from vggdist.terminal import Progress
 
 _COPIES_AT_ONCE = 4  # a network file system gives more to several readers than to one
 _PIECE_BYTES = 1 << 24

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.artifacts.names import LARGEST_LIST, listed, said_of_twins, spelled
 from vggdist.data.classes import require_same_classes
 from vggdist.data.folders import Census, existing_folder, list_classes, names_in, render_skipped
 from vggdist.data.known_contents import digest, renew
@@ -26,15 +27,14 @@ from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
     find_manifest,
+    is_unfinished,
     load_contents,
     load_manifest,
     manifest_places,
     save_manifest,
     with_quarantine,
 )
-from vggdist.data.preparation.journal import is_unfinished
 from vggdist.errors import DataError
-from vggdist.names import LARGEST_LIST, listed, said_of_twins, spelled
 
 logger = logging.getLogger(__name__)
 

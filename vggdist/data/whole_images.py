@@ -24,10 +24,10 @@ from vggdist.data.manifest_file import find_manifest, load_contents
 from vggdist.data.pipeline import WholeFormat
 from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
 from vggdist.data.producer import READING_THREADS, BatchSamples, Producer, with_index
-from vggdist.data.progress import Progress
 from vggdist.data.reader import ReadAhead
 from vggdist.data.unusable import BadImage
 from vggdist.errors import DataError
+from vggdist.terminal import Progress
 
 _PATIENCE_SECONDS = 2.0  # a person waits so long without a sign of life
 _MOST_LANES = 2  # each holds several groups

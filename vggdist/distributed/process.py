@@ -154,7 +154,7 @@ def joined(device: str = "auto") -> Iterator[Process]:
 
     An error leaves a world of several ranks standing: others may sit in a collective, and NCCL
     would wait for them, up to `WORK_TIMEOUT`, before anybody has read what went wrong. The process
-    is to end then (`vggdist.rank.leave`), and its launcher ends the others.
+    is to end then (`vggdist.distributed.rank.leave`), and its launcher ends the others.
     """
     process = start(device)
     try:

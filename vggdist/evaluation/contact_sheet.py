@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vggdist.names import printable
+from vggdist.artifacts.names import printable
 
 CELL, MARGIN, TEXT_HEIGHT = 128, 8, 40
 RIGHT, WRONG = (24, 128, 56), (200, 30, 40)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggdist.contents import ContentsDigest
+from vggdist.artifacts.contents import ContentsDigest
+from vggdist.artifacts.posteriors import Posteriors, PosteriorsFile, Values, load_posteriors
 from vggdist.errors import WeightsError
 from vggdist.evaluation.metrics import count_errors
-from vggdist.evaluation.posteriors import Posteriors, PosteriorsFile, Values, load_posteriors
 
 _VALUES_AT_ONCE = 2**22  # posteriors in memory: 32 MB as float64
 

@@ -2,7 +2,7 @@
 
 import re
 
-from vggdist.model.weights import Description
+from vggdist.artifacts.weights import Description
 
 NUM_IMAGENET_CLASSES = 1000
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from vggdist.artifacts.paths import quote
 from vggdist.errors import VggdistError
-from vggdist.paths import quote
 from vggdist.planning.plan import Plan
 from vggdist.planning.step import StepTime
 

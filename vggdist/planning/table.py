@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vggdist.data.progress import duration
 from vggdist.planning.plan import Plan
+from vggdist.terminal import duration
 
 
 def render_plan(plan: Plan) -> str:

@@ -11,20 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vggdist.artifacts import checkpoint
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
-from vggdist.model.weights import Description
-from vggdist.paths import quote
-from vggdist.training import checkpoint
+from vggdist.terminal import TrainingProgress
 from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.metric_log import MetricLog, displayable
-from vggdist.training.progress import ProgressLine
-from vggdist.training.run_files import CHECKPOINTS
 from vggdist.training.schedule import Schedule
 from vggdist.training.step import Meter, train_step
 from vggdist.training.stop import StopSignal
@@ -88,7 +88,7 @@ class Training:
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
-        self.progress = ProgressLine(schedule.total_steps)
+        self.progress = TrainingProgress(schedule.total_steps)
         self._agreement = Agreement(engine)
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0

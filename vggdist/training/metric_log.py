@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from vggdist.artifacts.run_files import LOG_FILE, METRICS_FILE
 from vggdist.config import Triple
-from vggdist.training.run_files import LOG_FILE, METRICS_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,384 @@
+"""One training lives in a run folder; a second start continues it or is refused."""
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vggdist.artifacts import checkpoint
+from vggdist.artifacts.checkpoint import Checkpoint
+from vggdist.artifacts.run_folder import (
+    choose_checkpoint,
+    lock,
+    precision_of_training,
+    prepare,
+    require_space,
+    weights_file,
+)
+from vggdist.config import Config
+from vggdist.config_file import load_config
+from vggdist.errors import CheckpointError, ConfigError
+
+
+def config_with(**changes: object) -> Config:
+    """`section__key=value` in place of `section.key=value`."""
+    values: dict[str, dict[str, object] | object] = {}
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key:
+            values.setdefault(section, {})[key] = value
+        else:
+            values[section] = value
+    return Config.model_validate(values)
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        tensors = {"weight": torch.full((2,), float(step))}
+        checkpoint.save(folder / "checkpoints", Checkpoint(step, tensors, tensors, {}), keep=9)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of a training with the paper's configuration, and two checkpoints."""
+    folder = tmp_path / "run"
+    prepare(Config(), folder)
+    save(folder, 10, 20)
+    return folder
+
+
+def step_of(folder: Path, number: int) -> Path:
+    return folder / "checkpoints" / f"step-{number:08d}"
+
+
+def test_a_new_folder_begins_at_the_first_step(tmp_path: Path) -> None:
+    for resume in ("auto", "never"):
+        assert choose_checkpoint(config_with(run__resume=resume), tmp_path / "new") is None
+
+
+def test_a_folder_holds_the_resolved_configuration(tmp_path: Path) -> None:
+    config = config_with(model__dropout=0.25, run__folder="x")
+    prepare(config, tmp_path / "deep" / "run")
+    assert load_config(tmp_path / "deep" / "run" / "config.yaml") == config
+    assert [path.name for path in (tmp_path / "deep" / "run").iterdir()] == ["config.yaml"]
+
+
+def test_the_same_configuration_continues_from_the_newest_checkpoint(folder: Path) -> None:
+    assert choose_checkpoint(Config(), folder) == step_of(folder, 20)
+    (step_of(folder, 20) / "state.json").unlink()
+    assert choose_checkpoint(Config(), folder) == step_of(folder, 10)
+    (step_of(folder, 10) / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* can be used"):
+        choose_checkpoint(Config(), folder)
+
+
+def test_a_training_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    prepare(Config(), tmp_path)
+    assert choose_checkpoint(Config(), tmp_path) is None
+
+
+def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
+    changed = config_with(optimizer__learning_rate=0.02, model__configuration="E", seed=1)
+    with pytest.raises(CheckpointError) as caught:
+        choose_checkpoint(changed, folder)
+    assert str(caught.value) == (
+        f"{folder} holds a training of another configuration:\n"
+        "  - model.configuration: 'D' -> 'E'\n"
+        "  - optimizer.learning_rate: 0.01 -> 0.02\n"
+        "  - seed: 0 -> 1\n"
+        "Choose another run.folder for this one, or take these changes back to continue that one."
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run__folder": "moved"},
+        {"log__every_steps": 1},
+        {"checkpoint__keep": 5},
+        {"device": "cpu"},
+        {"zero_stage": 2},
+        {"batch__micro": 8},
+        {"evaluation__micro": 8},
+        {"data__root": "/elsewhere"},
+        {"data__num_threads": 3},
+        {"data__prefetch": 4},
+        {"model__initialize_from": "runs/vgg_a"},
+        {"schedule__num_epochs": 80.0},
+        {"schedule__num_steps": 5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_where_how_and_how_long_a_training_runs_may_change(
+    folder: Path, changes: dict[str, object]
+) -> None:
+    assert choose_checkpoint(config_with(**changes), folder) == step_of(folder, 20)
+
+
+def test_every_other_key_may_not_change(folder: Path) -> None:
+    """Each with some value that it does not have now."""
+    others = {
+        "model__batch_norm": True,
+        "model__num_classes": 10,
+        "model__fc_width": 8,
+        "model__dropout": 0.1,
+        "model__initialization": "kaiming",
+        "model__initial_std": 0.01,
+        "data__crop_size": 192,
+        "data__train_scale_max": 512,
+        "data__validation_scale": 300,
+        "data__flip": False,
+        "data__color_shift": 0.0,
+        "data__mean": [0.0, 0.0, 0.0],
+        "batch__global": 128,
+        "optimizer__momentum": 0.8,
+        "optimizer__weight_decay": 0.0,
+        "optimizer__gradient_clipping": 1.0,
+        "schedule__name": "step",
+        "schedule__warmup_epochs": 1.0,
+        "schedule__factor": 0.2,
+        "schedule__patience": 1,
+        "schedule__num_decreases": 2,
+        "schedule__step_epochs": 10.0,
+        "evaluation__every_epochs": 2.0,
+        "precision": "fp32",
+    }
+    for key, value in others.items():
+        with pytest.raises(CheckpointError, match=key.replace("__", r"\.")):
+            choose_checkpoint(config_with(**{key: value}), folder)
+
+
+def test_a_cosine_training_may_not_change_its_length(tmp_path: Path) -> None:
+    prepare(config_with(schedule__name="cosine"), tmp_path)
+    save(tmp_path, 10)
+    with pytest.raises(CheckpointError, match=r"schedule\.num_epochs: 74\.0 -> 80\.0"):
+        choose_checkpoint(config_with(schedule__name="cosine", schedule__num_epochs=80.0), tmp_path)
+
+
+def test_micro_batches_may_change_but_not_where_batch_normalization_sees_them(
+    tmp_path: Path,
+) -> None:
+    for batch_norm in (False, True):
+        folder = tmp_path / str(batch_norm)
+        prepare(config_with(model__batch_norm=batch_norm), folder)
+        save(folder, 10)
+        other = config_with(model__batch_norm=batch_norm, batch__micro=8)
+        if batch_norm:
+            with pytest.raises(CheckpointError, match=r"batch\.micro: None -> 8"):
+                choose_checkpoint(other, folder)
+        else:
+            assert choose_checkpoint(other, folder) == step_of(folder, 10)
+
+
+def test_auto_is_the_precision_of_the_training_that_is_continued(tmp_path: Path) -> None:
+    prepare(config_with(precision="bf16"), tmp_path)
+    save(tmp_path, 10)
+    newest = choose_checkpoint(config_with(precision="auto"), tmp_path)
+    assert newest == step_of(tmp_path, 10)
+    assert precision_of_training(newest, tmp_path) == "bf16"
+    assert precision_of_training(newest, tmp_path / "another") == "bf16"  # resume=PATH
+    assert precision_of_training(None, tmp_path) == "bf16"  # its checkpoints not found again
+    with pytest.raises(CheckpointError, match=r"precision: 'bf16' -> 'fp32'"):
+        choose_checkpoint(config_with(precision="fp32"), tmp_path)
+
+
+def test_a_new_training_has_no_precision_to_keep(tmp_path: Path) -> None:
+    assert precision_of_training(None, tmp_path / "none") is None
+    prepare(config_with(precision="bf16"), tmp_path)  # a start that failed
+    assert precision_of_training(None, tmp_path) is None
+
+
+def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:
+    (folder / "config.yaml").write_text("model: {depth: 16}\n")
+    with pytest.raises(CheckpointError) as caught:
+        choose_checkpoint(Config(), folder)
+    text = str(caught.value)
+    assert f"{folder}/config.yaml cannot be read by this version, so its training cannot be" in text
+    assert "model.depth: unknown key" in text
+
+
+def test_a_folder_without_a_step_is_free_for_another_configuration(tmp_path: Path) -> None:
+    prepare(Config(), tmp_path)
+    for resume in ("auto", "never"):
+        config = config_with(precision="fp32", run__resume=resume)
+        assert choose_checkpoint(config, tmp_path) is None
+
+
+def test_resume_never_refuses_a_folder_with_a_training(folder: Path) -> None:
+    config = config_with(run__resume="never")
+    message = f"run.resume is never, but {folder} already holds a training; choose another "
+    with pytest.raises(ConfigError, match=message):
+        choose_checkpoint(config, folder)
+    (folder / "config.yaml").unlink()  # its checkpoints are left
+    with pytest.raises(ConfigError, match=message):
+        choose_checkpoint(config, folder)
+
+
+def test_resume_may_name_a_checkpoint_anywhere(folder: Path, tmp_path: Path) -> None:
+    given = step_of(folder, 10)
+    config = config_with(run__resume=str(given))
+    assert choose_checkpoint(config, folder) == given
+    assert choose_checkpoint(config, tmp_path / "new") == given
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_resume_path_that_is_no_good_checkpoint_is_refused(folder: Path, damage: str) -> None:
+    given = step_of(folder, 10)
+    if damage == "damaged":
+        (given / "state.json").write_text("{}")
+    else:
+        given = folder
+    with pytest.raises(ConfigError) as caught:
+        choose_checkpoint(config_with(run__resume=str(given)), folder)
+    text = str(caught.value)
+    assert text.startswith(f"run.resume: {given} is not a good checkpoint: ")
+    assert text.endswith(
+        f"Give a folder such as {folder}/checkpoints/step-00005000, auto, or never."
+    )
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from vggdist.artifacts.run_folder import lock
+held = lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of `tmp_path` until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_that_another_process_trains_in_is_refused_with_its_number(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        lock(tmp_path)
+    assert str(caught.value) == (
+        f"process {holder.pid} on {os.uname().nodename} is training in {tmp_path}; wait for it, or "
+        "choose another run.folder."
+    )
+    holder.kill()
+    holder.wait()
+    with lock(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
+        with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+            lock(tmp_path)
+    with lock(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def not_there(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", not_there)
+    with lock(tmp_path):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path} cannot be locked ([Errno 38] Function not implemented); let no other job "
+        "train there."
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for take in (lock, lambda folder: prepare(Config(), folder)):
+        for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+            with pytest.raises(ConfigError) as caught:
+                take(folder)
+            text = str(caught.value)
+            assert text.startswith(f"run folder {folder} cannot be written: ")
+            assert text.endswith("Choose another run.folder.")
+
+
+def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) -> None:
+    newest = step_of(folder, 20) / "weights.safetensors"
+    assert weights_file(str(folder)) == newest
+    assert weights_file(str(step_of(folder, 20))) == newest
+    assert weights_file(str(newest)) == newest
+    with pytest.raises(ConfigError) as caught:
+        weights_file(str(folder / "none"))
+    assert str(caught.value) == (
+        f"{folder}/none does not exist; give a run folder, a checkpoint, or a .safetensors file."
+    )
+    (folder / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"none has no weights; give a run folder with a check"):
+        weights_file(str(folder / "none"))
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_a_sentence_and_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(ConfigError, match=r"No space left on device\. Choose another run"):
+            lock(tmp_path)
+    with lock(tmp_path):
+        pass
+
+
+@pytest.fixture
+def megabytes_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Has a disk have so many megabytes free."""
+
+    def set_free(megabytes: float) -> None:
+        usage = shutil.disk_usage("/")._replace(free=round(1e6 * megabytes))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    return set_free
+
+
+def test_a_disk_on_which_no_checkpoint_fits_is_refused(
+    tmp_path: Path, megabytes_free: Callable[[float], None]
+) -> None:
+    megabytes_free(1106.9)
+    with pytest.raises(ConfigError) as caught:
+        require_space(tmp_path, 1_107_000_000, keep=2)
+    assert str(caught.value) == (
+        f"run folder {tmp_path} has 1,106.9 MB free, and a checkpoint takes 1,107.0 MB. Free space "
+        "there, or choose another run.folder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_there", "free", "warned"),
+    [(0, 29.9, "30.0"), (0, 30.0, ""), (1, 19.9, "20.0"), (1, 20.0, ""), (2, 10.0, "")],
+)
+def test_a_disk_on_which_not_all_checkpoints_fit_is_a_warning(
+    tmp_path: Path,
+    megabytes_free: Callable[[float], None],
+    caplog: pytest.LogCaptureFixture,
+    num_there: int,
+    free: float,
+    warned: str,
+) -> None:
+    """Two are kept, and while a third is written there are three."""
+    save(tmp_path, *range(1, num_there + 1))
+    megabytes_free(free)
+    require_space(tmp_path, 10_000_000, keep=2)
+    assert len(caplog.messages) == bool(warned)
+    for message in caplog.messages:
+        assert f"has {free} MB free, and checkpoints will take {warned} MB more: 2 are" in message

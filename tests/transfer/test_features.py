@@ -1,0 +1,165 @@
+"""The oracle is a loop over the files: Pillow rescales, plain torch applies layer after layer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from tests.reference import Reference, rescaled
+from vggdist.artifacts.weights import Description, save_weights
+from vggdist.cli import main
+from vggdist.config import ModelConfig
+from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
+from vggdist.model.initialization import build_initialized
+from vggdist.transfer.features import Request, compute_features
+from vggdist.transfer.features_file import Features, load_features
+
+CROP = 32
+MODEL = ModelConfig(
+    configuration=(("3-8",), ("3-12", "3-12"), ("3-16",)), num_classes=3, fc_width=24
+)
+OVERRIDES = ("precision=fp32", "device=cpu", "data.num_threads=2")
+CLASSES = ("birds", "boats")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    network = build_initialized(MODEL, CROP, seed=5)
+    description = Description(MODEL, CROP, (120.0, 110.0, 100.0), (60.0, 55.0, 50.0))
+    save_weights(path, network.state_dict(), description)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 9 smooth images of several shapes."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(9):
+        path = root / CLASSES[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        small = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        shape = [(60, 40), (40, 52), (45, 45)][number % 3]
+        small.resize(shape, Image.Resampling.BICUBIC).save(path)
+    return root
+
+
+@torch.no_grad()
+def described(reference: Reference, path: Path, scale: int, layer: str, flip: bool) -> np.ndarray:
+    """Mean over all places, and over the mirror image."""
+    network, side = reference.network, CROP // 8
+    image = rescaled(path, scale)
+    found = []
+    for one in (image, ImageOps.mirror(image))[: 1 + flip]:
+        maps = network.features(reference.tensor(one))
+        if layer == "pool5":
+            found.append(maps.mean((2, 3))[0])
+            continue
+        units = [
+            network.fc7(network.fc6(maps[..., i : i + side, j : j + side].flatten(1)))[0]
+            for i in range(maps.shape[2] - side + 1)
+            for j in range(maps.shape[3] - side + 1)
+        ]
+        found.append(torch.stack(units).mean(0))
+    return torch.stack(found).mean(0).numpy()
+
+
+def compute(weights: Path, root: Path, **changes: object) -> Features:
+    values: dict[str, object] = {"scales": (32, 48), "overrides": OVERRIDES}
+    return compute_features(Request(str(weights), str(root), **(values | changes)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer", ["fc7", "pool5"])
+@pytest.mark.parametrize("aggregate", ["average", "stack"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_descriptors_are_those_of_a_loop_over_pillow_s_images(
+    weights: Path, folder: Path, layer: str, aggregate: str, flip: bool
+) -> None:
+    found = compute(weights, folder, layer=layer, aggregate=aggregate, flip=flip)
+    reference = Reference(weights)
+    paths = sorted(folder.rglob("*.png"))
+    assert found.files == tuple(str(path.relative_to(folder)) for path in paths)
+    assert found.classes == CLASSES
+    assert [CLASSES[label] for label in found.labels] == [path.parent.name for path in paths]
+    for descriptor, path in zip(found.descriptors, paths, strict=True):
+        scales = [described(reference, path, scale, layer, flip) for scale in (32, 48)]
+        whole = np.concatenate(scales) if aggregate == "stack" else np.mean(scales, axis=0)
+        expected = whole / np.linalg.norm(whole)
+        assert descriptor.shape == expected.shape
+        # A grey level, by which the two ways to rescale may differ, moves a unit this much.
+        np.testing.assert_allclose(descriptor, expected, atol=5e-3)
+
+
+def test_a_data_set_s_images_are_all_taken_and_keep_their_split(
+    weights: Path, folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(folder)
+    found = compute(weights, tmp_path, scales=(32,))
+    alone = compute(weights, folder, scales=(32,))
+    assert found.files == tuple(
+        f"{split}/{name}" for split in ("train", "val") for name in alone.files
+    )
+    np.testing.assert_allclose(found.descriptors, np.tile(alone.descriptors, (2, 1)), atol=1e-6)
+
+
+def test_the_command_writes_a_file_that_says_what_it_is(
+    weights: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, told = tmp_path / "f.npz", tmp_path / "f.json"
+    words = ["features", str(weights), "--data", str(folder), "--scales", "32,40", "--no-flip"]
+    words += ["--aggregate", "stack", "--out", str(out), "--json", str(told), *OVERRIDES]
+    monkeypatch.setattr("sys.argv", ["vggdist", *words])
+    assert main() == 0
+    with np.load(out, allow_pickle=False) as file:
+        assert file["X"].shape == (9, 48)
+        assert file["X"].dtype == np.float32
+        assert np.linalg.norm(file["X"], axis=1) == pytest.approx(np.ones(9), abs=1e-5)
+        assert sorted(file["y"]) == [0] * 5 + [1] * 4
+        assert len(file["files"]) == 9
+    stored = load_features(out)
+    assert stored.recipe is not None
+    assert (stored.recipe.scales, stored.recipe.aggregate) == ((32, 40), "stack")
+    assert json.loads(told.read_text())
+    assert "9 images of 2 classes, 48 units of each" in capsys.readouterr().out
+
+
+def refusal(kind: type[VggdistError], weights: Path, root: Path, **changes: object) -> str:
+    with pytest.raises(kind) as caught:
+        compute(weights, root, **changes)
+    return str(caught.value)
+
+
+def test_what_has_no_features_is_refused_in_a_sentence(
+    weights: Path, folder: Path, tmp_path: Path
+) -> None:
+    small = refusal(ConfigError, weights, folder, scales=(16,))
+    assert "at a shorter side of 16 pixels images are smaller than the network's input" in small
+    assert "does not exist" in refusal(DataError, weights, tmp_path / "none")
+    (tmp_path / "broken" / "one").mkdir(parents=True)
+    (tmp_path / "broken" / "one" / "a.jpg").write_bytes(b"no image")
+    assert "cannot be used" in refusal(DataError, weights, tmp_path / "broken")
+
+
+@pytest.mark.parametrize("factor", [1e25, 1e38])
+def test_a_network_that_has_exploded_has_no_features(
+    folder: Path, tmp_path: Path, factor: float
+) -> None:
+    network = build_initialized(MODEL, CROP, seed=5)
+    with torch.no_grad():
+        network.fc7.linear.weight.mul_(factor)
+    description = Description(MODEL, CROP, (120.0, 110.0, 100.0), (60.0, 55.0, 50.0))
+    save_weights(tmp_path / "exploded.safetensors", network.state_dict(), description)
+    request = Request(
+        str(tmp_path / "exploded.safetensors"), str(folder), (40,), overrides=OVERRIDES
+    )
+    with pytest.raises(WeightsError, match="features are infinite or not numbers for 9 of 9"):
+        compute_features(request)

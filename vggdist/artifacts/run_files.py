@@ -1,0 +1,159 @@
+"""What the files of a run folder say of its training, to programs without torch.
+
+`vggdist/artifacts/run_folder.py` and others write them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggdist.config import Config, total_steps
+from vggdist.config_file import differences, load_config
+from vggdist.errors import ConfigError
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+LOG_FILE = "log.txt"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, LOG_FILE, "predictions.png", "lock")
+"""Files of a run folder that nothing else is written over."""
+
+MAY_CHANGE = (
+    "run.",
+    "log.",
+    "checkpoint.",
+    "device",
+    "exchange",
+    "exchange_precision",
+    "zero_stage",
+    "evaluation.micro",
+    "evaluation.spatial_average",
+    "evaluation.max_megapixels",
+    "data.root",
+    "data.num_threads",
+    "data.prefetch",
+    "data.read_ahead",
+    "data.hardware_decoder_share",
+    "data.policy",
+    "data.max_unusable",
+    "data.accept_changed",
+    "data.local_folder",
+    "model.initialize_from",
+)
+"""What a resumed training may change: where and how it runs, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Where a training is, by the last points of its curves; errors are fractions."""
+
+    step: int
+    epoch: float
+    train_error: float | None
+    """Top-1, on the training images since the point before."""
+    validation_error: float | None
+    """Top-1, of the latest evaluation."""
+    seconds_left: float | None
+    """At the speed of the last point, without evaluations to come."""
+
+
+def changed_settings(before: Config, now: Config) -> dict[str, tuple[object, object]]:
+    """`section.key` -> (old, new), where a training would not be the same one any more."""
+    return {
+        key: values
+        for key, values in differences(before, now).items()
+        if not key.startswith(MAY_CHANGE) and not _is_harmless(key, now)
+    }
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a training has taken a step: its first one is a point of the curves."""
+    metrics = folder / METRICS_FILE
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def read_config(folder: Path) -> Config | None:
+    """The configuration of the training in a run folder, if it can be read."""
+    try:
+        return load_config(folder / CONFIG_FILE)
+    except ConfigError:
+        return None
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """`result.json`, which is there once all is done; None where it is not, or is damaged."""
+    try:
+        result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes `result.json` all at once: one that is there is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = folder / f"{RESULT_FILE}.tmp-{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / RESULT_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_curves(folder: Path, config: Config) -> Curves | None:
+    """The last points of the curves; None before the first step."""
+    last = _last_points(folder / METRICS_FILE)
+    if not last:
+        return None
+    train, validation = last.get("train", {}), last.get("validation", {})
+    newest = max(last.values(), key=lambda point: int(point["step"]))
+    step, epoch = int(newest["step"]), float(newest["epoch"])
+    seconds_left = None
+    if speed := train.get("images_per_second"):
+        num_images = round(step * config.batch.global_ / epoch)
+        steps_left = max(0, total_steps(config, num_images) - step)
+        seconds_left = steps_left * config.batch.global_ / float(speed)
+    return Curves(step, epoch, train.get("top1_error"), validation.get("top1_error"), seconds_left)
+
+
+def _last_points(path: Path) -> dict[str, dict[str, Any]]:
+    """Split -> its last point; a line that was cut short is no point."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    points: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            point = json.loads(line)
+            if point["step"] > 0 and point["epoch"] > 0:
+                points[point["split"]] = point
+        except (ValueError, KeyError, TypeError):
+            continue
+    return points
+
+
+def _is_harmless(key: str, config: Config) -> bool:
+    """Changes that are harmless in some trainings only.
+
+    A training may be made longer or shorter, unless its learning rate depends on the length; and
+    cut into other micro batches, unless batch normalization makes them matter. The precision `auto`
+    is that of the training.
+    """
+    if key == "precision":
+        return config.precision == "auto"
+    if key == "batch.micro":
+        return not config.model.batch_norm
+    return config.schedule.name != "cosine" and key in (
+        "schedule.num_epochs",
+        "schedule.num_steps",
+    )

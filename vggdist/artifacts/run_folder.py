@@ -1,0 +1,222 @@
+"""The run folder: one training lives there, and a second start continues it or is refused.
+
+Holds `config.yaml` (resolved), `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `log.txt`, and at
+the end `result.json` and `predictions.png`.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TextIO
+
+from vggdist.artifacts import checkpoint
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    changed_settings,
+    has_begun,
+    read_config,
+)
+from vggdist.config import Config, Precision
+from vggdist.config_file import load_config, to_yaml
+from vggdist.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def choose_checkpoint(config: Config, folder: Path) -> Path | None:
+    """The checkpoint to continue from by `run.resume`, or None to start at the first step.
+
+    Raises:
+        ConfigError: the folder holds a training and `run.resume` is never, or a given path is not a
+            checkpoint.
+        CheckpointError: the folder belongs to another configuration, or no checkpoint verifies.
+    """
+    config_file = folder / CONFIG_FILE
+    if config.run.resume == "never":
+        if has_training(folder):
+            raise ConfigError(
+                f"run.resume is never, but {quote(folder)} already holds a training; choose "
+                "another run.folder, or delete that one."
+            )
+        return None
+    if has_training(folder) and config_file.exists():
+        _check_same_training(config, config_file)
+    if config.run.resume != "auto":
+        path = Path(config.run.resume)
+        problem = checkpoint.verify(path)
+        if problem is not None:
+            raise ConfigError(
+                f"run.resume: {quote(path)} is not a good checkpoint: {problem} Give a folder such "
+                f"as {quote(folder / CHECKPOINTS / 'step-00005000')}, auto, or never."
+            )
+        return path
+    newest = checkpoint.newest(folder / CHECKPOINTS)
+    if newest is None and has_training(folder):
+        logger.info("%s has no checkpoint yet; starting at the first step.", quote(folder))
+    return newest
+
+
+def has_training(folder: Path) -> bool:
+    """Whether a training has begun here: after a start that failed on a mistake, none has."""
+    return bool(checkpoint.committed(folder / CHECKPOINTS)) or has_begun(folder)
+
+
+def precision_of_training(checkpoint_path: Path | None, folder: Path) -> Precision | None:
+    """The precision of the training that is continued; None: none is, or it cannot be read.
+
+    Args:
+        checkpoint_path: what is continued from, perhaps of another run folder; none: a training in
+            `folder` that has no checkpoint yet.
+    """
+    if checkpoint_path is not None:
+        folder = checkpoint_path.absolute().parent.parent
+    elif not has_training(folder):
+        return None
+    before = read_config(folder)
+    return None if before is None or before.precision == "auto" else before.precision
+
+
+def prepare(config: Config, folder: Path) -> None:
+    """Makes the folder and writes the resolved configuration into it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{CONFIG_FILE}.tmp"
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+        os.replace(temporary, folder / CONFIG_FILE)
+    except OSError as error:
+        raise not_writable(folder, error) from error
+
+
+def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
+    """Takes the folder for this job until the returned file is closed or the process ends.
+
+    Args:
+        patience_seconds: how long another job that holds it is waited for.
+
+    Raises:
+        ConfigError: another job trains there, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise not_writable(folder, error) from error
+    try:
+        _lock_file(file, patience_seconds)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(
+            f"{holder} is training in {quote(folder)}; wait for it, or choose another run.folder."
+        ) from None
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s); let no other job train there.", folder, error)
+    try:
+        file.truncate(0)
+        # Not through the buffer, which would try again when the file is closed.
+        os.write(file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
+    except OSError as error:
+        file.close()
+        raise not_writable(folder, error) from error
+    return file
+
+
+def _lock_file(file: TextIO, patience_seconds: float) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(1.0)
+
+
+def not_writable(folder: Path, error: OSError) -> ConfigError:
+    """The error for a run folder that cannot be written."""
+    return ConfigError(
+        f"run folder {quote(folder)} cannot be written: {error}. Choose another run.folder."
+    )
+
+
+def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
+    """Looks before the first step whether checkpoints will fit, and warns where not all will.
+
+    Args:
+        folder: the run folder.
+        checkpoint_bytes: of one of them.
+        keep: how many stay; while another is written, that is one more.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    free = shutil.disk_usage(folder).free
+    there = len(checkpoint.committed(folder / CHECKPOINTS))
+    needed = max(1, keep + 1 - there) * checkpoint_bytes
+    if free < checkpoint_bytes:
+        raise ConfigError(
+            f"run folder {folder} has {free / 1e6:,.1f} MB free, and a checkpoint takes "
+            f"{checkpoint_bytes / 1e6:,.1f} MB. Free space there, or choose another run.folder."
+        )
+    if free < needed:
+        logger.warning(
+            "run folder %s has %s MB free, and checkpoints will take %s MB more: %d are kept "
+            "(checkpoint.keep), and one more is written before the oldest goes. Later ones may not "
+            "fit.",
+            folder,
+            f"{free / 1e6:,.1f}",
+            f"{needed / 1e6:,.1f}",
+            keep,
+        )
+
+
+def weights_file(path: str) -> Path:
+    """A run folder, a checkpoint or a .safetensors file -> its weights.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    if not given.exists():
+        raise ConfigError(
+            f"{quote(path)} does not exist; give a run folder, a checkpoint, or a .safetensors "
+            "file."
+        )
+    candidates = [given, *checkpoint.committed(given / CHECKPOINTS)]
+    for candidate in candidates:
+        if (candidate / checkpoint.WEIGHTS).is_file():
+            return candidate / checkpoint.WEIGHTS
+    raise ConfigError(
+        f"{quote(path)} has no weights; give a run folder with a checkpoint, a checkpoint, or a "
+        ".safetensors file."
+    )
+
+
+def _check_same_training(config: Config, config_file: Path) -> None:
+    try:
+        before = load_config(config_file)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{quote(config_file)} cannot be read by this version, so its training cannot be "
+            f"continued: {error}"
+        ) from error
+    changed = changed_settings(before, config)
+    if changed:
+        listing = "\n".join(f"  - {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        raise CheckpointError(
+            f"{quote(config_file.parent)} holds a training of another "
+            f"configuration:\n{listing}\nChoose another run.folder for this one, or take these "
+            "changes back to continue that one."
+        )

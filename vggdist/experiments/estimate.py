@@ -1,0 +1,208 @@
+"""What an experiment will take, before anything is submitted: jobs, GPU hours, disk.
+
+It is arithmetic on configurations and on a speed that is assumed, so it needs neither a GPU nor the
+images; it is printed with its assumptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vggdist.artifacts.paths import quote
+from vggdist.config import Config, steps_of_epochs, total_steps, trained_layers
+from vggdist.data.dataset import open_dataset
+from vggdist.data.geometry import map_side
+from vggdist.errors import DataError
+from vggdist.experiments.stages import Evaluation, Experiment, Report, Stage, Training
+from vggdist.model.size import layer_sizes, multiply_adds
+
+IMAGENET = (1_281_167, 50_000)
+"""Training and validation images of ILSVRC2012."""
+
+GPU_TERAFLOPS = 100.0
+"""Sustained by a GPU in 16-bit arithmetic, where nothing else is said: a third of what the maker of
+an A100 promises. `vggdist bench step` measures it."""
+CPU_TERAFLOPS = 0.2
+"""Sustained by a rank on some CPU cores."""
+
+SHAPE = 4 / 3
+"""Longer side over shorter side of a whole image; ImageNet's usual 500 x 375 pixels."""
+_CROPS = 50
+_BYTES_PER_PARAMETER = 8  # weight and momentum, fp32
+_BYTES_PER_POSTERIOR = 4
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many images there are."""
+
+    num_train: int
+    num_val: int
+    note: str
+    """Where the numbers are from, for people."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage takes."""
+
+    stage: str
+    num_epochs: float | None
+    """At most; of a training only."""
+    petaflop: float
+    """Floating-point operations, 10^15."""
+    device_hours: float
+    """Hours of one GPU, or of one rank on a CPU."""
+    num_bytes: int
+    """Checkpoints that are kept, or posteriors files."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the stages that are not done yet take."""
+
+    stages: tuple[StageEstimate, ...]
+    images: Images
+    teraflops: float
+    """Assumed for each rank, sustained."""
+    world_size: int
+    on_gpus: bool
+    longest_hours: float
+    """Of the stages that wait for each other, if every job starts at once."""
+
+    @property
+    def device_hours(self) -> float:
+        """Of all stages."""
+        return sum(stage.device_hours for stage in self.stages)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all stages."""
+        return sum(stage.num_bytes for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, ready for JSON."""
+        return {
+            "jobs": len(self.stages),
+            "device": "gpu" if self.on_gpus else "cpu",
+            "device_hours": self.device_hours,
+            "longest_hours": self.longest_hours,
+            "bytes": self.num_bytes,
+            "world_size": self.world_size,
+            "assumed": {"teraflops": self.teraflops, **asdict(self.images)},
+            "stages": {stage.stage: asdict(stage) for stage in self.stages},
+        }
+
+
+def estimate(
+    experiment: Experiment,
+    wanted: Collection[str],
+    world_size: int,
+    on_gpus: bool,
+    teraflops: float | None = None,
+) -> Estimate:
+    """What the stages `wanted` take on `world_size` ranks; a report runs on one.
+
+    Args:
+        teraflops: sustained by each rank; None: `GPU_TERAFLOPS` or `CPU_TERAFLOPS`.
+    """
+    speed = teraflops or (GPU_TERAFLOPS if on_gpus else CPU_TERAFLOPS)
+    images = count_images(experiment)
+    estimates, ends = [], dict[str, float]()
+    for stage in experiment.stages.values():
+        if stage.name not in wanted:
+            continue
+        petaflop = 0.0 if isinstance(stage, Report) else _flop(stage, experiment, images) / 1e15
+        hours = petaflop * 1000 / speed / 3600
+        num_epochs = _num_epochs(stage.config, images) if isinstance(stage, Training) else None
+        num_bytes = _num_bytes(stage, experiment, images)
+        estimates.append(StageEstimate(stage.name, num_epochs, petaflop, hours, num_bytes))
+        before = max((ends.get(other, 0.0) for other in stage.needs), default=0.0)
+        ends[stage.name] = before + hours / world_size
+    longest = max(ends.values(), default=0.0)
+    return Estimate(tuple(estimates), images, speed, world_size, on_gpus, longest)
+
+
+def count_images(experiment: Experiment) -> Images:
+    """Images of the experiment's data set, or ImageNet's where it cannot be seen from here."""
+    roots = [experiment.data] + [
+        stage.config.data.root
+        for stage in experiment.stages.values()
+        if isinstance(stage, Training)
+    ]
+    root = next((root for root in roots if root is not None), None)
+    if root is None:
+        return Images(*IMAGENET, "ImageNet's, since data is not set")
+    if not Path(root).exists():
+        return Images(*IMAGENET, f"ImageNet's, since {quote(root)} is not to be seen from here")
+    try:
+        dataset = open_dataset(root)
+    except DataError as error:
+        return Images(*IMAGENET, f"ImageNet's, since there is a problem: {error}")
+    return Images(dataset.train.num_images, dataset.val.num_images, f"counted in {quote(root)}")
+
+
+def _flop(stage: Training | Evaluation, experiment: Experiment, images: Images) -> float:
+    """Floating-point operations; a multiply-add is two."""
+    if isinstance(stage, Training):
+        return _training_flop(stage.config, images)
+    training = experiment.stages[stage.network]
+    assert isinstance(training, Training)
+    return images.num_val * _evaluation_flop(stage, training.config)
+
+
+def _training_flop(config: Config, images: Images) -> float:
+    """A backward pass is two forward passes; it ends at the first layer that is trained."""
+    crop = config.data.crop_size
+    layers = layer_sizes(config.model, crop)
+    names = [layer.name for layer in layers]
+    first = names.index(trained_layers(config)[0])
+    forward = 2 * multiply_adds(layers, crop, crop, 1)
+    backward = 4 * multiply_adds(layers[first:], crop, crop, 1)
+    num_images = total_steps(config, images.num_train) * config.batch.global_
+    evaluations = _num_epochs(config, images) / config.evaluation.every_epochs
+    return num_images * (forward + backward) + evaluations * images.num_val * forward
+
+
+def _evaluation_flop(stage: Evaluation, config: Config) -> float:
+    """Of one image; a dense pass is two, with the mirrored image, and crops share nothing here."""
+    crop, num_blocks = config.data.crop_size, len(config.model.blocks())
+    layers = layer_sizes(config.model, crop)
+    of_crop = 2.0 * multiply_adds(layers, crop, crop, 1)
+    total = 0.0
+    for scale in stage.scales or (config.data.evaluation_scale,):
+        sides = scale, round(SHAPE * scale)
+        places = map_side(sides[0], num_blocks, crop) * map_side(sides[1], num_blocks, crop)
+        costs = {
+            "center-crop": of_crop,
+            "multi-crop": _CROPS * of_crop,
+            "dense": 2 * 2.0 * multiply_adds(layers, *sides, places),
+        }
+        total += sum(costs[protocol] for protocol in stage.protocols)
+    return total
+
+
+def _num_epochs(config: Config, images: Images) -> float:
+    if config.schedule.num_steps is None:
+        return config.schedule.num_epochs
+    one = steps_of_epochs(1.0, images.num_train, config.batch.global_)
+    return config.schedule.num_steps / one
+
+
+def _num_bytes(stage: Stage, experiment: Experiment, images: Images) -> int:
+    match stage:
+        case Training(config=config):
+            layers = layer_sizes(config.model, config.data.crop_size)
+            parameters = sum(layer.num_parameters for layer in layers)
+            return _BYTES_PER_PARAMETER * parameters * config.checkpoint.keep
+        case Evaluation(network=network):
+            training = experiment.stages[network]
+            assert isinstance(training, Training)
+            num_files = len(stage.protocols) * max(1, len(stage.scales))
+            values = images.num_val * training.config.model.num_classes
+            return _BYTES_PER_POSTERIOR * values * num_files
+        case _:
+            return 0

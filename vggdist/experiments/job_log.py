@@ -1,0 +1,141 @@
+"""Which job does which stage: a line in the experiment's folder whenever one is submitted.
+
+A stage's newest line counts. A stage that is run here, without SLURM, has a line when it begins and
+another one when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vggdist.artifacts.paths import quote
+from vggdist.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "jobs.jsonl"
+LOCK_FILE = "lock"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """The newest job of a stage."""
+
+    stage: str
+    job: str
+    """SLURM's id, `12_0` in an array; submitit's for a job that is run here."""
+    at: str
+    """When, ISO 8601, UTC."""
+    host: str
+    """Where it was submitted, or is run."""
+    here: bool = False
+    """Whether `vggdist experiment run` runs it itself; else SLURM has it."""
+    exit_code: int | None = None
+    """Once a job that is run here has ended."""
+
+
+def note(
+    folder: Path, stage: str, job: str, here: bool = False, exit_code: int | None = None
+) -> None:
+    """Adds a line on a stage.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    record = JobRecord(
+        stage=stage,
+        job=job,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=os.uname().nodename,
+        here=here,
+        exit_code=exit_code,
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / RECORD_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def read(folder: Path) -> dict[str, JobRecord]:
+    """Stage -> its newest job; lines that were cut short are left out."""
+    try:
+        lines = (folder / RECORD_FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    records = {}
+    for line in lines:
+        try:
+            record = JobRecord(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        records[record.stage] = record
+    return records
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps everyone else from running this experiment meanwhile.
+
+    Raises:
+        ConfigError: somebody runs it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    with file:
+        # `is_held` has it for an instant.
+        for patience in range(20, -1, -1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience == 0:
+                    file.seek(0)
+                    raise ConfigError(
+                        f"{file.read().strip() or 'another process'} is running the experiment in "
+                        f"{quote(folder)}; wait for it, or choose another folder."
+                    ) from None
+                time.sleep(0.1)
+            except OSError as error:
+                logger.warning(
+                    "%s cannot be locked (%s); start it only once.", quote(folder), error
+                )
+                break
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether somebody runs this experiment now."""
+    try:
+        with (folder / LOCK_FILE).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _not_writable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the experiment's folder {quote(folder)} cannot be written: {error}. Choose another "
+        "folder."
+    )

@@ -1,0 +1,110 @@
+"""What an experiment's file may say: its keys, typed.
+
+`vggdist/experiments/schema.py` reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from vggdist.artifacts.posteriors import Protocol
+from vggdist.config import Section, UserPath, WeightsPath
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ExperimentFile(Section):
+    """The file's own keys."""
+
+    folder: WeightsPath = Field(
+        description="Folder of the experiment: a run folder for every training, and all else.",
+    )
+    data: UserPath | None = Field(
+        None, description="The data set of all stages; null: data.root of each configuration."
+    )
+    glorot: bool = Field(
+        False,
+        description="Begin at random what would start from a network of another configuration: "
+        "the paper's later advice (section 3.1).",
+    )
+    set: dict[str, Any] = Field(
+        {}, description="Sections of a configuration that all trainings change."
+    )
+    stages: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="Name of each stage, and what it is."
+    )
+
+
+class TrainingStage(Section):
+    """A training, or several that differ in some settings."""
+
+    config: UserPath = Field(description="Configuration file, seen from the experiment's file.")
+    start: str | None = Field(
+        None, description="Training from whose network this one starts (model.initialize_from)."
+    )
+    set: dict[str, Any] = Field(
+        {}, description="Sections of a configuration that this training changes."
+    )
+    sweep: tuple[str, ...] = Field(
+        (),
+        description="Trainings in place of one, each with its own section.key=value (several are "
+        "joined by a space).",
+    )
+
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return _tuple(value)
+
+
+class EvaluationStage(Section):
+    """One job that applies a trained network by several protocols at several scales."""
+
+    evaluate: str = Field(description="Training whose network is evaluated.")
+    protocols: tuple[Protocol, ...] = Field(
+        ("dense",), description="Some of center-crop, dense and multi-crop."
+    )
+    scales: tuple[int, ...] = Field(
+        (),
+        description="Rescaled shorter sides Q, pixels; none: the middle of the training scales.",
+    )
+    set: dict[str, Any] = Field(
+        {}, description="Sections of a configuration; the rest is as in the training."
+    )
+
+    @field_validator("protocols", "scales", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return _tuple(value)
+
+    @field_validator("protocols")
+    @classmethod
+    def _some(cls, value: tuple[Protocol, ...]) -> tuple[Protocol, ...]:
+        if not value:
+            raise ValueError("[] names no protocol; leave it out for dense.")
+        return value
+
+
+class ReportStage(Section):
+    """The paper's tables beside those of some evaluations."""
+
+    report: tuple[str, ...] = Field(min_length=1, description="Evaluations that stand in it.")
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return _tuple(value)
+
+
+StageSection = TrainingStage | EvaluationStage | ReportStage
+
+KINDS: dict[str, type[StageSection]] = {
+    "config": TrainingStage,
+    "evaluate": EvaluationStage,
+    "report": ReportStage,
+}
+"""The key that only a stage of this kind has -> the kind."""

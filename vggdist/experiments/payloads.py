@@ -1,0 +1,144 @@
+"""What the jobs of evaluations and reports run; `vggdist/slurm/job.py` has that of trainings.
+
+Each leaves `result.json` in its folder when all is done, with what it is the result of.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.posteriors import Protocol
+from vggdist.artifacts.run_files import RESULT_FILE, read_result, write_result
+from vggdist.errors import EXIT_STOPPED, WeightsError
+
+if TYPE_CHECKING:
+    from vggdist.training.stop import StopSignal
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """An evaluation of one network, by all its protocols and at all its scales."""
+
+    network: str
+    """The run folder."""
+    root: str
+    """The data set."""
+    protocols: tuple[Protocol, ...]
+    scales: tuple[int, ...]
+    settings: tuple[str, ...]
+    folder: str
+    """Where the posteriors files and the result go."""
+    definition: dict[str, Any]
+    """What the result is of."""
+
+    def run(self, stop: StopSignal) -> int:
+        """Evaluates on this rank; files that are there are not computed again."""
+        from vggdist.distributed.rank import run_rank
+
+        return _unless_stopped(lambda: run_rank(self._evaluate), stop)
+
+    def _evaluate(self) -> int:
+        from vggdist.evaluate import Request, evaluate
+        from vggdist.evaluation_report import render_evaluated, summarize
+
+        folder = Path(self.folder)
+        evaluated = evaluate(
+            Request(
+                network=self.network,
+                root=self.root,
+                protocols=self.protocols,
+                scales=self.scales,
+                out=folder,
+                overrides=self.settings,
+            )
+        )
+        if evaluated is not None:  # the main rank speaks
+            summary = summarize(evaluated)
+            _say(render_evaluated(summary))
+            _write_result(folder, self.definition, summary)
+        return 0
+
+
+@dataclass(frozen=True)
+class ReportWork:
+    """The paper's tables beside those of some evaluations."""
+
+    evaluations: tuple[str, ...]
+    """Their folders."""
+    folder: str
+    """Where the pages and the result go."""
+    definition: dict[str, Any]
+    """What the result is of."""
+
+    def run(self, stop: StopSignal) -> int:
+        """Writes report.html, report.md and the result."""
+        from vggdist.distributed.rank import run_rank
+
+        return run_rank(self._report)
+
+    def _report(self) -> int:
+        from vggdist.reports.page import write_report
+        from vggdist.reports.report import make_report
+        from vggdist.reports.tables import render_report
+
+        files = [file for folder in self.evaluations for file in _posteriors(Path(folder))]
+        report = make_report(files)
+        page = write_report(report, Path(self.folder))
+        _say(
+            f"{render_report(report)}\n\nWritten to {quote(page)} and "
+            f"{quote(page.with_suffix('.md'))}"
+        )
+        _write_result(Path(self.folder), self.definition, report.to_dict())
+        return 0
+
+
+def _unless_stopped(work: Callable[[], int], stop: StopSignal) -> int:
+    """Works in a thread, which is left alone once a signal has come.
+
+    An evaluation has nothing half-done to save, and may be in the middle of a collective that other
+    ranks have left; posteriors files that are finished stay.
+    """
+    results: list[int] = []
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=run, name="evaluation", daemon=True)
+    thread.start()
+    while thread.is_alive() and not stop.requested:
+        thread.join(0.2)
+    if problems:
+        raise problems[0]
+    return results[0] if results else EXIT_STOPPED
+
+
+def _posteriors(folder: Path) -> list[Path]:
+    """The files that an evaluation's result names; others in its folder are of other weights."""
+    result = read_result(folder)
+    if result is None:
+        raise WeightsError(
+            f"{quote(folder)} has no {RESULT_FILE} that can be read; run the experiment again."
+        )
+    return [folder / Path(str(row["file"])).name for row in result["files"]]
+
+
+def _write_result(folder: Path, definition: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    try:
+        write_result(folder, {"stage": definition, **result})
+    except OSError as error:
+        raise WeightsError(f"{quote(folder / RESULT_FILE)} cannot be written: {error}.") from error
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,82 @@
+"""A network with the weights of a file, or which layers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from vggdist.artifacts.weights import Weights
+from vggdist.config import ModelConfig
+from vggdist.errors import WeightsError
+from vggdist.model.vgg import VGG, build_vgg, layer_name
+
+ABSENT = "the file no such layer"
+"""How a line of `differing_layers` ends where the file lacks the layer."""
+
+
+def build_network(weights: Weights, model: ModelConfig | None = None) -> VGG:
+    """The network with these weights, fp32, on the CPU, in evaluation mode.
+
+    Args:
+        weights: of a file.
+        model: the network that they should be of; none: what the file says.
+
+    Raises:
+        WeightsError: they are weights of another network; the message lists the differing layers.
+    """
+    network = build_vgg(model or weights.description.model, weights.description.crop_size, "meta")
+    require_fit(network, weights.tensors, str(weights.path))
+    network.load_state_dict(weights.tensors, assign=True)
+    return network.eval()
+
+
+def require_fit(network: VGG, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuses tensors of another network than `network`.
+
+    Args:
+        what: whose tensors they are, for the message.
+
+    Raises:
+        WeightsError: the layers that differ.
+    """
+    differing = differing_layers(network.state_dict(), tensors)
+    if differing:
+        listing = "\n".join(f"  - {line}" for line in differing)
+        remedy = (
+            "Name the configuration, batch normalization, number of classes and crop size that "
+            "they were trained with."
+        )
+        if all(line.endswith(ABSENT) for line in differing):
+            remedy += " A file imported with --partial can only begin a training, as "
+            remedy += "model.initialize_from."
+        raise WeightsError(
+            f"{what} holds the weights of another network. These layers differ:\n{listing}\n"
+            f"{remedy}"
+        )
+
+
+def differing_layers(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """A line for each weight layer, by its name in the paper, that is not alike in both."""
+    wanted, found = _shapes(expected), _shapes(given)
+    lines = []
+    for name in sorted(wanted | found):
+        if wanted.get(name) != found.get(name):
+            here = wanted.get(name, "no such layer")
+            there = f"the file {found[name]}" if name in found else ABSENT
+            lines.append(f"{name}: the network has {here}, {there}")
+    return lines
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Layer -> its tensors' shapes in words, such as `weight 64x3x3x3, bias 64`."""
+    layers: dict[str, list[str]] = {}
+    for path, tensor in tensors.items():
+        try:
+            layer = layer_name(path)
+        except ValueError:
+            layer = path
+        if not path.endswith("num_batches_tracked"):
+            shape = "x".join(map(str, tensor.shape))
+            layers.setdefault(layer, []).append(f"{path.rpartition('.')[2]} {shape}")
+    return {name: ", ".join(sorted(shapes, reverse=True)) for name, shapes in layers.items()}

@@ -1,0 +1,305 @@
+"""ImageNet's archives as a source of images: nested tar files that are read in one pass.
+
+Nothing is ever extracted by the name that an archive gives: only regular files with the names that
+ImageNet has are taken, and each goes where this program puts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggdist.artifacts.contents import UNKNOWN
+from vggdist.artifacts.names import shortened
+from vggdist.artifacts.paths import quote
+from vggdist.errors import DataError
+from vggdist.prepare.devkit import read_devkit
+from vggdist.prepare.sources import SourceImage
+
+EXPECTED = {"train": 1_281_167, "val": 50_000}
+"""Images of ILSVRC2012."""
+EXPECTED_CLASSES = 1_000
+MD5 = {
+    "train": "1d675b47d978889d74fa0da5fadfb00e",
+    "val": "29b22e2961454d5413ddabcf34fc5622",
+    "devkit": "fa75699e90414af021442c21a62c3abf",
+}
+"""Published checksums of the archives."""
+_NAMES = {
+    "train": "ILSVRC2012_img_train.tar",
+    "val": "ILSVRC2012_img_val.tar",
+    "devkit": "ILSVRC2012_devkit_t12.tar.gz",
+}
+
+_MAX_IMAGE_BYTES = 64 * 2**20
+_MAX_CLASS_BYTES = 64 * 2**30
+_MAX_IMAGES = 2_000_000
+_MAX_HEADER_BYTES = 2**20  # of an extended header, which tarfile reads at once
+_CLASS_NAME = r"(n\d{8})\.tar"
+_VAL_NAME = r"ILSVRC2012_val_(\d{8})\.JPEG"
+
+
+class ImageNetArchives:
+    """ILSVRC2012's three archives as image-net.org publishes them.
+
+    Args:
+        train: a tar of one tar for each class.
+        val: a tar of images.
+        devkit: the development kit (Task 1 and 2), which knows the classes and labels.
+
+    Raises:
+        DataError: one of them is missing, or the kit is not the kit.
+    """
+
+    resized = ""
+    contents = UNKNOWN  # their lengths and times stand in `identity`
+
+    def __init__(self, train: Path, val: Path, devkit: Path) -> None:
+        self._paths = {"train": train, "val": val, "devkit": devkit}
+        for name, path in self._paths.items():
+            if not path.is_file():
+                raise DataError(
+                    f"--{name} {quote(path)} is no file; it is to be the archive {_NAMES[name]} of "
+                    "image-net.org."
+                )
+        self._require_in_place()
+        self._kit = read_devkit(devkit)
+        self.classes = self._kit.classes
+        self.num_images = int(self._kit.num_train_images.sum()) + len(self._kit.val_labels)
+
+    def _require_in_place(self) -> None:
+        """Refuses archives that were given for each other, before anything is written."""
+        found = {name: _recognize(path) for name, path in self._paths.items()}
+        wrong = [
+            f"--{name} {quote(self._paths[name])} is {_NAMES[kind]}"
+            for name, kind in found.items()
+            if kind not in ("", name)
+        ]
+        if not wrong:
+            return
+        places = {kind: quote(self._paths[name]) for name, kind in found.items() if kind}
+        options = " ".join(f"--{name} {places.get(name, _NAMES[name])}" for name in _NAMES)
+        raise DataError(f"{' and '.join(wrong)}; give {options}.")
+
+    def identity(self) -> dict[str, Any]:
+        """Path, size and time of change of each archive."""
+        described: dict[str, Any] = {}
+        for name, path in self._paths.items():
+            status = path.stat()
+            described[name] = {
+                "path": str(path.absolute()),
+                "num_bytes": status.st_size,
+                "changed_at_ns": status.st_mtime_ns,
+            }
+        return described
+
+    def images(self, skip: int = 0) -> Iterator[SourceImage]:
+        """The images in the order in which they lie in the archives."""
+        count = 0
+        for split, members in (("train", self._train), ("val", self._val)):
+            before = count
+            with self._paths[split].open("rb") as file:
+                for label, member in members(file):
+                    count += 1
+                    if count > _MAX_IMAGES:
+                        raise DataError(
+                            f"The archives hold more than {_MAX_IMAGES:,} images; ImageNet has "
+                            f"{sum(EXPECTED.values()):,}. Use them as image-net.org publishes them."
+                        )
+                    if count > skip:
+                        file.seek(member.start)
+                        content = file.read(member.num_bytes)
+                        if len(content) < member.num_bytes:
+                            raise _incomplete(str(self._paths[split]), member.start, split)
+                        yield SourceImage(split, label, member.name, content)
+            if count == before:
+                raise DataError(
+                    f"{quote(self._paths[split])} holds no image; --{split} is to be the archive "
+                    f"{_NAMES[split]} of image-net.org."
+                )
+
+    def surprises(self, counts: Mapping[str, NDArray[np.int64]]) -> list[str]:
+        """Differences from ILSVRC2012, and from what the development kit says."""
+        found = []
+        for split, expected in EXPECTED.items():
+            if counts[split].sum() != expected:
+                found.append(
+                    f"{quote(self._paths[split])} holds {counts[split].sum():,} images; ILSVRC2012 "
+                    f"has {expected:,}."
+                )
+        if len(self.classes) != EXPECTED_CLASSES:
+            found.append(
+                f"{quote(self._paths['devkit'])} knows {len(self.classes):,} classes; ILSVRC2012 "
+                f"has {EXPECTED_CLASSES:,}."
+            )
+        kit_counts = {
+            "train": self._kit.num_train_images,
+            "val": np.bincount(self._kit.val_labels, minlength=len(self.classes)),
+        }
+        for split, expected_counts in kit_counts.items():
+            wrong = [
+                f"{name} ({there:,} instead of {expected:,})"
+                for name, there, expected in zip(
+                    self.classes, counts[split], expected_counts, strict=True
+                )
+                if there != expected
+            ]
+            if wrong:
+                found.append(
+                    f"{quote(self._paths[split])} holds other numbers of images than the devkit "
+                    f"says: {shortened(wrong)}."
+                )
+        return found
+
+    def _train(self, file: BinaryIO) -> Iterator[tuple[int, _Member]]:
+        labels = {name: label for label, name in enumerate(self.classes)}
+        path = str(self._paths["train"])
+        whole = _Window(file, 0, self._paths["train"].stat().st_size)
+        tars = _members(whole, path, "train", _CLASS_NAME, "n01440764.tar", _MAX_CLASS_BYTES)
+        for tar in tars:
+            class_name = tar.name.removesuffix(".tar")
+            if class_name not in labels:
+                raise DataError(
+                    f"{quote(path)} holds {tar.name}, a class that {quote(self._paths['devkit'])} "
+                    "does not know. Use archives that belong together."
+                )
+            part = _Window(file, tar.start, tar.num_bytes)
+            pattern, like = rf"{class_name}_\d+\.JPEG", f"{class_name}_1.JPEG"
+            archive = f"{tar.name} in {quote(path)}"
+            for member in _members(part, archive, "train", pattern, like, _MAX_IMAGE_BYTES):
+                yield labels[class_name], member
+
+    def _val(self, file: BinaryIO) -> Iterator[tuple[int, _Member]]:
+        path = str(self._paths["val"])
+        whole = _Window(file, 0, self._paths["val"].stat().st_size)
+        like = "ILSVRC2012_val_00000001.JPEG"
+        for member in _members(whole, path, "val", _VAL_NAME, like, _MAX_IMAGE_BYTES):
+            number = int(member.name[-13:-5])
+            if not 1 <= number <= len(self._kit.val_labels):
+                raise DataError(
+                    f"{quote(path)} holds {member.name}, but the ground truth in "
+                    f"{quote(self._paths['devkit'])} has {len(self._kit.val_labels):,} lines, one "
+                    "for each image from 1. Use archives that belong together."
+                )
+            yield int(self._kit.val_labels[number - 1]), member
+
+
+def _recognize(path: Path) -> str:
+    """Which of the archives a file is, by its beginning: train, val, devkit, or empty for none."""
+    with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as packed:
+        return "devkit" if packed.read(100).startswith(b"ILSVRC2012_devkit") else ""
+    with path.open("rb") as file:
+        try:
+            with tarfile.open(fileobj=_Window(file, 0, path.stat().st_size), mode="r:") as tar:
+                while (member := tar.next()) is not None and member.isdir():
+                    pass
+        except tarfile.TarError:
+            return ""
+    name = "" if member is None else member.name.removeprefix("./")
+    known = {"train": _CLASS_NAME, "val": _VAL_NAME}
+    return next((kind for kind, pattern in known.items() if re.fullmatch(pattern, name)), "")
+
+
+class _Member(NamedTuple):
+    """A regular file in an archive."""
+
+    name: str
+    start: int
+    """Where its bytes begin in the outermost file."""
+    num_bytes: int
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, for tarfile to read headers from; a nested archive is such a part."""
+
+    def __init__(self, file: BinaryIO, start: int, num_bytes: int) -> None:
+        self.start, self.num_bytes = start, num_bytes
+        self._file = file
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        self._file.seek(self.start + self._position)
+        content = self._file.read(max(0, min(size, self.num_bytes - self._position)))
+        self._position += len(content)
+        return content
+
+
+def _members(
+    window: _Window, archive: str, split: str, pattern: str, like: str, max_bytes: int
+) -> Iterator[_Member]:
+    """The files of a tar, each checked before it is handed out.
+
+    Args:
+        window: the tar.
+        archive: what to call it in messages.
+        split: which of the published archives it belongs to.
+        pattern: what all of their names match.
+        like: such a name, for messages.
+        max_bytes: the largest file allowed.
+    """
+    seen: set[str] = set()
+    try:
+        with tarfile.open(fileobj=window, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                if member.isdir():
+                    continue
+                name = member.name.removeprefix("./")
+                problem = _problem(member, name, pattern, like, max_bytes)
+                if problem or name in seen:
+                    raise DataError(
+                        f"{archive} holds {member.name[:200]!r}, {problem or 'for the second time'}"
+                        "; only regular files with ImageNet's own names are taken, each once. "
+                        "Use the archive as image-net.org publishes it."
+                    )
+                seen.add(name)
+                if member.offset_data + member.size > window.num_bytes:
+                    raise _incomplete(archive, window.num_bytes, split)
+                yield _Member(name, window.start + member.offset_data, member.size)
+            # tarfile takes a damaged header for the end of the archive.
+            window.seek(tar.offset)
+            end = window.read(tarfile.BLOCKSIZE)
+    except tarfile.TarError as error:
+        raise _incomplete(archive, window.tell(), split, f" ({error})") from error
+    nested_without_end = not end and window.start > 0
+    if end != bytes(tarfile.BLOCKSIZE) and not nested_without_end:
+        raise _incomplete(archive, window.tell() - len(end), split)
+
+
+def _problem(member: tarfile.TarInfo, name: str, pattern: str, like: str, max_bytes: int) -> str:
+    """Why a member is refused; empty: it is not."""
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+        return "a link" if member.islnk() or member.issym() else "which is no regular file"
+    if not re.fullmatch(pattern, name, re.ASCII):
+        return f"which is not called like {like}"
+    if not 0 <= member.size <= max_bytes:
+        return f"which has {member.size:,} bytes (at most {max_bytes:,} are allowed)"
+    return ""
+
+
+def _incomplete(archive: str, offset: int, split: str, reason: str = "") -> DataError:
+    return DataError(
+        f"{archive} is incomplete or damaged at byte {offset:,}{reason}. Compare its size with the "
+        f"published one and its MD5 with {MD5[split]}, and download it again; what was prepared so "
+        "far stays."
+    )

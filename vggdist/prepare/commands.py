@@ -1,0 +1,182 @@
+"""Verbs about images: prepare and check."""
+
+import argparse
+import os
+from typing import Any
+
+from vggdist.commands.arguments import (
+    add_input,
+    add_json,
+    add_output,
+    fraction,
+    positive,
+    show,
+)
+
+IMAGENET_DESCRIPTION = """\
+Writes ILSVRC2012 as a data set, from the archives that image-net.org gives to registered users.
+Each archive is read once and nothing is unpacked elsewhere. A killed run goes on when the same
+command is started again. Their MD5 sums, for md5sum:
+  1d675b47d978889d74fa0da5fadfb00e  ILSVRC2012_img_train.tar
+  29b22e2961454d5413ddabcf34fc5622  ILSVRC2012_img_val.tar
+  fa75699e90414af021442c21a62c3abf  ILSVRC2012_devkit_t12.tar.gz
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds these verbs to the command line."""
+    prepare = verbs.add_parser("prepare", help="write a data set").add_subparsers(
+        required=True, metavar="DATA"
+    )
+    digits = prepare.add_parser(
+        "digits",
+        help="the built-in one: scikit-learn's handwritten digits as folders of JPEGs",
+        epilog="example: vggdist prepare digits --out datasets/digits",
+    )
+    add_output(digits, "--out", required=True, metavar="DIR", help="folder to make")
+    digits.set_defaults(run=_prepare_digits)
+    _add_prepare_imagenet(prepare)
+    _add_prepare_folder(prepare)
+
+    check = verbs.add_parser(
+        "check",
+        help="decode every image before a training does; list those that it could not use",
+        description="Decodes every image with Pillow and DALI, in processes that may crash, and "
+        "reports counts, sizes, formats, duplicates and tiny classes. Nothing is moved: images "
+        "that training could not use are listed in a quarantine file beside the data, which "
+        "training reads.",
+        epilog="example: vggdist check /data/imagenet --jobs 8 --json check.json --threshold 0.001",
+    )
+    add_input(check, "data", images=True, metavar="DATA", help="train/ and val/, or any images")
+    check.add_argument(
+        "--jobs", type=positive, metavar="N", help="processes (default: one for each CPU)"
+    )
+    check.add_argument(
+        "--threshold",
+        type=fraction,
+        default=1.0,
+        metavar="FRACTION",
+        help="exit with 3 if a larger share of the images cannot be used (default: 1, never)",
+    )
+    add_json(check)
+    check.set_defaults(run=_check)
+
+
+def _add_prepare_imagenet(verbs: Any) -> None:
+    imagenet = verbs.add_parser(
+        "imagenet",
+        help="ImageNet's three archives as class folders or shards",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=IMAGENET_DESCRIPTION,
+        epilog="example: vggdist prepare imagenet --train ILSVRC2012_img_train.tar "
+        "--val ILSVRC2012_img_val.tar\n         --devkit ILSVRC2012_devkit_t12.tar.gz "
+        "--out /data/imagenet --form shards",
+    )
+    for name, file in (
+        ("train", "ILSVRC2012_img_train.tar"),
+        ("val", "ILSVRC2012_img_val.tar"),
+        ("devkit", "ILSVRC2012_devkit_t12.tar.gz"),
+    ):
+        add_input(imagenet, f"--{name}", required=True, metavar="FILE", help=file)
+    _add_packing(imagenet, "folders")
+    imagenet.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit with 3 where counts differ from ILSVRC2012's, instead of warning",
+    )
+    imagenet.set_defaults(run=_prepare_imagenet)
+
+
+def _add_prepare_folder(verbs: Any) -> None:
+    folder = verbs.add_parser(
+        "folder",
+        help="class folders as shards, or with smaller images",
+        description="Packs a data set of class folders, SRC/train/CLASS/IMAGE and "
+        "SRC/val/CLASS/IMAGE, which can also be trained on as it is. Labels, the order of the "
+        "images and so a training stay the same. A killed run goes on when it is started again.",
+        epilog="example: vggdist prepare folder datasets/flowers --out /data/flowers "
+        "--form shards --shorter-side 512",
+    )
+    add_input(folder, "source", images=True, metavar="SRC", help="folder with train/ and val/")
+    _add_packing(folder, "shards")
+    folder.set_defaults(run=_prepare_folder)
+
+
+def _add_packing(parser: argparse.ArgumentParser, form: str) -> None:
+    add_output(parser, "--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--form",
+        choices=("folders", "shards"),
+        default=form,
+        help="a file for each image, or tar files in WebDataset's naming, each with an index for "
+        f"DALI (default: {form})",
+    )
+    parser.add_argument(
+        "--shorter-side",
+        type=int,
+        metavar="S",
+        help="make images smaller whose shorter side is longer than S pixels (Lanczos); the "
+        "others keep their bytes (default: all do)",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=95, help="JPEG quality of those (default: 95; 4:4:4)"
+    )
+    parser.add_argument(
+        "--shard-megabytes",
+        type=float,
+        default=512,
+        metavar="N",
+        help="length of a shard (default: 512)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="threads (default: one for each CPU)",
+    )
+    add_json(parser)
+
+
+def _prepare_digits(arguments: argparse.Namespace) -> None:
+    from vggdist.prepare.digits import write_digits
+
+    write_digits(arguments.out)
+
+
+def _prepare_imagenet(arguments: argparse.Namespace) -> None:
+    from vggdist.prepare.archives import ImageNetArchives
+
+    source = ImageNetArchives(arguments.train, arguments.val, arguments.devkit)
+    _prepare(source, arguments, arguments.strict)
+
+
+def _prepare_folder(arguments: argparse.Namespace) -> None:
+    from vggdist.prepare.sources import FolderSource
+
+    _prepare(FolderSource(arguments.source), arguments)
+
+
+def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -> None:
+    from vggdist.prepare.packing import Resize
+    from vggdist.prepare.prepare import prepare, render_prepared
+    from vggdist.prepare.writers import Packing
+
+    side = arguments.shorter_side
+    packing = Packing(
+        arguments.form,
+        None if side is None else Resize(side, arguments.quality),
+        arguments.shard_megabytes,
+        arguments.jobs,
+    )
+    prepared = prepare(source, arguments.out, packing, strict)
+    show(render_prepared(prepared), prepared.to_dict(), arguments.json)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from vggdist.prepare.check import check
+    from vggdist.prepare.check_report import render_check
+
+    result = check(arguments.data, arguments.jobs)
+    show(render_check(result, arguments.json), result.to_dict(), arguments.json)
+    result.require(arguments.threshold)

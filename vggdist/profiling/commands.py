@@ -1,0 +1,321 @@
+"""Verbs that measure: bench and tune."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from vggdist.artifacts.paths import quote
+from vggdist.commands.arguments import (
+    add_config,
+    add_input,
+    add_json,
+    add_output,
+    configured,
+    positive,
+    show,
+)
+from vggdist.commands.ranks import start_ranks
+
+STEP_DESCRIPTION = """\
+Times, in turn: a training step beside a bare PyTorch loop with the same network; the loader alone;
+the step on synthetic images; both together; and, with several ranks, the step without the exchange
+of gradients. Then says what the training is bound by and which setting to change. Without
+data.root the loader is left out. Nothing is written and no weights are kept.
+"""
+
+EXCHANGE_DESCRIPTION = """\
+Makes two hosts on this machine, joined by a cable of limited speed (network namespaces; needs
+root), and trains the same network on the same images, one rank on each, with each way to exchange
+gradients in turn: ours; torch DDP in fp32 and with its bf16 hook; DeepSpeed stage 0 in bf16; ZeRO-1
+and ZeRO-2 as they come, and with weights, gradients and communication in bf16 and overlap. Other
+weights are fp32, and the arithmetic is bf16 or fp32, in whichever a convolution is faster here;
+precision= changes it for all. Shows the bytes that a rank sends and the time of a step, the
+loss after the last one, and memory. All of it takes some ten minutes at 1gbit and 4 GB a rank.
+"""
+
+MACHINE_DESCRIPTION = """\
+Measures what `vggdist plan --device FILE` has to know of this machine: arithmetic of the network in
+training, the spread of its steps, memory, links between the ranks of this node, images made ready
+by a core, and the writing of a checkpoint. All ranks are measured at once, as they share a node.
+The arithmetic is that of the configuration: plan with the same precision and crop size.
+"""
+
+TUNE_DESCRIPTION = """\
+Tries data.num_threads, data.prefetch, data.read_ahead and, with a GPU,
+data.hardware_decoder_share, one after the other. A change is kept only if it is clearly faster than
+the best so far, measured in turn with it; ties go to what is cheaper. Writes the best as
+section.key=value lines, which @FILE reads on every command line of settings. Takes some minutes.
+Start it under torchrun with a node's ranks if they share its cores. The loader is measured alone:
+`vggdist bench step` says whether it holds the training up at all.
+"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds these verbs to the command line."""
+    bench = verbs.add_parser("bench", help="measure speed on this machine").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    _add_bench_data(bench)
+    _add_bench_step(bench)
+    _add_bench_evaluation(bench)
+    _add_bench_exchange(bench)
+    _add_bench_machine(bench)
+    _add_tune(verbs)
+
+
+def _add_bench_data(bench: Any) -> None:
+    data = bench.add_parser(
+        "data",
+        help="the input pipeline beside torchvision's and DALI's usual ones",
+        epilog="example: vggdist bench data --data /data/imagenet --json input.json",
+    )
+    add_input(
+        data,
+        "--data",
+        images=True,
+        required=True,
+        metavar="ROOT",
+        help="class folders, or train/ and val/",
+    )
+    add_json(data)
+    data.set_defaults(run=_bench_data)
+
+
+def _add_bench_step(bench: Any) -> None:
+    step = bench.add_parser(
+        "step",
+        help="what bounds a training: images, arithmetic or exchange; and our step beside a bare "
+        "PyTorch loop's",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=STEP_DESCRIPTION,
+        epilog="examples: vggdist bench step --config configs/vgg_d.yaml data.root=/data/imagenet\n"
+        "          torchrun --standalone --nproc-per-node 2 -m vggdist.cli bench step "
+        "batch.global=32\n"
+        "          vggdist bench step --rounds 5 model.configuration=A precision=fp32",
+    )
+    step.add_argument(
+        "--rounds", type=int, default=15, help="timings of everything, in turn (default: 15)"
+    )
+    add_config(step)
+    add_json(step)
+    step.set_defaults(run=_bench_step)
+
+
+def _add_bench_evaluation(bench: Any) -> None:
+    evaluation = bench.add_parser(
+        "evaluation",
+        help="dense and multi-crop evaluation beside the usual ways",
+        description="Times, in turn: whole images of real shapes through our dense evaluation; one "
+        "image and its mirror image at a time, fc6 to fc8 as convolutions; images of one shape; "
+        "and multi-crop evaluation with and without shared layers. The images are in memory and "
+        "the weights random.",
+        epilog="example: vggdist bench evaluation --data /data/imagenet --scale 256 precision=fp32",
+    )
+    add_input(
+        evaluation,
+        "--data",
+        images=True,
+        metavar="ROOT",
+        help="images (default: random ones in usual shapes)",
+    )
+    evaluation.add_argument(
+        "--scale", type=positive, default=256, metavar="Q", help="shorter side (default: 256)"
+    )
+    evaluation.add_argument(
+        "--rounds", type=positive, default=5, help="timings of everything, in turn (default: 5)"
+    )
+    add_config(evaluation)
+    add_json(evaluation)
+    evaluation.set_defaults(run=_bench_evaluation)
+
+
+def _add_bench_exchange(bench: Any) -> None:
+    exchange = bench.add_parser(
+        "exchange",
+        help="our exchange of gradients beside DDP's and DeepSpeed's, over a slow cable",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=EXCHANGE_DESCRIPTION,
+        epilog="examples: sudo vggdist bench exchange --rate 1gbit --json exchange.json\n"
+        "          sudo vggdist bench exchange --rate none --only ours,deepspeed_0 --rounds 3",
+    )
+    exchange.add_argument(
+        "--rate",
+        default="1gbit",
+        metavar="RATE",
+        help="of the cable, such as 200mbit or 10gbit; none: no limit (default: 1gbit)",
+    )
+    exchange.add_argument(
+        "--steps", type=positive, default=5, help="timed, after two that are not (default: 5)"
+    )
+    exchange.add_argument(
+        "--rounds",
+        type=positive,
+        default=1,
+        help="how often each is started anew, in turn; ratios are then shown with their range "
+        "(default: 1)",
+    )
+    exchange.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="ours, ddp_fp32, ddp_bf16, deepspeed_0, zero_1, zero_2, zero_1_bf16 or zero_2_bf16; "
+        "several with commas (default: all)",
+    )
+    exchange.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce",
+    )
+    add_json(exchange)
+    exchange.set_defaults(run=_bench_exchange)
+
+
+def _add_bench_machine(bench: Any) -> None:
+    machine = bench.add_parser(
+        "machine",
+        help="this machine's figures, for `vggdist plan --device FILE`",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=MACHINE_DESCRIPTION,
+        epilog="examples: vggdist bench machine --out machine.json --ranks 8\n"
+        "          vggdist plan --nodes 4 --gpus-per-node 8 --micro-batch 64 --device machine.json "
+        "--network 100gbit",
+    )
+    add_output(
+        machine,
+        "--out",
+        suffixes=(".json",),
+        default=Path("machine.json"),
+        metavar="FILE",
+        help="JSON file to write (default: machine.json); a checkpoint is tried beside it",
+    )
+    machine.add_argument(
+        "--ranks",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="ranks on this machine, as in training: its GPUs (default: 1)",
+    )
+    machine.add_argument(
+        "--rounds", type=positive, default=10, help="training steps to time (default: 10)"
+    )
+    add_config(machine)
+    machine.set_defaults(run=_bench_machine)
+
+
+def _add_tune(verbs: Any) -> None:
+    tune = verbs.add_parser("tune", help="find this machine's fastest settings").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    data = tune.add_parser(
+        "data",
+        help="threads, queues and, on a GPU, the hardware decoder's share of the loader",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=TUNE_DESCRIPTION,
+        epilog="example: vggdist tune data --data /data/imagenet --config configs/vgg_d.yaml "
+        "--out tuned.txt\n"
+        "         python launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet "
+        "@tuned.txt",
+    )
+    add_input(
+        data,
+        "--data",
+        images=True,
+        metavar="ROOT",
+        help="a data set, class folders or a folder of images (default: data.root)",
+    )
+    add_output(
+        data,
+        "--out",
+        suffixes=(".txt", ""),
+        default=Path("tuned.txt"),
+        metavar="FILE",
+        help="file of settings to write (default: tuned.txt)",
+    )
+    data.add_argument(
+        "--rounds", type=int, default=5, help="pairs of timings of each change (default: 5)"
+    )
+    add_config(data)
+    add_json(data)
+    data.set_defaults(run=_tune_data)
+
+
+def _bench_data(arguments: argparse.Namespace) -> None:
+    from vggdist.profiling.data import measure_data, render_data
+
+    result = measure_data(arguments.data)
+    show(render_data(result), result, arguments.json)
+
+
+def _bench_step(arguments: argparse.Namespace) -> None:
+    from vggdist.profiling.step import measure_step, render_step
+
+    # 16 images fit every machine; the paper's 256 would take minutes a step on a CPU.
+    default = ["batch.global=16"] if arguments.config is None else []
+    result = measure_step(configured(arguments, default), arguments.rounds)
+    if result is not None:  # the main rank speaks
+        show(render_step(result), result, arguments.json)
+
+
+def _bench_evaluation(arguments: argparse.Namespace) -> None:
+    from vggdist.distributed import process as world
+    from vggdist.profiling.evaluation import measure_evaluation, render_evaluation
+    from vggdist.trained import require_scales
+
+    config = configured(arguments)
+    (scale,) = require_scales([arguments.scale], config.data.crop_size)
+    process = world.start(config.device)
+    result = measure_evaluation(config, process, arguments.data, scale, arguments.rounds)
+    world.stop()
+    show(render_evaluation(result), result, arguments.json)
+
+
+def _bench_exchange(arguments: argparse.Namespace) -> None:
+    from vggdist.profiling.exchange import NAMES, measure_exchange, render_exchange
+
+    result = measure_exchange(
+        arguments.rate,
+        arguments.steps,
+        arguments.only or list(NAMES),
+        arguments.overrides,
+        arguments.rounds,
+    )
+    show(render_exchange(result), result, arguments.json)
+
+
+def _bench_machine(arguments: argparse.Namespace) -> int | None:
+    from vggdist.profiling.machine import measure_machine, render_machine, require_writable
+
+    if arguments.ranks > 1:
+        return start_ranks(arguments.ranks)
+    require_writable(arguments.out)
+    default = [] if arguments.config else [f"batch.global={16 * _world_size()}"]
+    config = configured(arguments, default)
+    values = measure_machine(config, arguments.rounds, arguments.out.absolute().parent)
+    if values is not None:  # the main rank writes and speaks
+        show(render_machine(values), values, arguments.out)
+    return None
+
+
+def _world_size() -> int:
+    """Ranks that a launcher has started, before they have met."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _tune_data(arguments: argparse.Namespace) -> None:
+    from vggdist.profiling.tune import render_tuned, require_writable, tune_data, write_tuned
+
+    require_writable(arguments.out)
+    config = configured(arguments)
+    if arguments.data is not None:
+        data = config.data.model_copy(update={"root": str(arguments.data)})
+        config = config.model_copy(update={"data": data})
+    result = tune_data(config, arguments.rounds)
+    if result is None:  # the main rank writes and speaks
+        return
+    write_tuned(result, arguments.out)
+    config_file = f" --config {quote(arguments.config)}" if arguments.config else ""
+    out = quote(arguments.out)
+    use = f"Written to {out}; to use it: launch/train.py{config_file} @{out}"
+    show(f"{render_tuned(result)}\n{use}", result, arguments.json)

@@ -1,0 +1,154 @@
+"""How fast images arrive: our loader beside torchvision, DALI's usual order, and decoding alone.
+
+All ways make the same thing from the same files, with as many threads or worker processes: random
+crops of rescaled images, flipped, colour-shifted, less the mean, in channels_last order. The
+decoder's settings are the same too (no EXIF rotation; libjpeg-turbo's accurate IDCT and smooth
+chroma upsampling, which Pillow and DALI both use on a CPU). `decode_only` stops after the whole
+image is decoded. `vggdist` hands out what a training gets: 8-bit crops, from which the network
+subtracts their means; `vggdist_float` has that done too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vggdist.data.dataset import open_images
+from vggdist.data.manifest import Manifest
+from vggdist.profiling.data_baselines import dali_reference, decode_only, torchvision_batches
+from vggdist.profiling.feed import (
+    measure_cold,
+    measure_first_batch,
+    measure_memory,
+    measure_pixels,
+    our_batches,
+)
+from vggdist.profiling.sample import packed, sample
+from vggdist.terminal import StatusLine
+
+MOST_IMAGES = 2000
+"""Of larger sets a part is measured: what counts is the decoder, and that it fits into memory."""
+
+# Batches that each way makes before its clock starts: more than any of them has in its queues.
+_WARM_UP = 16
+# Seconds in which the way before fills its queues and falls silent.
+_SETTLE = 1.0
+
+Way = Callable[[], Any]
+
+
+def measure_data(
+    root: str | Path,
+    *,
+    batch_size: int = 64,
+    num_threads: int = 2,
+    num_batches: int = 50,
+    num_rounds: int = 5,
+) -> dict[str, Any]:
+    """Images per second of each way, in rounds that take turns, and more about ours.
+
+    Args:
+        root: a data set, a folder of class folders, or a folder of images; read once before, so
+            that its files are in the page cache if they fit.
+        batch_size: images of a batch.
+        num_threads: threads of each way (torchvision: worker processes).
+        num_batches: batches of each round that are timed.
+        num_rounds: rounds.
+
+    Returns:
+        Images per second, the median of the rounds: `torchvision`, `dali_reference`, `decode_only`,
+        `vggdist`, `vggdist_float`, `vggdist_shards`; and with a cold cache `vggdist_cold`,
+        `vggdist_shards_cold`. `ratios`: way -> how many times faster `vggdist` is, the median of
+        the rounds' ratios. `manifest_seconds` and `first_batch_seconds` with 1,281,167 entries.
+        `peak_megabytes` and `growth_megabytes` of a process that loads for 20 epochs.
+        `pillow_mean_difference` and `pillow_max_difference`, grey levels.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        images = sample(open_images(root), folder / "folders", MOST_IMAGES)
+        shards = packed(images, folder / "shards")
+        ways: dict[str, Way] = {
+            # First: its workers are forked before other threads start.
+            "torchvision": lambda: torchvision_batches(images, batch_size, num_threads),
+            "dali_reference": lambda: dali_reference(images, batch_size, num_threads),
+            "decode_only": lambda: decode_only(images, batch_size, num_threads),
+            "vggdist": lambda: our_batches(images, batch_size, num_threads),
+            "vggdist_float": lambda: _floats(images, batch_size, num_threads),
+            "vggdist_shards": lambda: our_batches(shards, batch_size, num_threads),
+        }
+        rounds = _take_turns(ways, images, batch_size, num_batches, num_rounds)
+        result: dict[str, Any] = {name: statistics.median(rates) for name, rates in rounds.items()}
+        result["ratios"] = {
+            name: statistics.median(
+                ours / theirs for ours, theirs in zip(rounds["vggdist"], rates, strict=True)
+            )
+            for name, rates in rounds.items()
+        }
+        StatusLine().show("cold caches, start, memory and pixels")
+        for name, manifest in (("vggdist_cold", images), ("vggdist_shards_cold", shards)):
+            result[name] = measure_cold(manifest, batch_size, num_threads, num_batches)
+        result |= measure_first_batch(images, folder / "many", batch_size, num_threads)
+        result |= measure_memory(images, batch_size, num_threads)
+        result |= measure_pixels(images, batch_size, num_threads)
+        StatusLine().clear()
+    return result
+
+
+def render_data(result: dict[str, Any]) -> str:
+    """Tables of what `measure_data` returns."""
+    lines = [f"{'way':<22}{'images/s':>10}{'vggdist is':>14}"]
+    for name, ratio in result["ratios"].items():
+        lines.append(f"{name:<22}{result[name]:>10.0f}{ratio:>12.2f} x")
+    lines += [
+        f"{name:<22}{result[name]:>10.0f}" for name in ("vggdist_cold", "vggdist_shards_cold")
+    ]
+    lines += [
+        "",
+        f"first batch with 1,281,167 entries: {result['first_batch_seconds']:.2f} s "
+        f"(the list: {result['manifest_seconds']:.2f} s)",
+        f"memory of a loading process: at most {result['peak_megabytes']:.0f} MB, "
+        f"{result['growth_megabytes']:+.1f} MB over 20 epochs",
+        f"crops beside Pillow's antialiased resize: {result['pillow_mean_difference']:.4f} grey "
+        f"levels on average, {result['pillow_max_difference']:.0f} at most",
+    ]
+    return "\n".join(lines)
+
+
+def _take_turns(
+    ways: dict[str, Way], images: Manifest, batch_size: int, num_batches: int, num_rounds: int
+) -> dict[str, list[float]]:
+    """Way -> images per second in each round."""
+    rounds: dict[str, list[float]] = {name: [] for name in ways}
+    status = StatusLine()
+    with ExitStack() as stack:
+        stack.callback(status.clear)
+        sources = {name: stack.enter_context(way()) for name, way in ways.items()}
+        for i in range(images.num_images):
+            images.path(i).read_bytes()
+        for number in range(-1, num_rounds):  # the first does not count: memory is fresh
+            for name, batches in sources.items():
+                status.show(f"round {number + 1} of {num_rounds}: {name}")
+                time.sleep(_SETTLE)
+                for _ in range(_WARM_UP):
+                    next(batches)
+                start = time.perf_counter()
+                for _ in range(num_batches):
+                    next(batches)
+                elapsed_seconds = time.perf_counter() - start
+                if number >= 0:
+                    rounds[name].append(num_batches * batch_size / elapsed_seconds)
+    return rounds
+
+
+@contextmanager
+def _floats(manifest: Manifest, batch_size: int, num_threads: int) -> Iterator[Iterator[Tensor]]:
+    """Our loader's batches, each as float images less their means."""
+    with our_batches(manifest, batch_size, num_threads) as batches:
+        yield (batch.images for batch in batches)

@@ -1,0 +1,221 @@
+"""The ways to exchange gradients that `bench exchange` compares, and the rank that runs one.
+
+All train the same network on the same batches with the same optimizer. Each contender is a function
+that builds a network for its way, and returns the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.config_file import load_config
+from vggdist.data.batch import Batch
+from vggdist.distributed import process as world
+from vggdist.distributed.precision import DTYPES
+from vggdist.distributed.process import Process, sum_over_ranks
+from vggdist.model.initialization import build_initialized
+from vggdist.profiling.hosts import Hosts, bytes_sent
+from vggdist.profiling.loops import synthetic_batch
+from vggdist.training.agreement import Agreement
+from vggdist.training.engine import Engine, quiet_deepspeed
+from vggdist.training.step import Meter, train_step
+
+Step = Callable[[Batch], Tensor]
+"""One update; the loss of this rank's images before it."""
+Build = Callable[[Config, BatchSplit, Process], Step]
+
+NUM_BATCHES = 2
+"""Different batches of each rank; they come again and again, so the loss must fall."""
+POOLED_SIDE = 7
+"""Of fc6's input at 224 pixels; smaller images are pooled to it, as torchvision does."""
+
+
+def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
+    """One rank of one contender; tells how it goes in lines of JSON on stdout.
+
+    The last line of each rank holds `seconds` of each timed step, `bytes` sent in them, `loss` (of
+    the last step, mean over ranks) and `peak_memory` (bytes).
+    """
+    process = world.start("cpu")
+    split = split_batch(config.batch, process.world_size)
+    batches = [
+        synthetic_batch(
+            config, split.micro, process.device, number * process.world_size + process.rank
+        )
+        for number in range(NUM_BATCHES)
+    ]
+    # DeepSpeed prints on stdout.
+    with contextlib.redirect_stdout(sys.stderr):
+        step = CONTENDERS[name](config, split, process)
+    seconds, sent = [], 0
+    for number in range(num_warm + num_steps):
+        if number == num_warm:
+            distributed.barrier()
+            sent = bytes_sent(Hosts.interface)
+        began_at = time.perf_counter()
+        loss = step(batches[number % NUM_BATCHES])
+        seconds.append(time.perf_counter() - began_at)
+        _tell(step=number + 1, seconds=seconds[-1])
+    distributed.barrier()  # what is still queued for the cable has left by then
+    sent = bytes_sent(Hosts.interface) - sent
+    mean = float(sum_over_ranks(loss.double().clone())) / process.world_size
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _tell(seconds=seconds[num_warm:], bytes=sent, loss=mean, peak_memory=memory)
+    world.stop()
+
+
+def full_network(config: Config) -> nn.Module:
+    """The network with fc6 as at 224 pixels, for images of any size.
+
+    Maps of another size are pooled adaptively, as torchvision does, so that all 138,357,544
+    parameters of configuration D are there at 64 pixels.
+    """
+    full_side = POOLED_SIDE << len(config.model.blocks())
+    network = build_initialized(config.model, full_side, config.seed)
+    network.features.add_module("adaptive_pool", nn.AdaptiveAvgPool2d(POOLED_SIDE))
+    network.crop_size = config.data.crop_size
+    return network
+
+
+def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
+    engine = Engine(full_network(config), config, split, process)
+    agreement, meter = Agreement(engine), Meter(process.device)
+
+    def step(batch: Batch) -> Tensor:
+        meter.sums.zero_()
+        agreement.begin()
+        train_step(engine, [batch], meter)
+        agreement.end(engine, stop_requested=False)
+        return meter.sums[0] / meter.sums[3]
+
+    return step
+
+
+def _ddp(config: Config, process: Process, hook: Any = None) -> Step:
+    network = full_network(config).to(memory_format=torch.channels_last)
+    parallel = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+    if hook is not None:
+        parallel.register_comm_hook(None, hook)
+    optimizer = _sgd(network, config)
+
+    def step(batch: Batch) -> Tensor:
+        loss = _loss(parallel, batch, config)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def _deepspeed(
+    config: Config, split: BatchSplit, process: Process, settings: dict[str, Any]
+) -> Step:
+    network = full_network(config)
+    whole_bf16 = "bf16" in settings
+    with quiet_deepspeed(process) as deepspeed:
+        engine, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=_sgd(network, config),
+            config={
+                "train_batch_size": split.global_batch,
+                "train_micro_batch_size_per_gpu": split.micro,
+                "gradient_clipping": 0.0,
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 2**31,
+                "timers": {"throughput": {"enabled": False}},
+            }
+            | settings,
+            dist_init_required=False,
+        )
+    if settings["zero_optimization"]["stage"] == 0:
+        engine.module.to(memory_format=torch.channels_last)
+
+    def step(batch: Batch) -> Tensor:
+        loss = _loss(engine, batch, config, weights_are_bf16=whole_bf16)
+        engine.backward(loss)
+        engine.step()
+        detached: Tensor = loss.detach()
+        return detached
+
+    return step
+
+
+def _loss(network: Any, batch: Batch, config: Config, *, weights_are_bf16: bool = False) -> Tensor:
+    dtype = torch.bfloat16 if weights_are_bf16 else DTYPES[config.resolved_precision]
+    autocast = dtype != torch.float32 and not weights_are_bf16
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        logits = network(batch.images.to(dtype), batch.dropout_keys)
+    return F.cross_entropy(logits.float(), batch.labels)
+
+
+def _sgd(network: nn.Module, config: Config) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=config.optimizer.learning_rate,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        fused=True,
+    )
+
+
+def _zero(stage: int) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage}}
+
+
+def _zero_at_its_best(stage: int) -> dict[str, Any]:
+    """With weights, gradients and communication in bf16, and overlap."""
+    return {
+        "zero_optimization": {"stage": stage, "overlap_comm": True, "contiguous_gradients": True},
+        "bf16": {"enabled": True},
+        "communication_data_type": "bf16",
+    }
+
+
+def _with_deepspeed(settings: dict[str, Any]) -> Build:
+    return lambda config, split, process: _deepspeed(config, split, process, settings)
+
+
+CONTENDERS: dict[str, Build] = {
+    "ours": _ours,
+    "ddp_fp32": lambda config, split, process: _ddp(config, process),
+    "ddp_bf16": lambda config, split, process: _ddp(config, process, bf16_compress_hook),
+    "deepspeed_0": _with_deepspeed(
+        {"zero_optimization": {"stage": 0}, "communication_data_type": "bf16"}
+    ),
+    "zero_1": _with_deepspeed(_zero(1)),
+    "zero_2": _with_deepspeed(_zero(2)),
+    "zero_1_bf16": _with_deepspeed(_zero_at_its_best(1)),
+    "zero_2_bf16": _with_deepspeed(_zero_at_its_best(2)),
+}
+
+
+def _tell(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`NAME NUM_STEPS NUM_WARM [section.key=value ...]`, with a launcher's environment."""
+    name, num_steps, num_warm, *overrides = arguments
+    run_rank(name, load_config(None, overrides), int(num_steps), int(num_warm))
+    # All is told. Threads of torch's own, which look for the names of hosts that no resolver knows,
+    # now and then abort a process that ends in the usual way.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

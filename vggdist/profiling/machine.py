@@ -1,0 +1,333 @@
+"""What a plan has to know of this machine: one device's arithmetic, memory, links, images, disk.
+
+All ranks of a node are measured at the same time, since they share its cores and its memory; the
+slowest counts. The network to other nodes is not measured: `vggdist plan --network` says its rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import date
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import distributed
+
+from vggdist.artifacts import checkpoint
+from vggdist.artifacts.paths import quote
+from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.distributed import process as world
+from vggdist.distributed import traffic
+from vggdist.distributed.precision import DTYPES, resolve_precision
+from vggdist.errors import ConfigError
+from vggdist.model.vgg import build_vgg
+from vggdist.planning.devices import Device, load_device
+from vggdist.planning.exchange import Work
+from vggdist.planning.links import Cluster
+from vggdist.planning.network import plan_layers
+from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds
+from vggdist.profiling.images import TimedImages, open_training_images
+from vggdist.profiling.loops import OurLoop, synthetic_batch
+from vggdist.profiling.sample import QUALITY, photo
+from vggdist.terminal import StatusLine, duration
+from vggdist.training.optimizer import MaskedSGD
+
+NETWORK_LATENCY_MICROSECONDS = 14.0
+"""NCCL's, where the network is not that of this machine (src/graph/tuning.cc)."""
+
+_LARGE, _SMALL = 1 << 24, 1 << 8  # elements of an all-reduce that measures rate, latency
+_REPEATS, _SMALL_REPEATS = 5, 50
+_FRESH_IMAGES, _FRESH_MATRIX = 16, (4096, 25088)  # of fc6
+_LEARNING_RATE = 1e-6  # weights must not run away
+_CHECKPOINT_ELEMENTS = 1 << 25
+_NUM_IMAGES, _HEIGHT, _WIDTH = 64, 375, 500  # ImageNet's usual shape
+
+
+def require_writable(out: Path) -> None:
+    """Raises a ConfigError if `out` is anything but a new file or an earlier measurement."""
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(
+            f"--out {quote(out)}: {quote(out.absolute().parent)} is no folder; make it first."
+        )
+    try:
+        if out.exists():
+            load_device(str(out))
+    except ConfigError:
+        raise ConfigError(
+            f"--out {quote(out)} exists and was not written by `vggdist bench machine`; it is left "
+            "as it is. Give another file."
+        ) from None
+
+
+def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any] | None:
+    """Measures what `Device` holds.
+
+    Collective: every rank of the node takes part.
+
+    Args:
+        config: its network, crop size, precision and batch are those of the arithmetic; the images
+            of `data.root` are decoded, or made ones without it.
+        rounds: training steps that are timed.
+        folder: where a checkpoint is written and deleted again.
+
+    Returns:
+        On the main rank the fields of `Device`, else none.
+
+    Raises:
+        VggdistError: the configuration cannot be run here, or the images cannot be read.
+    """
+    if rounds < 3:
+        raise ConfigError(f"--rounds is {rounds}; a spread needs at least three rounds.")
+    with ExitStack() as stack:
+        process = stack.enter_context(world.joined(config.device))
+        config, why = resolve_precision(config, process)
+        status = StatusLine(speaks=process.is_main)
+        status.note(why)
+        split = split_batch(config.batch, process.world_size)
+        clock = _Clock(process)
+        status.show("memory: updates of the network's weights")
+        # Before an engine is built, which keeps what it frees.
+        fresh = _fresh_seconds(clock) if process.device.type == "cpu" else 0.0
+        memory = _memory_rate(config, clock)
+        steps: list[list[float]] = []
+        for seconds in itertools.islice(_steps(config, split, clock), rounds):
+            steps.append(seconds)
+            left = (rounds - len(steps)) * max(seconds)
+            status.show(f"arithmetic: step {len(steps)} of {rounds}, {duration(left)} left")
+        status.show("links between the ranks of this node")
+        links = _links(clock, DTYPES[config.travel_precision])
+        status.show("images")
+        decoded = _decoded(config, split, clock)
+        status.show("a checkpoint")
+        written = _checkpoint_rate(folder) if process.is_main else 0.0
+        status.clear()
+        spread = statistics.mean(_spread(own) for own in zip(*steps, strict=True))
+        if not process.is_main:
+            return None
+    device = Device(
+        name=_name(process.device),
+        source=f"vggdist bench machine, {date.today().isoformat()}, {process.world_size} ranks of "
+        f"{platform.node()}, {process.num_cores} cores each",
+        peak_teraflops={},
+        sustained_teraflops={config.resolved_precision: 1.0},
+        memory_gigabytes=_memory_bytes(process) / 1e9,
+        memory_gigabytes_per_second=memory / 1e9,
+        fresh_seconds_per_gigabyte=fresh * 1e9,
+        step_spread=min(spread, 0.99),
+        decoded_images_per_second=decoded,
+        checkpoint_gigabytes_per_second=written / 1e9,
+        num_cores=process.num_cores * process.world_size,
+        cores_compute=process.device.type == "cpu",
+        **links,
+    )
+    rate = sustained_teraflops(config, split, device, statistics.median(map(max, steps)))
+    update = {"sustained_teraflops": {config.resolved_precision: rate}}
+    return device.model_copy(update=update).model_dump()
+
+
+def sustained_teraflops(config: Config, split: BatchSplit, device: Device, seconds: float) -> float:
+    """The rate with which a plan takes just as long for a step as was measured.
+
+    Args:
+        device: with the measured rate of its memory.
+        seconds: of a step on one rank, without exchange.
+    """
+    layers = plan_layers(config)
+    work = Work(
+        layers, config.resolved_precision, "fp32", "fp32", split.micro, split.accumulation_steps
+    )
+
+    def planned(rate: float) -> float:
+        rates = {"sustained_teraflops": {config.resolved_precision: rate}}
+        return compute_seconds(work, Cluster(1, 1, device.model_copy(update=rates), 1e9))
+
+    # Arithmetic falls with the rate, what the memory takes does not.
+    arithmetic = planned(1.0) - planned(1e12)
+    return arithmetic / max(seconds - planned(1e12), 0.1 * seconds)
+
+
+def render_machine(values: dict[str, Any]) -> str:
+    """The measured figures, one a line."""
+    (precision, rate), *_ = values["sustained_teraflops"].items()
+    rows = {
+        f"arithmetic of a rank, {precision}": f"{rate:.3f} TFLOP/s",
+        "spread of a step": f"{100 * values['step_spread']:.1f} %",
+        "memory of a rank": f"{values['memory_gigabytes']:.1f} GB, "
+        f"{values['memory_gigabytes_per_second']:.1f} GB/s",
+        "memory fresh from the system": f"{values['fresh_seconds_per_gigabyte']:.2f} s/GB more",
+        "ring inside the node": f"{values['bus_gigabytes_per_second']:.2f} GB/s, "
+        f"{values['bus_latency_microseconds']:.0f} us a step",
+        "arithmetic held up by exchange": f"{values['exchange_seconds_per_gigabyte']:.2f} s/GB",
+        "images ready": f"{values['decoded_images_per_second']:.0f} images/s of a core, "
+        f"{values['num_cores']} cores",
+        "checkpoints": f"{values['checkpoint_gigabytes_per_second']:.2f} GB/s",
+    }
+    head = [values["name"], values["source"]]
+    return "\n".join([*head, *(f"{name:<34}{text}" for name, text in rows.items())])
+
+
+class _Clock:
+    """Times what all ranks do at the same time."""
+
+    def __init__(self, process: world.Process) -> None:
+        self.process = process
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of the slowest rank."""
+        return max(self.of_ranks(work))
+
+    def of_ranks(self, work: Callable[[], object]) -> list[float]:
+        """Seconds of each rank."""
+        world.all_agree(True, self.process.device)
+        started_at = time.perf_counter()
+        work()
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize(self.process.device)
+        return world.gather(time.perf_counter() - started_at)
+
+
+def _memory_rate(config: Config, clock: _Clock) -> float:
+    """Bytes per second of the optimizer's passes over all weights."""
+    network = build_vgg(config.model, config.data.crop_size, device=str(clock.process.device))
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    settings = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
+    optimizer = MaskedSGD(parameters, settings)
+    optimizer.step()
+    seconds = statistics.median(clock.seconds(optimizer.step) for _ in range(_REPEATS))
+    num_bytes = WEIGHT_BYTES * sum(parameter.numel() for parameter in parameters)
+    return UPDATE_PASSES * num_bytes / seconds
+
+
+def _fresh_seconds(clock: _Clock) -> float:
+    """By how much a byte of a gradient costs more where the system gives it and takes it back."""
+    dy, x = (torch.ones(_FRESH_IMAGES, features) for features in _FRESH_MATRIX)
+    kept = torch.empty(_FRESH_MATRIX)
+
+    def fresh() -> None:
+        torch.mm(dy.T, x)
+
+    fresh()
+    differences = [
+        clock.seconds(fresh) - clock.seconds(lambda: torch.mm(dy.T, x, out=kept))
+        for _ in range(_REPEATS)
+    ]
+    return max(0.0, statistics.median(differences)) / (WEIGHT_BYTES * kept.numel())
+
+
+def _steps(config: Config, split: BatchSplit, clock: _Clock) -> Iterator[list[float]]:
+    """Each rank's seconds of training steps in which it keeps its gradients, without an end."""
+    settings = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
+    loop = OurLoop(config.model_copy(update={"optimizer": settings}), split, clock.process)
+    batch = synthetic_batch(config, split.micro, clock.process.device)
+    batches = [batch] * split.accumulation_steps
+    with ExitStack() as stack:
+        if loop.can_keep_gradients:
+            stack.enter_context(loop.gradients_kept())
+        loop.step(batches)
+        while True:
+            yield clock.of_ranks(lambda: loop.step(batches))
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    """Standard deviation over median, from the quartiles: a single disturbance does not count."""
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (upper - lower) / (2 * NormalDist().inv_cdf(0.75)) / median
+
+
+def _links(clock: _Clock, dtype: torch.dtype) -> dict[str, float]:
+    """Rate and latency of a ring of this node's ranks, and the arithmetic that it holds up.
+
+    Gradients travel as `dtype`; on a CPU, adding in 16 bits is slower.
+    """
+    process, world_size = clock.process, clock.process.world_size
+    on_gpu = process.device.type == "cuda"
+    if world_size == 1:
+        # No one to exchange with here; a plan for one rank on each node needs no bus.
+        return {
+            "bus_gigabytes_per_second": 1.0,
+            "bus_latency_microseconds": 0.0,
+            "network_latency_microseconds": NETWORK_LATENCY_MICROSECONDS,
+        }
+    large, small = (
+        torch.ones(size, dtype=dtype, device=process.device) for size in (_LARGE, _SMALL)
+    )
+    for tensor in (large, small):
+        distributed.all_reduce(tensor)
+    before = time.process_time()
+    seconds = [clock.seconds(lambda: distributed.all_reduce(large)) for _ in range(_REPEATS)]
+    used = (time.process_time() - before) / _REPEATS
+    sent = traffic.all_reduce_bytes(_LARGE, world_size, dtype.itemsize)
+
+    def many() -> None:
+        for _ in range(_SMALL_REPEATS):
+            distributed.all_reduce(small)
+
+    latency = clock.seconds(many) / _SMALL_REPEATS / (2 * (world_size - 1)) * 1e6
+    return {
+        "bus_gigabytes_per_second": sent / statistics.median(seconds) / 1e9,
+        "bus_latency_microseconds": latency,
+        "network_latency_microseconds": NETWORK_LATENCY_MICROSECONDS if on_gpu else latency,
+        "exchange_seconds_per_gigabyte": 0.0
+        if on_gpu
+        else max(world.gather(used)) / process.num_cores / (sent / 1e9),
+    }
+
+
+def _decoded(config: Config, split: BatchSplit, clock: _Clock) -> float:
+    """Images per second that a core makes ready, by the training's own loader."""
+    with tempfile.TemporaryDirectory() as folder:
+        if config.data.root is None:
+            _make_images(Path(folder))
+            data = config.data.model_copy(update={"root": folder})
+            config = config.model_copy(update={"data": data})
+        manifest = open_training_images(config)
+        with TimedImages(manifest, config, split, clock.process) as images:
+            images.drain()
+            count = max(4, 2 * _NUM_IMAGES // split.micro)
+            seconds = clock.seconds(lambda: images.take(count))
+    return count * split.micro / seconds / clock.process.num_cores
+
+
+def _make_images(folder: Path) -> None:
+    path = folder / "train" / "images"
+    path.mkdir(parents=True)
+    for number in range(_NUM_IMAGES):
+        photo(_WIDTH, _HEIGHT, number).save(path / f"{number:03d}.jpg", quality=QUALITY)
+
+
+def _checkpoint_rate(folder: Path) -> float:
+    """Bytes per second of a checkpoint: hashed, written and flushed."""
+    tensors = {"weight": torch.zeros(_CHECKPOINT_ELEMENTS)}
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        started_at = time.perf_counter()
+        checkpoint.save(Path(temporary), checkpoint.Checkpoint(1, tensors, tensors, {}), keep=2)
+        seconds = time.perf_counter() - started_at
+    return 2 * WEIGHT_BYTES * _CHECKPOINT_ELEMENTS / seconds
+
+
+def _memory_bytes(process: world.Process) -> int:
+    if process.device.type == "cuda":
+        return int(torch.cuda.get_device_properties(process.device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // process.world_size
+
+
+def _name(device: torch.device) -> str:
+    """The GPU's or the processor's own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

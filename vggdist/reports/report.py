@@ -1,0 +1,199 @@
+"""The paper's Tables 3 to 7 beside ours, computed from posteriors files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vggdist.artifacts.contents import UNKNOWN
+from vggdist.artifacts.names import printable, shortened
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.posteriors import Source, holds_posteriors, open_posteriors
+from vggdist.errors import WeightsError
+from vggdist.evaluation.fusion import ErrorRates, ImageSet, errors_of_fusions
+from vggdist.reports import paper
+from vggdist.reports.matching import Average, Line, Matcher, averages
+
+
+@dataclass(frozen=True)
+class Report:
+    """What posteriors files of the same images say."""
+
+    names: tuple[str, ...]
+    """The files, for people."""
+    sources: tuple[Source, ...]
+    errors: tuple[ErrorRates, ...]
+    """Of each file."""
+    num_classes: int
+    fused: ErrorRates
+    """Of the mean of all files."""
+    averages: tuple[Average, ...]
+    tables: tuple[tuple[paper.PaperTable, tuple[Line, ...]], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether the paper's errors are of as many classes, so that differences mean something."""
+        return self.num_classes == paper.NUM_CLASSES
+
+    def to_dict(self) -> dict[str, object]:
+        """All numbers, ready for JSON; errors are fractions, at the top those of the mean."""
+        files = zip(self.names, self.sources, self.errors, strict=True)
+        return {
+            **self.fused.to_dict(),
+            "images": self.sources[0].images,
+            "num_classes": self.num_classes,
+            "files": [
+                {"file": name, **asdict(source), **errors.to_dict()}
+                for name, source, errors in files
+            ],
+            "averages": [self._average_to_dict(average) for average in self.averages],
+            "tables": {
+                str(table.number): [self._line_to_dict(line) for line in lines]
+                for table, lines in self.tables
+            },
+            "notes": self.notes,
+        }
+
+    def _average_to_dict(self, average: Average) -> dict[str, object]:
+        assert average.errors is not None
+        source = average.source
+        return {
+            "network": source.network,
+            "train_scale": source.train_scale,
+            "weights": source.weights,
+            "flip": source.flip,
+            "protocols": average.protocols,
+            "scales": average.scales,
+            "files": [self.names[number] for number in average.files],
+            **average.errors.to_dict(),
+        }
+
+    def _line_to_dict(self, line: Line) -> dict[str, object]:
+        row, ours = line.row, line.errors
+        return {
+            "method": row.method,
+            "networks": [asdict(tested) for tested in row.networks],
+            "protocols": row.protocols,
+            "paper_top1_error": row.top1_error,
+            "paper_top5_error": row.top5_error,
+            "paper_top5_test_error": row.top5_test_error,
+            "num_images": ours and ours.num_images,
+            "top1_error": ours and ours.top1_error,
+            "top5_error": ours and ours.top5_error,
+            "top1_difference": ours and difference(ours.top1_error, row.top1_error),
+            "top5_difference": ours and difference(ours.top5_error, row.top5_error),
+            "files": [self.names[number] for number in line.files],
+            "run": line.run,
+            "problem": line.problem,
+        }
+
+
+def difference(ours: float, papers: float | None) -> float | None:
+    """How much larger our error is, where the paper has one."""
+    return None if papers is None else ours - papers
+
+
+def find_posteriors(paths: Iterable[Path]) -> list[Path]:
+    """The files, and those anywhere in the folders, such as runs, each once.
+
+    Raises:
+        WeightsError: a folder has none.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        files = [path]
+        if path.is_dir():
+            files = [file for file in sorted(path.rglob("*.npz")) if holds_posteriors(file)]
+        if not files:
+            raise WeightsError(
+                f"folder {quote(path)} has no posteriors file (*.npz); `vggdist evaluate` writes "
+                "them."
+            )
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def make_report(
+    paths: Sequence[Path], advance: Callable[[int], None] = lambda num_images: None
+) -> Report:
+    """Computes every row that the files have.
+
+    Args:
+        paths: posteriors files.
+        advance: called with the number of images whenever some more were counted.
+
+    Raises:
+        WeightsError: a file cannot be read, or two are of different images.
+    """
+    files = [open_posteriors(path) for path in paths]
+    names = _names(paths)
+    images = ImageSet.of(files[0], str(paths[0]))
+    for file in files[1:]:
+        images.require(ImageSet.of(file, str(file.path)))
+    sources = tuple(file.source for file in files)
+    everything = tuple(range(len(files)))
+    distinct = [number for number in everything if sources.index(sources[number]) == number]
+    num_classes = len(images.classes)
+    matcher = Matcher(sources, distinct)
+    tables = [
+        (table, [line for row in table.rows for line in matcher.lines(row)])
+        for table in paper.TABLES
+    ]
+    means = list(averages(sources, distinct))
+    fusions = {everything, *((number,) for number in everything), *(mean.files for mean in means)}
+    fusions |= {line.files for _, lines in tables for line in lines if line.files}
+    errors = errors_of_fusions(files, fusions, advance)
+    return Report(
+        names=names,
+        sources=sources,
+        errors=tuple(errors[number,] for number in everything),
+        num_classes=num_classes,
+        fused=errors[everything],
+        averages=tuple(replace(mean, errors=errors[mean.files]) for mean in means),
+        tables=tuple(
+            (table, tuple(replace(line, errors=errors.get(line.files)) for line in lines))
+            for table, lines in tables
+        ),
+        notes=tuple(_notes(names, sources, num_classes, len(images.labels))),
+    )
+
+
+def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The files' own names if all differ, else their paths; always text that can be printed."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return tuple(map(printable, names))
+
+
+def _notes(
+    names: Sequence[str], sources: Sequence[Source], num_classes: int, num_images: int
+) -> Iterator[str]:
+    """What a reader of the numbers has to know."""
+    if num_classes != paper.NUM_CLASSES:
+        yield (
+            f"These files are of {num_classes:,} classes and the paper's tables of "
+            f"{paper.NUM_CLASSES:,}: which error is smaller says nothing."
+        )
+    elif num_images != paper.NUM_VALIDATION_IMAGES:
+        yield (
+            f"The paper's errors are of {paper.NUM_VALIDATION_IMAGES:,} validation images, ours of "
+            f"{num_images:,}."
+        )
+    unknown = [name for name, one in zip(names, sources, strict=True) if one.contents == UNKNOWN]
+    if unknown:
+        yield (
+            f"{shortened(unknown)}: written by a version that did not note what was in the images, "
+            "so that nobody can tell whether they have changed since; `vggdist evaluate` writes "
+            "such files anew."
+        )
+    for number, source in enumerate(sources):
+        first = sources.index(source)
+        if first != number:
+            yield (
+                f"{names[number]} repeats {names[first]} (the same weights, protocol and scale): "
+                "it counts in the mean of all files and nowhere else."
+            )

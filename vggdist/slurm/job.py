@@ -1,0 +1,261 @@
+"""What a cluster runs in each rank: the work, and what follows when it was told to stop.
+
+submitit pickles a `Job`: plain data and the names of classes, no code and nothing alive. Its own
+signal handler is not used, because it speaks to the main rank only and at any moment: here a signal
+is a flag, all ranks save together, and then the main rank asks SLURM to start the job again.
+"""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vggdist.config_file import make_config
+from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED, ConfigError, DistributedError
+from vggdist.slurm import attempts, queue
+
+if TYPE_CHECKING:
+    from submitit import JobEnvironment
+
+    from vggdist.training.stop import StopSignal
+
+LOCAL_REQUEUE = 144
+"""submitit's local controller starts the ranks again when one ends with this code."""
+
+EXIT_CODE_FILE = "{job}_exit_code"
+"""In the job folder: the main rank's exit code, which the job's script ends with."""
+
+_PATIENCE_SECONDS = 10.0
+"""How long another rank waits for the end of the main rank, which meets the same problem."""
+_STOP_PATIENCE_SECONDS = 120.0
+"""The same after a stop, when the main rank speaks to SLURM."""
+_SIGNAL_SLACK_SECONDS = 60.0
+"""SLURM may send the signal ahead of the time limit this much earlier than it was asked to."""
+
+
+class Work(Protocol):
+    """What a rank does: plain data that can be pickled."""
+
+    def run(self, stop: "StopSignal") -> int:
+        """Does the work of this rank; returns its exit code.
+
+        Once `stop.requested` is set, it keeps what it has and returns `EXIT_STOPPED`: the same work
+        goes on from there in another attempt.
+        """
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """A training, by its resolved configuration."""
+
+    config: dict[str, Any]
+
+    def run(self, stop: "StopSignal") -> int:
+        """Trains on this rank."""
+        from vggdist.pretrain import run
+
+        return run(make_config(self.config), stop)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The callable that every rank of a job runs, in every attempt."""
+
+    work: Work
+    command: str
+    """What was typed to submit it, and what continues it."""
+    code: str
+    """Digest of the program when it was submitted; empty: any may run."""
+    max_requeues: int
+    signal_seconds: int
+    """How long before the time limit the ranks are told to stop."""
+    umask: int
+    """The user's, for what the work writes; the job folder is the user's alone."""
+    port: int | None = None
+    """Where the ranks of a local job meet; SLURM's variables name another one in each attempt."""
+    visible_gpus: str | None = None
+    """What CUDA_VISIBLE_DEVICES said where a local job was submitted; submitit counts from 0."""
+
+    def __call__(self) -> int:
+        """Works until the end, or until this attempt has to stop.
+
+        Raises:
+            SystemExit: with the exit code, if it is not 0.
+        """
+        import submitit
+
+        from vggdist.training.stop import StopSignal
+
+        environment = submitit.JobEnvironment()
+        _remove_leftovers(environment)
+        if self.visible_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        _name_ranks(environment, self.port)
+        with StopSignal(speaks=environment.global_rank == 0) as stop:
+            exit_code = _Attempt(self, environment, stop).run()
+        if exit_code:
+            from vggdist.distributed.rank import leave
+
+            raise SystemExit(leave(exit_code))
+        return exit_code
+
+
+class _Attempt:
+    """One attempt, in one rank."""
+
+    def __init__(self, job: Job, environment: "JobEnvironment", stop: "StopSignal") -> None:
+        self.job, self.environment, self.stop = job, environment, stop
+        self.is_main = environment.global_rank == 0
+        self.folder = environment.paths.folder
+        self.met_time_limit = False
+
+    def run(self) -> int:
+        if not self.is_main:
+            return self._after_the_main_rank(self._work())
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        self._note(lambda: attempts.begin(self.folder, self.environment.job_id, restarts))
+        exit_code = self._work()
+        if exit_code == EXIT_STOPPED:
+            exit_code = self._go_on()
+        self._note(lambda: self._write_end(exit_code))
+        return exit_code
+
+    def _write_end(self, exit_code: int) -> None:
+        job = self.environment.job_id
+        attempts.end(self.folder, job, exit_code, self.met_time_limit)
+        name = EXIT_CODE_FILE.format(job=self.environment.raw_job_id)
+        (self.folder / name).write_text(f"{exit_code}\n")
+
+    def _work(self) -> int:
+        if self.job.code and self.job.code != digest_of_code():
+            self._say(
+                "error: vggdist's files have changed since this job was submitted, so it would not "
+                f"be the same training. Submit it again: {self.job.command}; or submit it with "
+                "--allow-code-change."
+            )
+            return ConfigError.exit_code
+        private = os.umask(self.job.umask)
+        try:
+            return self.job.work.run(self.stop)
+        finally:
+            os.umask(private)
+
+    def _go_on(self) -> int:
+        """After the checkpoint: lets another attempt begin, where one should."""
+        if self.stop.interrupted:
+            return EXIT_STOPPED
+        if self.environment.cluster == "slurm":
+            return self._go_on_under_slurm()
+        if self.environment.cluster == "local" and not self.stop.terminated:
+            self.met_time_limit = True
+            return EXIT_NOT_REQUEUED if self._used_up() else LOCAL_REQUEUE
+        return EXIT_STOPPED
+
+    def _go_on_under_slurm(self) -> int:
+        job = self.environment.raw_job_id
+        try:
+            known = queue.details(job)
+            self.met_time_limit = _meets_time_limit(known, self.job.signal_seconds)
+            if known.get("JobState") != "RUNNING" and not self.met_time_limit:
+                # SLURM is ending it, to start it again by itself, or because it was cancelled:
+                # a cancelled job that asks is started again.
+                self._say(f"SLURM ends job {job}; what was done is saved.")
+                return EXIT_STOPPED
+            if self.met_time_limit and self._used_up():
+                return EXIT_NOT_REQUEUED
+            queue.requeue(job)
+        except DistributedError as error:
+            self._say(
+                f"error: what was done is saved, but SLURM was not asked to start the job again. "
+                f"{error} Continue with `scontrol requeue {job}`, or submit it again: "
+                f"{self.job.command}"
+            )
+            return EXIT_NOT_REQUEUED
+        self._say(f"job {job} will start again and continue.")
+        return EXIT_STOPPED
+
+    def _used_up(self) -> bool:
+        former = attempts.read(self.folder, self.environment.job_id)
+        count = sum(attempt.met_time_limit for attempt in former)
+        if count < self.job.max_requeues:
+            return False
+        self._say(
+            f"error: the time limit was met and max_requeues, {self.job.max_requeues}, is used up, "
+            f"so this job does not start again. What was done is saved; continue with: "
+            f"{self.job.command}"
+        )
+        return True
+
+    def _after_the_main_rank(self, exit_code: int) -> int:
+        """Lets the main rank end first where this one ends with a code other than 0.
+
+        The first to end in that way ends all others at once, and it is the main rank that tells
+        people what was wrong, and SLURM that the job shall start again.
+        """
+        self.stop.requested = False  # from now on it means that SLURM ends the job
+        patience = _STOP_PATIENCE_SECONDS if exit_code == EXIT_STOPPED else _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
+        while exit_code and self.environment.cluster == "slurm" and time.monotonic() < deadline:
+            if self.stop.requested:
+                break
+            time.sleep(0.1)
+        return exit_code
+
+    def _say(self, text: str) -> None:
+        if self.is_main:
+            sys.stderr.write(text + "\n")
+
+    def _note(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:  # a full disk costs a line, not the training
+            self._say(f"the job folder cannot be written: {error}.")
+
+
+def _meets_time_limit(known: Mapping[str, str], signal_seconds: int) -> bool:
+    """Whether a job was told to stop because its time is up, by what SLURM says of it."""
+    if known.get("PreemptTime", "None") != "None":
+        return False
+    left = queue.seconds(known["TimeLimit"]) - queue.seconds(known["RunTime"])
+    if known.get("JobState") != "RUNNING":
+        return left <= 0
+    return left <= signal_seconds + _SIGNAL_SLACK_SECONDS
+
+
+def digest_of_code() -> str:
+    """SHA-256 over vggdist's own Python files, their names included."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.glob("**/*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root)} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _remove_leftovers(environment: "JobEnvironment") -> None:
+    """Files that an attempt was writing when it died; submitit refuses to write over them."""
+    paths = environment.paths
+    leftovers = [paths.result_pickle]
+    if environment.global_rank == 0:
+        leftovers.append(paths.submitted_pickle)
+    for path in leftovers:
+        with suppress(FileNotFoundError):
+            path.with_suffix(path.suffix + ".save_tmp").unlink()
+
+
+def _name_ranks(environment: "JobEnvironment", port: int | None) -> None:
+    """The words of other launchers for a local job; `distributed/slurm.py` has those of SLURM's."""
+    if environment.cluster != "local" or environment.num_tasks == 1:
+        return
+    os.environ |= {
+        "RANK": str(environment.global_rank),
+        "LOCAL_RANK": str(environment.local_rank),
+        "WORLD_SIZE": str(environment.num_tasks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
