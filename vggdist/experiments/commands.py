@@ -76,7 +76,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds this verb to the command line."""
     experiment = verbs.add_parser(
         "experiment",
-        help="staged trainings, evaluations and reports: run them, see how far they are",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
     )

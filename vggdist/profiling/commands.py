@@ -53,9 +53,7 @@ Start it under torchrun with a node's ranks if they share its cores. The loader 
 
 def add_verbs(verbs: Any) -> None:
     """Adds these verbs to the command line."""
-    bench = verbs.add_parser("bench", help="measure speed on this machine").add_subparsers(
-        required=True, metavar="WHAT"
-    )
+    bench = verbs.add_parser("bench").add_subparsers(required=True, metavar="WHAT")
     _add_bench_data(bench)
     _add_bench_step(bench)
     _add_bench_evaluation(bench)
@@ -205,9 +203,7 @@ def _add_bench_machine(bench: Any) -> None:
 
 
 def _add_tune(verbs: Any) -> None:
-    tune = verbs.add_parser("tune", help="find this machine's fastest settings").add_subparsers(
-        required=True, metavar="WHAT"
-    )
+    tune = verbs.add_parser("tune").add_subparsers(required=True, metavar="WHAT")
     data = tune.add_parser(
         "data",
         help="threads, queues and, on a GPU, the hardware decoder's share of the loader",

@@ -72,7 +72,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds this verb to the command line."""
     parser = verbs.add_parser(
         "submit",
-        help="submit a training to SLURM, or run it here as the cluster would",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
         epilog=EXAMPLES,
