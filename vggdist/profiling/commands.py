@@ -88,7 +88,7 @@ def _add_bench_step(bench: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=STEP_DESCRIPTION,
         epilog="examples: vggdist bench step --config configs/vgg_d.yaml data.root=/data/imagenet\n"
-        "          torchrun --standalone --nproc-per-node 2 -m vggdist.cli bench step "
+        "          torchrun --standalone --nproc-per-node 2 -m vggdist bench step "
         "batch.global=32\n"
         "          vggdist bench step --rounds 5 model.configuration=A precision=fp32",
     )
