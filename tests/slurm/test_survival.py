@@ -88,7 +88,7 @@ def test_a_signal_to_a_job_that_is_still_importing_lets_it_start_again(
 def test_a_job_that_meets_its_time_limit_starts_again_and_counts_it(
     cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    job = submit(cluster, overrides, tmp_path / "run", "--time=3", "--signal-seconds=110")
+    job = submit(cluster, overrides, tmp_path / "run", "--time=3", "--signal-seconds=140")
     job.last_until_told_to_stop()
     job.wait_for_restart()
     assert job.attempts()[0].met_time_limit
@@ -98,7 +98,7 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_counts_it(
 def test_a_used_up_budget_stops_with_its_own_code_and_the_same_command_continues(
     cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    flags = ("--time=3", "--signal-seconds=110", "--max-requeues=0")
+    flags = ("--time=3", "--signal-seconds=140", "--max-requeues=0")
     job = submit(cluster, overrides, tmp_path / "run", *flags)
     job.last_until_told_to_stop()
     ended = job.wait_for_state("FAILED")
