@@ -481,6 +481,7 @@ def test_who_follows_the_advice_does_not_meet_the_problem_again(
 
 HARDWARE = "about a GPU, or a precision that the device lacks"
 ELSEWHERE = {
+    "api.py": "tests/test_api.py",
     "distributed/device.py": HARDWARE,
     "distributed/precision.py": HARDWARE,
     "experiments/job_log.py": "two processes at once, and folders that cannot be written",
