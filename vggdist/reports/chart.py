@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.figure import Figure
 
-from vggdist.artifacts.posteriors import format_train_scale
-from vggdist.evaluation.fusion import ErrorRates
+from vggdist.artifacts.names import printable
+from vggdist.artifacts.posteriors import Source, format_train_scale
 from vggdist.reports import paper
 from vggdist.reports.report import Report
 
@@ -37,7 +37,7 @@ class Mark(NamedTuple):
     """Of matplotlib's markers."""
     color: str
     """Of a filled point; empty: a grey outline."""
-    column: str
+    column: tuple[str, str]
     """Network and S."""
     across: float
     """-1 to 1, within the column."""
@@ -62,7 +62,9 @@ def draw_error_chart(report: Report, kind: Kind) -> str:
             clip_on=False,
             gid=f"mark-{number}",
         )
-    axes.set_xticks(range(len(columns)), columns, parse_math=False)
+    axes.set_xticks(
+        range(len(columns)), ["\n".join(column) for column in columns], parse_math=False
+    )
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylabel(f"top-{1 if kind == 'top1_error' else 5} error, %")
     axes.grid(axis="y", color=_MUTED, alpha=0.3)
@@ -71,9 +73,9 @@ def draw_error_chart(report: Report, kind: Kind) -> str:
     handles = {mark.legend: line for mark, line in zip(marks, axes.lines, strict=True)}
     figure.legend(handles=[*handles.values()], loc="outside upper left", ncols=3, frameon=False)
     picture = io.StringIO()
-    unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": kind}):
-        figure.savefig(picture, format="svg", transparent=True, metadata=unsaid)
+        figure.savefig(picture, format="svg", transparent=True, metadata=no_metadata)
     return _with_titles(picture.getvalue(), [mark.title for mark in marks])
 
 
@@ -99,43 +101,38 @@ def _paper_marks(report: Report, kind: Kind) -> Iterator[Mark]:
         (paper.TABLE_4, "D", "several scales"),
     ):
         for row in table.rows:
-            tested = row.networks[0]
-            error = row.top1_error if kind == "top1_error" else row.top5_error
-            assert error is not None
-            trained = f"{tested.configuration} {format_train_scale(tested.train_scale)}"
+            (tested,) = row.networks
+            error: float = getattr(row, kind)
+            column = tested.configuration, format_train_scale(tested.train_scale)
             scales = ", ".join(map(str, tested.scales))
-            title = f"paper: {trained}, dense, Q {scales}: {100 * error:.1f} %"
-            column = trained.replace(" ", "\n")
+            title = f"paper: {' '.join(column)}, dense, Q {scales}: {100 * error:.1f} %"
             yield Mark(f"paper, {what}", shape, "", column, -0.6, error, title)
 
 
 def _own_marks(report: Report, kind: Kind) -> Iterator[Mark]:
     """Every file, the larger Q the further right, and the means of dense over Q."""
-
-    def value(errors: ErrorRates) -> float:
-        return errors.top1_error if kind == "top1_error" else errors.top5_error
-
     scales = sorted({source.scale for source in report.sources})
     for source, errors in zip(report.sources, report.errors, strict=True):
         rank = scales.index(source.scale) / max(1, len(scales) - 1)
+        error: float = getattr(errors, kind)
         yield Mark(
             f"ours, {source.protocol}",
             _SHAPES[source.protocol],
             _COLORS[source.protocol],
-            _column(source.network, source.train_scale),
+            _column(source),
             -0.2 + rank,
-            value(errors),
-            f"{source.title}: {100 * value(errors):.2f} %",
+            error,
+            f"{source.title}: {100 * error:.2f} %",
         )
     for mean in report.averages:
-        if mean.protocols == ("dense",) and mean.errors is not None:
-            source, error = mean.source, value(mean.errors)
-            column = _column(source.network, source.train_scale)
+        if mean.protocols == ("dense",):
+            error, column = getattr(mean.errors, kind), _column(mean.source)
             at = ", ".join(map(str, mean.scales))
-            title = f"{column.replace(chr(10), ' ').strip()}, dense, Q {at}: {100 * error:.2f} %"
+            title = f"{' '.join(column)}, dense, Q {at}: {100 * error:.2f} %"
             legend, color = "ours, dense, several scales", _COLORS["dense"]
             yield Mark(legend, "D", color, column, 0.3, error, title)
 
 
-def _column(network: str, scale: tuple[int, int] | None) -> str:
-    return f"{network}\n{'' if scale is None else format_train_scale(scale)}"
+def _column(source: Source) -> tuple[str, str]:
+    scale = source.train_scale
+    return printable(source.network), "" if scale is None else format_train_scale(scale)
