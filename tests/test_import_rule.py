@@ -19,6 +19,7 @@ CORE = {
     "errors": 0,
     "terminal": 0,
     "artifacts.paths": 0,
+    "artifacts.files": 0,
     "artifacts.names": 0,
     "artifacts.contents": 0,
     "distributed.entry": 0,
@@ -76,7 +77,8 @@ DOORS = {
     "pebble": {"prepare.isolated"},
     "scipy": {"prepare.devkit"},
     "submitit": {"slurm.submit", "slurm.job"},
-    "matplotlib": {"planning.chart"},
+    "matplotlib": {"planning.chart", "reports.chart"},
+    "jinja2": {"reports.page"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 
