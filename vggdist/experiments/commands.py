@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdist.artifacts.paths import quote
 from vggdist.commands.arguments import add_input, add_json, check_outputs, show
-from vggdist.slurm.commands import add_cluster_flags, fact_flags
+from vggdist.slurm.commands import add_cluster_flags
 
 if TYPE_CHECKING:
     from vggdist.experiments.runner import Array
@@ -139,12 +139,12 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     from vggdist.experiments.schema import load_experiment
-    from vggdist.experiments.status import look
+    from vggdist.experiments.status import read_status
     from vggdist.experiments.tables import render_status, status_to_dict
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     check_outputs(arguments, _images(experiment))
-    statuses = look(experiment)
+    statuses = read_status(experiment)
     show(
         render_status(experiment, statuses),
         status_to_dict(experiment, statuses),
@@ -158,40 +158,40 @@ def _run(arguments: argparse.Namespace) -> int:
     from vggdist.experiments import runner
     from vggdist.experiments.estimate import estimate
     from vggdist.experiments.schema import load_experiment
-    from vggdist.experiments.status import look
+    from vggdist.experiments.status import read_status
     from vggdist.experiments.tables import render_estimate, render_status
     from vggdist.slurm.queue import require_slurm
-    from vggdist.slurm.settings import load_facts
+    from vggdist.slurm.settings import load_settings
     from vggdist.slurm.submit import make_layout, typed_command
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     check_outputs(arguments, _images(experiment))
-    facts = load_facts(arguments.cluster, fact_flags(arguments))
-    layout = make_layout(arguments.nodes, arguments.gpus_per_node, arguments.ranks_per_node, facts)
-    statuses = look(experiment)
+    settings = load_settings(arguments.cluster, vars(arguments))
+    layout = make_layout(arguments.nodes, arguments.ranks_per_node, settings)
+    statuses = read_status(experiment)
     wanted = runner.missing(statuses)
     on_gpus = layout.gpus_per_node > 0
     costs = estimate(experiment, wanted, layout.world_size, on_gpus, arguments.teraflops)
-    obstacles = runner.obstacles(experiment, wanted, layout)
+    problems = runner.problems(experiment, wanted, layout)
     planned = {
         "experiment": experiment.name,
         "folder": str(experiment.folder),
-        "obstacles": obstacles,
+        "problems": problems,
         **costs.to_dict(),
     }
     text = render_estimate(experiment, statuses, costs)
     if arguments.dry_run:
-        lines = [text, *(f"in the way: {sentence}" for sentence in obstacles)]
+        lines = [text, *(f"in the way: {sentence}" for sentence in problems)]
         show("\n".join([*lines, "Nothing was submitted (--dry-run)."]), planned, arguments.json)
         return 0
     _say(text)
-    if obstacles:
-        raise_problems(obstacles, f"the experiment {experiment.name}")
-    resources = runner.Resources(layout, facts, typed_command(), arguments.allow_code_change)
+    if problems:
+        raise_problems(problems, f"the experiment {experiment.name}")
+    resources = runner.Resources(layout, settings, typed_command(), arguments.allow_code_change)
     if arguments.local:
         seconds = {one.stage: 3600 * one.device_hours / layout.world_size for one in costs.stages}
         exit_code = runner.run_here(experiment, statuses, resources, _say, seconds)
-        text = render_status(experiment, look(experiment))
+        text = render_status(experiment, read_status(experiment))
         show(text, planned | {"exit_code": exit_code}, arguments.json)
         return exit_code
     require_slurm()

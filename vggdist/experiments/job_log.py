@@ -22,12 +22,12 @@ from vggdist.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-RECORD_FILE = "jobs.jsonl"
+JOB_LOG_FILE = "jobs.jsonl"
 LOCK_FILE = "lock"
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class LoggedJob:
     """The newest job of a stage."""
 
     stage: str
@@ -51,7 +51,7 @@ def note(
     Raises:
         ConfigError: it cannot be written.
     """
-    record = JobRecord(
+    record = LoggedJob(
         stage=stage,
         job=job,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +61,7 @@ def note(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / RECORD_FILE).open("a", encoding="utf-8") as file:
+        with (folder / JOB_LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -69,16 +69,16 @@ def note(
         raise _not_writable(folder, error) from error
 
 
-def read(folder: Path) -> dict[str, JobRecord]:
+def read(folder: Path) -> dict[str, LoggedJob]:
     """Stage -> its newest job; lines that were cut short are left out."""
     try:
-        lines = (folder / RECORD_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (folder / JOB_LOG_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return {}
     records = {}
     for line in lines:
         try:
-            record = JobRecord(**json.loads(line))
+            record = LoggedJob(**json.loads(line))
         except (ValueError, TypeError):
             continue
         records[record.stage] = record

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluationWork:
+class EvaluationPayload:
     """An evaluation of one network, by all its protocols and at all its scales."""
 
     network: str
@@ -66,7 +66,7 @@ class EvaluationWork:
 
 
 @dataclass(frozen=True)
-class ReportWork:
+class ReportPayload:
     """The paper's tables beside those of some evaluations."""
 
     evaluations: tuple[str, ...]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from vggdist.artifacts.paths import quote
 from vggdist.config import split_batch
 from vggdist.errors import EXIT_STOPPED, ConfigError
-from vggdist.experiments import job_log as record
-from vggdist.experiments.payloads import EvaluationWork, ReportWork
+from vggdist.experiments import job_log
+from vggdist.experiments.payloads import EvaluationPayload, ReportPayload
 from vggdist.experiments.stages import (
     EXPERIMENT_FILE,
     JOB_FOLDER,
@@ -31,8 +31,8 @@ from vggdist.experiments.status import (
     definition,
     is_done,
 )
-from vggdist.slurm.job import TrainingWork, Work
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.job import Payload, TrainingPayload
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, run_local, submit
 from vggdist.terminal import duration
 
@@ -45,7 +45,7 @@ class Resources:
     """What jobs are given, whatever their stage."""
 
     layout: Layout
-    facts: ClusterFacts
+    settings: ClusterSettings
     command: str
     """What was typed, and what continues it."""
     allow_code_change: bool = False
@@ -68,7 +68,7 @@ def missing(statuses: Mapping[str, StageStatus]) -> tuple[str, ...]:
     )
 
 
-def obstacles(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> list[str]:
+def problems(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> list[str]:
     """What jobs would meet only after hours of waiting, as sentences."""
     sentences = changed_settings(experiment)
     trainings = [stage for name in wanted if isinstance(stage := experiment.stages[name], Training)]
@@ -97,7 +97,7 @@ def submit_missing(
     waiting = [experiment.stages[name] for name in missing(statuses)]
     jobs = {name: str(one.job) for name, one in statuses.items() if one.is_live}
     arrays = []
-    with record.hold(experiment.folder):
+    with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         while waiting:
             left = {stage.name for stage in waiting}
@@ -107,7 +107,7 @@ def submit_missing(
                 before = [jobs[name] for name in after]
                 ids = submit(_submission(experiment, alike, resources, before))
                 for stage, job in zip(alike, ids, strict=True):
-                    record.note(experiment.folder, stage.name, job)
+                    job_log.note(experiment.folder, stage.name, job)
                     jobs[stage.name] = job
                 names = tuple(stage.name for stage in alike)
                 arrays.append(Array(names, ids, after))
@@ -136,7 +136,7 @@ def run_here(
     names = missing(statuses)
     clock = _Clock({name: expected_seconds[name] for name in names})
     exit_code = 0
-    with record.hold(experiment.folder):
+    with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         for number, name in enumerate(names, start=1):
             stage = experiment.stages[name]
@@ -160,10 +160,10 @@ def _run_one(experiment: Experiment, stage: Stage, resources: Resources) -> int:
 
     def note_start(job: str) -> None:
         started.append(job)
-        record.note(experiment.folder, stage.name, job, here=True)
+        job_log.note(experiment.folder, stage.name, job, here=True)
 
     code = run_local(_submission(experiment, [stage], resources), started=note_start)
-    record.note(experiment.folder, stage.name, started[0], here=True, exit_code=code)
+    job_log.note(experiment.folder, stage.name, started[0], here=True, exit_code=code)
     return code
 
 
@@ -189,9 +189,9 @@ def _submission(
     name = stages[0].name if len(stages) == 1 else f"{kind.__name__.lower()}s"
     return Submission(
         name=f"{experiment.name}.{name}",
-        works=tuple(_work(experiment, stage) for stage in stages),
+        payloads=tuple(_payload(experiment, stage) for stage in stages),
         layout=ALONE if kind is Report else resources.layout,
-        facts=resources.facts,
+        settings=resources.settings,
         folder=experiment.folder / JOB_FOLDER,
         command=resources.command,
         dependency=":".join(["afterok", *jobs_before]) if jobs_before else None,
@@ -199,15 +199,15 @@ def _submission(
     )
 
 
-def _work(experiment: Experiment, stage: Stage) -> Work:
+def _payload(experiment: Experiment, stage: Stage) -> Payload:
     folder = str(experiment.folder_of(stage.name))
     match stage:
         case Training():
-            return TrainingWork(stage.config.model_dump(mode="json"))
+            return TrainingPayload(stage.config.model_dump(mode="json"))
         case Evaluation():
             training = experiment.stages[stage.network]
             assert isinstance(training, Training)
-            return EvaluationWork(
+            return EvaluationPayload(
                 network=str(experiment.folder_of(stage.network)),
                 root=str(training.config.data.root),
                 protocols=stage.protocols,
@@ -218,7 +218,7 @@ def _work(experiment: Experiment, stage: Stage) -> Work:
             )
         case Report():
             evaluations = tuple(str(experiment.folder_of(name)) for name in stage.evaluations)
-            return ReportWork(evaluations, folder, definition(stage))
+            return ReportPayload(evaluations, folder, definition(stage))
 
 
 def _write_experiment(experiment: Experiment) -> None:

@@ -17,8 +17,8 @@ from vggdist.artifacts import run_files
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import RESULT_FILE, read_result
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED, DistributedError
-from vggdist.experiments import job_log as record
-from vggdist.experiments.job_log import JobRecord
+from vggdist.experiments import job_log
+from vggdist.experiments.job_log import LoggedJob
 from vggdist.experiments.stages import JOB_FOLDER, Evaluation, Experiment, Report, Stage, Training
 from vggdist.slurm import attempts, queue
 from vggdist.slurm.attempts import Attempt
@@ -66,9 +66,9 @@ class StageStatus:
         return asdict(self)
 
 
-def look(experiment: Experiment) -> dict[str, StageStatus]:
+def read_status(experiment: Experiment) -> dict[str, StageStatus]:
     """Every stage, in the experiment's order."""
-    records = record.read(experiment.folder)
+    records = job_log.read(experiment.folder)
     try:
         queued = queue.job_states(one.job for one in records.values() if not one.here)
     except DistributedError:
@@ -105,11 +105,11 @@ class _Look:
     def __init__(
         self,
         experiment: Experiment,
-        records: Mapping[str, JobRecord],
+        records: Mapping[str, LoggedJob],
         queued: Mapping[str, QueuedJob] | None,
     ) -> None:
         self._experiment, self._records, self._queued = experiment, records, queued
-        self._is_held = record.is_held(experiment.folder)
+        self._is_held = job_log.is_held(experiment.folder)
         self._done: dict[str, bool] = {}
         self._job_folder = experiment.folder / JOB_FOLDER
 
@@ -146,14 +146,14 @@ class _Look:
             return self._of_job_here(status, one)
         return self._of_slurm_job(status, one, history)
 
-    def _of_job_here(self, status: StageStatus, one: JobRecord) -> StageStatus:
+    def _of_job_here(self, status: StageStatus, one: LoggedJob) -> StageStatus:
         if one.exit_code is None and self._is_held:
             began = datetime.fromisoformat(one.at)
             return replace(status, state="running", is_live=True, elapsed_seconds=_since(began))
         return self._ended(status, one.exit_code)
 
     def _of_slurm_job(
-        self, status: StageStatus, one: JobRecord, history: tuple[Attempt, ...]
+        self, status: StageStatus, one: LoggedJob, history: tuple[Attempt, ...]
     ) -> StageStatus:
         if self._queued is None:
             # SLURM does not answer, and the files do not say that it has ended.
