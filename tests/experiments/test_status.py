@@ -9,12 +9,14 @@ import pytest
 
 from tests.experiments.made_experiments import begin, finish, make_experiment
 from vggdist.errors import ConfigError, DistributedError
-from vggdist.experiments import job_log, status
+from vggdist.experiments import job_log
+from vggdist.experiments.runner import problems
 from vggdist.experiments.stages import JOB_FOLDER, Experiment
 from vggdist.experiments.status import StageStatus, last_error, read_status
 from vggdist.experiments.tables import render_status, status_to_dict
 from vggdist.slurm import attempts, queue
 from vggdist.slurm.queue import QueuedJob
+from vggdist.slurm.submit import Layout
 
 Queue = dict[str, QueuedJob]
 
@@ -51,7 +53,7 @@ def test_before_anything_was_run_all_stages_wait(experiment: Experiment, queued:
     assert {one.state for one in statuses.values()} == {"waiting"}
     assert statuses["a"].waits_for == ()
     assert statuses["tables"].waits_for == ("test_a", "test_b")
-    assert not experiment.folder.exists(), "a look writes nothing"
+    assert not experiment.folder.exists(), "nothing is written"
 
 
 def test_a_job_that_waits_is_waiting_for_its_stages_or_queued_with_slurm_s_reason(
@@ -133,7 +135,7 @@ def test_a_training_with_other_settings_than_the_file_s_counts_as_failed(
         f"{tmp_path}/it/a holds a training with other settings (seed 0 -> 9); take these changes "
         "back, or move that folder away to train again."
     )
-    assert status.changed_settings(experiment) == [f"stage a: {a.error}"]
+    assert problems(experiment, [], Layout(1, 1, 0)) == [f"stage a: {a.error}"]
 
 
 def test_a_job_that_ended_without_a_result_failed_with_the_last_error_of_its_log(

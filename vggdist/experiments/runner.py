@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vggdist.artifacts.paths import quote
 from vggdist.config import split_batch
 from vggdist.errors import EXIT_STOPPED, ConfigError
 from vggdist.experiments import job_log
@@ -27,9 +26,9 @@ from vggdist.experiments.stages import (
 )
 from vggdist.experiments.status import (
     StageStatus,
-    changed_settings,
     definition,
-    is_done,
+    read_stage_result,
+    settings_problem,
 )
 from vggdist.slurm.job import Payload, TrainingPayload
 from vggdist.slurm.settings import ClusterSettings
@@ -38,6 +37,8 @@ from vggdist.terminal import duration
 
 ALONE = Layout(nodes=1, ranks_per_node=1, gpus_per_node=0)
 """A report adds up files."""
+START_SECONDS = 20.0
+"""What every job takes beside its work."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,13 @@ def missing(statuses: Mapping[str, StageStatus]) -> tuple[str, ...]:
 
 def problems(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> list[str]:
     """What jobs would meet only after hours of waiting, as sentences."""
-    sentences = changed_settings(experiment)
-    trainings = [stage for name in wanted if isinstance(stage := experiment.stages[name], Training)]
+    trainings = [stage for stage in experiment.stages.values() if isinstance(stage, Training)]
+    sentences = [
+        f"stage {stage.name}: {problem}"
+        for stage in trainings
+        if (problem := settings_problem(experiment, stage))
+    ]
+    trainings = [stage for stage in trainings if stage.name in wanted]
     if any(stage.config.data.root is None for stage in trainings):
         sentences.append("data is not set; give the folder of the data set: data=/data/imagenet.")
     batches: dict[str, list[str]] = defaultdict(list)
@@ -95,22 +101,26 @@ def submit_missing(
         ConfigError: somebody else submits at the moment, or the folder cannot be written.
     """
     waiting = [experiment.stages[name] for name in missing(statuses)]
-    jobs = {name: str(one.job) for name, one in statuses.items() if one.is_live}
+    jobs = {name: str(status.job) for name, status in statuses.items() if status.is_live}
     arrays = []
     with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         while waiting:
             left = {stage.name for stage in waiting}
-            ready = [stage for stage in waiting if left.isdisjoint(stage.needs)]
-            waiting = [stage for stage in waiting if stage not in ready]
-            for after, alike in _alike(ready, jobs):
+            alike: dict[tuple[type[Stage], tuple[str, ...]], list[Stage]] = defaultdict(list)
+            for stage in waiting:
+                if left.isdisjoint(stage.needs):
+                    after = tuple(name for name in stage.needs if name in jobs)
+                    alike[type(stage), after].append(stage)
+            for (_, after), stages in alike.items():
                 before = [jobs[name] for name in after]
-                ids = submit(_submission(experiment, alike, resources, before))
-                for stage, job in zip(alike, ids, strict=True):
-                    job_log.note(experiment.folder, stage.name, job)
-                    jobs[stage.name] = job
-                names = tuple(stage.name for stage in alike)
+                ids = submit(_submission(experiment, stages, resources, before))
+                names = tuple(stage.name for stage in stages)
+                for name, job in zip(names, ids, strict=True):
+                    job_log.note(experiment.folder, name, job)
+                    jobs[name] = job
                 arrays.append(Array(names, ids, after))
+            waiting = [stage for stage in waiting if stage.name not in jobs]
     return tuple(arrays)
 
 
@@ -134,20 +144,28 @@ def run_here(
         failed.
     """
     names = missing(statuses)
-    clock = _Clock({name: expected_seconds[name] for name in names})
-    exit_code = 0
+    left = {name: START_SECONDS + expected_seconds[name] for name in names}
+    began, finished, exit_code = time.monotonic(), 0.0, 0
     with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         for number, name in enumerate(names, start=1):
             stage = experiment.stages[name]
-            lacking = [other for other in stage.needs if not is_done(experiment, other)]
+            lacking = [
+                need
+                for need in stage.needs
+                if read_stage_result(experiment, experiment.stages[need]) is None
+            ]
             if lacking:
                 say(f"stage {name} is held back: {', '.join(lacking)} is not done.")
-                clock.leave_out(name)
+                del left[name]
                 continue
-            say(f"stage {name}, {number} of {len(names)}{clock.left()}")
+            text = f"stage {name}, {number} of {len(names)}"
+            if finished:
+                seconds = (time.monotonic() - began) * sum(left.values()) / finished
+                text += f", about {duration(seconds)} left"
+            say(text)
             code = _run_one(experiment, stage, resources)
-            clock.finish(name)
+            finished += left.pop(name)
             if code == EXIT_STOPPED:
                 say("stopped; the same command continues.")
                 return code
@@ -165,17 +183,6 @@ def _run_one(experiment: Experiment, stage: Stage, resources: Resources) -> int:
     code = run_local(_submission(experiment, [stage], resources), started=note_start)
     job_log.note(experiment.folder, stage.name, started[0], here=True, exit_code=code)
     return code
-
-
-def _alike(
-    stages: Sequence[Stage], jobs: Mapping[str, str]
-) -> list[tuple[tuple[str, ...], list[Stage]]]:
-    """Stages of one kind that wait for the same jobs, with the stages that these are of."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Stage]] = defaultdict(list)
-    for stage in stages:
-        after = tuple(name for name in stage.needs if name in jobs)
-        groups[type(stage).__name__, after].append(stage)
-    return [(after, alike) for (_, after), alike in groups.items()]
 
 
 def _submission(
@@ -228,29 +235,4 @@ def _write_experiment(experiment: Experiment) -> None:
         temporary.write_text(experiment.to_yaml(), encoding="utf-8")
         os.replace(temporary, experiment.folder / EXPERIMENT_FILE)
     except OSError as error:
-        raise ConfigError(f"{quote(experiment.folder)} cannot be written: {error}.") from error
-
-
-class _Clock:
-    """The time that stages will take, by that of those before."""
-
-    START_SECONDS = 20.0
-    """What every job takes beside its work."""
-
-    def __init__(self, expected: Mapping[str, float]) -> None:
-        self._expected = {name: seconds + self.START_SECONDS for name, seconds in expected.items()}
-        self._finished = 0.0
-        self._began_at = time.monotonic()
-
-    def finish(self, name: str) -> None:
-        self._finished += self._expected.pop(name)
-
-    def leave_out(self, name: str) -> None:
-        del self._expected[name]
-
-    def left(self) -> str:
-        """`, about 0:12:00 left`, once something is known."""
-        if not self._finished:
-            return ""
-        pace = (time.monotonic() - self._began_at) / self._finished
-        return f", about {duration(pace * sum(self._expected.values()))} left"
+        raise job_log.not_writable(experiment.folder, error) from error
