@@ -14,7 +14,7 @@ from vggdist.experiments import runner as running
 from vggdist.experiments.payloads import EvaluationPayload, ReportPayload, _unless_stopped
 from vggdist.experiments.runner import ALONE, Resources, missing, problems, run_here
 from vggdist.experiments.schema import load_experiment
-from vggdist.experiments.stages import EXPERIMENT_FILE, Experiment
+from vggdist.experiments.stages import EXPERIMENT_FILE, Evaluation, Experiment, definition
 from vggdist.experiments.status import read_status
 from vggdist.slurm import queue
 from vggdist.slurm.queue import QueuedJob
@@ -142,25 +142,24 @@ def test_what_slurm_took_before_it_refused_is_remembered(
     assert submit_missing(experiment)[0] == (("b", "c"), ("a",))
 
 
-def test_works_are_those_of_the_stages(tmp_path: Path, submissions: list[Submission]) -> None:
+def test_payloads_are_those_of_the_stages(tmp_path: Path, submissions: list[Submission]) -> None:
     folder = str(tmp_path / "it")
     submit_missing(make_experiment(tmp_path))
     evaluation, report = submissions[2].payloads[0], submissions[4].payloads[0]
+    assert isinstance(evaluation, EvaluationPayload)
     assert evaluation == EvaluationPayload(
+        stage=Evaluation("test_a", "a", protocols=("dense",), scales=(32, 40), settings=()),
         network=f"{folder}/a",
         root="/images",
-        protocols=("dense",),
-        scales=(32, 40),
-        settings=(),
         folder=f"{folder}/test_a",
-        definition={
-            "name": "test_a",
-            "network": "a",
-            "protocols": ["dense"],
-            "scales": [32, 40],
-            "settings": [],
-        },
     )
+    assert definition(evaluation.stage) == {
+        "name": "test_a",
+        "network": "a",
+        "protocols": ["dense"],
+        "scales": [32, 40],
+        "settings": [],
+    }
     assert isinstance(report, ReportPayload)
     assert report.evaluations == (f"{folder}/test_a", f"{folder}/test_b")
 

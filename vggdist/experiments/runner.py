@@ -24,12 +24,7 @@ from vggdist.experiments.stages import (
     Stage,
     Training,
 )
-from vggdist.experiments.status import (
-    StageStatus,
-    definition,
-    read_stage_result,
-    settings_problem,
-)
+from vggdist.experiments.status import StageStatus, read_stage_result, settings_problem
 from vggdist.slurm.job import Payload, TrainingPayload
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, run_local, submit
@@ -209,23 +204,14 @@ def _submission(
 def _payload(experiment: Experiment, stage: Stage) -> Payload:
     folder = str(experiment.folder_of(stage.name))
     match stage:
-        case Training():
-            return TrainingPayload(stage.config.model_dump(mode="json"))
-        case Evaluation():
-            training = experiment.stages[stage.network]
-            assert isinstance(training, Training)
-            return EvaluationPayload(
-                network=str(experiment.folder_of(stage.network)),
-                root=str(training.config.data.root),
-                protocols=stage.protocols,
-                scales=stage.scales,
-                settings=stage.settings,
-                folder=folder,
-                definition=definition(stage),
-            )
-        case Report():
-            evaluations = tuple(str(experiment.folder_of(name)) for name in stage.evaluations)
-            return ReportPayload(evaluations, folder, definition(stage))
+        case Training(config=config):
+            return TrainingPayload(config.model_dump(mode="json"))
+        case Evaluation(network=network):
+            root = str(experiment.training(network).config.data.root)
+            return EvaluationPayload(stage, str(experiment.folder_of(network)), root, folder)
+        case Report(evaluations=evaluations):
+            sources = tuple(str(experiment.folder_of(name)) for name in evaluations)
+            return ReportPayload(stage, sources, folder)
 
 
 def _write_experiment(experiment: Experiment) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from vggdist.artifacts.run_files import RESULT_FILE, read_result
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED, DistributedError
 from vggdist.experiments import job_log
 from vggdist.experiments.job_log import LoggedJob
-from vggdist.experiments.stages import JOB_FOLDER, Evaluation, Experiment, Report, Stage, Training
+from vggdist.experiments.stages import JOB_FOLDER, Experiment, Stage, Training, definition
 from vggdist.slurm import attempts, queue
 from vggdist.slurm.attempts import Attempt
 from vggdist.slurm.queue import QueuedJob
@@ -69,10 +69,6 @@ class StageStatus:
     error: str = ""
     """Why it failed."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self)
-
 
 def read_status(experiment: Experiment) -> dict[str, StageStatus]:
     """Every stage, in the experiment's order."""
@@ -114,14 +110,6 @@ def read_stage_result(experiment: Experiment, stage: Stage) -> dict[str, Any] | 
     sources = [experiment.folder_of(name) / RESULT_FILE for name in stage.needs]
     is_old = any(file.exists() and file.stat().st_mtime_ns > made_at for file in sources)
     return None if is_old or result.get("stage") != definition(stage) else result
-
-
-def definition(stage: Evaluation | Report) -> dict[str, Any]:
-    """What its result is of, ready for JSON: another definition makes it anew."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(stage).items()
-    }
 
 
 def settings_problem(experiment: Experiment, stage: Training) -> str:
