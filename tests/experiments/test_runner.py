@@ -12,9 +12,15 @@ from vggdist.errors import EXIT_STOPPED, DistributedError
 from vggdist.experiments import job_log
 from vggdist.experiments import runner as running
 from vggdist.experiments.payloads import EvaluationPayload, ReportPayload, _unless_stopped
-from vggdist.experiments.runner import ALONE, Resources, missing, problems, run_here
+from vggdist.experiments.runner import ALONE, missing, problems, run_here
 from vggdist.experiments.schema import load_experiment
-from vggdist.experiments.stages import EXPERIMENT_FILE, Evaluation, Experiment, definition
+from vggdist.experiments.stages import (
+    EXPERIMENT_FILE,
+    JOB_FOLDER,
+    Evaluation,
+    Experiment,
+    definition,
+)
 from vggdist.experiments.status import read_status
 from vggdist.slurm import queue
 from vggdist.slurm.queue import QueuedJob
@@ -22,7 +28,16 @@ from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission
 from vggdist.training.stop import StopSignal
 
-RESOURCES = Resources(Layout(2, 4, 4), ClusterSettings(), "vggdist experiment run it.yaml")
+
+def template(experiment: Experiment) -> Submission:
+    return Submission(
+        name="it",
+        payloads=(),
+        layout=Layout(2, 4, 4),
+        settings=ClusterSettings(),
+        folder=experiment.folder / JOB_FOLDER,
+        command="vggdist experiment run it.yaml",
+    )
 
 
 @pytest.fixture
@@ -43,7 +58,7 @@ def submissions(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
 
 
 def submit_missing(experiment: Experiment) -> list[tuple[tuple[str, ...], str | None]]:
-    arrays = running.submit_missing(experiment, read_status(experiment), RESOURCES)
+    arrays = running.submit_missing(experiment, read_status(experiment), template(experiment))
     return [(array.stages, array.after) for array in arrays]  # type: ignore[misc]
 
 
@@ -75,7 +90,7 @@ def test_all_stages_are_submitted_at_once_alike_ones_as_arrays_each_after_what_i
         "it.test_b",
         "it.tables",
     ]
-    assert [submission.layout for submission in submissions] == [RESOURCES.layout] * 4 + [ALONE]
+    assert [submission.layout for submission in submissions] == [Layout(2, 4, 4)] * 4 + [ALONE]
     assert {submission.folder for submission in submissions} == {tmp_path / "it" / "jobs"}
     assert {name: one.job for name, one in job_log.read(experiment.folder).items()} == {
         "a": "10_0",
@@ -202,7 +217,9 @@ def run_stage(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def run_all(experiment: Experiment) -> tuple[int, list[str]]:
     said: list[str] = []
     seconds = dict.fromkeys(experiment.stages, 10.0)
-    return run_here(experiment, read_status(experiment), RESOURCES, said.append, seconds), said
+    return run_here(
+        experiment, read_status(experiment), template(experiment), said.append, seconds
+    ), said
 
 
 def test_here_stages_are_run_in_order_and_not_again(

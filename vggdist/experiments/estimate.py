@@ -129,8 +129,9 @@ def estimate(
                 num_files = len(stage.protocols) * max(1, len(stage.scales))
                 values = images.num_val * config.model.num_classes
                 num_bytes = _BYTES_PER_POSTERIOR * values * num_files
-        hours = flop / 1e12 / speed / 3600
-        estimates.append(StageEstimate(stage.name, num_epochs, flop / 1e15, hours, num_bytes))
+        petaflop = flop / 1e15
+        hours = petaflop * 1000 / speed / 3600
+        estimates.append(StageEstimate(stage.name, num_epochs, petaflop, hours, num_bytes))
         before = max((ends.get(need, 0.0) for need in stage.needs), default=0.0)
         ends[stage.name] = before + hours / world_size
     longest = max(ends.values(), default=0.0)

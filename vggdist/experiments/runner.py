@@ -9,7 +9,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vggdist.config import split_batch
 from vggdist.errors import EXIT_STOPPED, ConfigError
@@ -17,7 +17,6 @@ from vggdist.experiments import job_log
 from vggdist.experiments.payloads import EvaluationPayload, ReportPayload
 from vggdist.experiments.stages import (
     EXPERIMENT_FILE,
-    JOB_FOLDER,
     Evaluation,
     Experiment,
     Report,
@@ -26,7 +25,6 @@ from vggdist.experiments.stages import (
 )
 from vggdist.experiments.status import StageStatus, read_stage_result, settings_problem
 from vggdist.slurm.job import Payload, TrainingPayload
-from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, run_local, submit
 from vggdist.terminal import duration
 
@@ -34,17 +32,6 @@ ALONE = Layout(nodes=1, ranks_per_node=1, gpus_per_node=0)
 """A report adds up files."""
 START_SECONDS = 20.0
 """What every job takes beside its work."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What jobs are given, whatever their stage."""
-
-    layout: Layout
-    settings: ClusterSettings
-    command: str
-    """What was typed, and what continues it."""
-    allow_code_change: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +72,14 @@ def problems(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> l
 
 
 def submit_missing(
-    experiment: Experiment, statuses: Mapping[str, StageStatus], resources: Resources
+    experiment: Experiment, statuses: Mapping[str, StageStatus], template: Submission
 ) -> tuple[Array, ...]:
     """Submits all stages that are missing, each after those that it needs.
 
     Stages that are alike, with the same ranks after the same jobs, are one array.
+
+    Args:
+        template: what all jobs have in common.
 
     Raises:
         DistributedError: there is no SLURM here, or it refuses; what it took is recorded.
@@ -109,7 +99,7 @@ def submit_missing(
                     alike[type(stage), after].append(stage)
             for (_, after), stages in alike.items():
                 before = [jobs[name] for name in after]
-                ids = submit(_submission(experiment, stages, resources, before))
+                ids = submit(_submission(experiment, stages, template, before))
                 names = tuple(stage.name for stage in stages)
                 for name, job in zip(names, ids, strict=True):
                     job_log.note(experiment.folder, name, job)
@@ -122,7 +112,7 @@ def submit_missing(
 def run_here(
     experiment: Experiment,
     statuses: Mapping[str, StageStatus],
-    resources: Resources,
+    template: Submission,
     say: Callable[[str], None],
     expected_seconds: Mapping[str, float],
 ) -> int:
@@ -131,6 +121,7 @@ def run_here(
     A stage that fails holds back only what needs it.
 
     Args:
+        template: what all jobs have in common.
         say: is told what happens, in sentences.
         expected_seconds: of each stage, for the time that is left; how they compare counts.
 
@@ -159,7 +150,7 @@ def run_here(
                 seconds = (time.monotonic() - began) * sum(left.values()) / finished
                 text += f", about {duration(seconds)} left"
             say(text)
-            code = _run_one(experiment, stage, resources)
+            code = _run_one(experiment, stage, template)
             finished += left.pop(name)
             if code == EXIT_STOPPED:
                 say("stopped; the same command continues.")
@@ -168,14 +159,14 @@ def run_here(
     return exit_code
 
 
-def _run_one(experiment: Experiment, stage: Stage, resources: Resources) -> int:
+def _run_one(experiment: Experiment, stage: Stage, template: Submission) -> int:
     started: list[str] = []
 
     def note_start(job: str) -> None:
         started.append(job)
         job_log.note(experiment.folder, stage.name, job, here=True)
 
-    code = run_local(_submission(experiment, [stage], resources), started=note_start)
+    code = run_local(_submission(experiment, [stage], template), started=note_start)
     job_log.note(experiment.folder, stage.name, started[0], here=True, exit_code=code)
     return code
 
@@ -183,21 +174,18 @@ def _run_one(experiment: Experiment, stage: Stage, resources: Resources) -> int:
 def _submission(
     experiment: Experiment,
     stages: Sequence[Stage],
-    resources: Resources,
+    template: Submission,
     jobs_before: Sequence[str] = (),
 ) -> Submission:
     """The job of a stage, or an array of several that are alike."""
     kind = type(stages[0])
     name = stages[0].name if len(stages) == 1 else f"{kind.__name__.lower()}s"
-    return Submission(
+    return replace(
+        template,
         name=f"{experiment.name}.{name}",
         payloads=tuple(_payload(experiment, stage) for stage in stages),
-        layout=ALONE if kind is Report else resources.layout,
-        settings=resources.settings,
-        folder=experiment.folder / JOB_FOLDER,
-        command=resources.command,
+        layout=ALONE if kind is Report else template.layout,
         dependency=":".join(["afterok", *jobs_before]) if jobs_before else None,
-        allow_code_change=resources.allow_code_change,
     )
 
 

@@ -75,23 +75,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ways.add_argument("--debug", action="store_true", help="run it in this process, as one rank")
     parser.add_argument("--job-name", metavar="NAME", help="default: the run folder's name")
-    parser.add_argument(
-        "--allow-code-change",
-        action="store_true",
-        help="let later attempts run vggdist as it is then; by default they refuse other code than "
-        "there was at the submission",
-    )
     add_json(parser)
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """Nodes and ranks, and a flag for each of `ClusterSettings` but `setup`."""
+    """Nodes, ranks, their code, and a flag for each of `ClusterSettings` but `setup`."""
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="default: 1")
     parser.add_argument(
         "--ranks-per-node",
         type=positive,
         metavar="N",
         help="ranks on each node (default: one for each GPU, else 1)",
+    )
+    parser.add_argument(
+        "--allow-code-change",
+        action="store_true",
+        help="let later attempts run vggdist as it is then; by default they refuse other code than "
+        "there was at the submission",
     )
     cluster = parser.add_argument_group("settings of the cluster")
     add_input(
