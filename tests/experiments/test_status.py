@@ -269,3 +269,20 @@ def test_a_record_that_was_cut_short_is_left_out(experiment: Experiment) -> None
     file = experiment.folder / job_log.JOB_LOG_FILE
     file.write_text(file.read_text() + '{"stage": "a", "jo')
     assert job_log.read(experiment.folder)["a"].job == "7"
+
+
+def test_a_job_log_of_an_earlier_version_is_read(experiment: Experiment, queued: Queue) -> None:
+    experiment.folder.mkdir()
+    lines = (
+        '{"stage": "a", "job": "12_0", "at": "2026-11-02T08:00:00+00:00", "host": "login", '
+        '"here": false, "exit_code": null}',
+        '{"stage": "c", "job": "4711", "at": "2026-11-02T08:00:00+00:00", "host": "login", '
+        '"here": true, "exit_code": null}',
+        '{"stage": "c", "job": "4711", "at": "2026-11-02T09:00:00+00:00", "host": "login", '
+        '"here": true, "exit_code": 75}',
+    )
+    (experiment.folder / "jobs.jsonl").write_text("\n".join(lines) + "\n")
+    queued["12_0"] = QueuedJob("PENDING", "Priority")
+    a, c = at(experiment, "a"), at(experiment, "c")
+    assert (a.state, a.job, a.reason) == ("queued", "12_0", "Priority")
+    assert (c.state, c.job, c.error) == ("stopped", "4711", "")
