@@ -103,7 +103,6 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return Experiment(
         name=folder.absolute().name if is_folder else path.stem,
         folder=folder,
-        data=file.data,
         stages=stages,
         source=_absolute(file, values, path.parent),
     )

@@ -88,7 +88,6 @@ class Experiment:
 
     name: str
     folder: Path
-    data: str | None
     stages: Mapping[str, Stage]
     """By name; a stage stands behind those that it needs."""
     source: Mapping[str, Any] = field(repr=False)

@@ -101,16 +101,17 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         help="YAML file of these settings (default: ~/.config/vggdist/cluster.yaml); flags win",
     )
     for name, field in ClusterSettings.model_fields.items():
+        if name == "setup":
+            continue
         types = get_args(field.annotation) or (field.annotation,)
         options: dict[str, Any] = {}
         if bool in types:
             options = {"action": "store_true", "default": None}
         elif number := next((kind for kind in (int, float) if kind in types), None):
             options = {"type": number, "metavar": "N"}
-        if name != "setup":
-            default = f" (default: {field.default})" if field.default else ""
-            text = f"{field.description}{default}"
-            cluster.add_argument(f"--{name.replace('_', '-')}", help=text, **options)
+        default = f" (default: {field.default})" if field.default else ""
+        flag, text = f"--{name.replace('_', '-')}", f"{field.description}{default}"
+        cluster.add_argument(flag, help=text, **options)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         with StopSignal() as stop:
             return payload.run(stop)
     split = split_batch(config.batch, layout.world_size)
-    plan: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "nodes": layout.nodes,
         "ranks_per_node": layout.ranks_per_node,
         "gpus_per_node": layout.gpus_per_node,
@@ -154,25 +155,25 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         script, configuration = submit.sbatch_text(submission), to_yaml(config)
         text = (
-            f"{_render(plan)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
+            f"{_render(summary)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
             "Nothing was submitted (--dry-run).\n"
         )
         answer = {"submitted": False, "configuration": configuration, "sbatch": script}
-        show(text, plan | answer, arguments.json)
+        show(text, summary | answer, arguments.json)
         return 0
-    return (_run_local if arguments.local else _submit)(arguments, submission, plan)
+    return (_run_local if arguments.local else _submit)(arguments, submission, summary)
 
 
-def _render(plan: dict[str, Any]) -> str:
-    gpu = "a GPU and " if plan["gpus_per_node"] else ""
+def _render(summary: dict[str, Any]) -> str:
+    gpu = "a GPU and " if summary["gpus_per_node"] else ""
     return (
-        f"world size {plan['world_size']} = {_count(plan['nodes'], 'node')} x "
-        f"{_count(plan['ranks_per_node'], 'rank')}, each with {gpu}"
-        f"{_count(plan['cpus_per_rank'], 'CPU')}\n"
-        f"global batch {plan['global_batch']} = {_count(plan['world_size'], 'rank')} x "
-        f"{_count(plan['accumulation_steps'], 'micro batch', 'es')} x "
-        f"{_count(plan['micro_batch'], 'image')}\n"
-        f"run folder {quote(plan['run_folder'])}, job folder {quote(plan['job_folder'])}\n"
+        f"world size {summary['world_size']} = {_count(summary['nodes'], 'node')} x "
+        f"{_count(summary['ranks_per_node'], 'rank')}, each with {gpu}"
+        f"{_count(summary['cpus_per_rank'], 'CPU')}\n"
+        f"global batch {summary['global_batch']} = {_count(summary['world_size'], 'rank')} x "
+        f"{_count(summary['accumulation_steps'], 'micro batch', 'es')} x "
+        f"{_count(summary['micro_batch'], 'image')}\n"
+        f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
 
 
@@ -180,39 +181,41 @@ def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"
 
 
-def _submit(arguments: argparse.Namespace, submission: "Submission", plan: dict[str, Any]) -> int:
+def _submit(
+    arguments: argparse.Namespace, submission: "Submission", summary: dict[str, Any]
+) -> int:
     from vggdist.slurm.queue import require_slurm
     from vggdist.slurm.submit import running_jobs, submit
 
     require_slurm()
     for job, state in running_jobs(submission.folder).items():
         raise ConfigError(
-            f"job {job} ({state}) is training in {quote(plan['run_folder'])} already; wait for it, "
-            f"end it with `scancel {job}`, or choose another run.folder."
+            f"job {job} ({state}) is training in {quote(summary['run_folder'])} already; wait for "
+            f"it, end it with `scancel {job}`, or choose another run.folder."
         )
     (job,) = submit(submission)
     log = submission.folder / f"{job}_0_log.err"
     text = (
-        f"{_render(plan)}job {job} is submitted; `squeue --job {job}` shows it, "
+        f"{_render(summary)}job {job} is submitted; `squeue --job {job}` shows it, "
         f"`scancel {job}` ends it, and it is followed by\n  tail -F {quote(log)}\n"
     )
-    show(text, plan | {"submitted": True, "job": job, "log": str(log)}, arguments.json)
+    show(text, summary | {"submitted": True, "job": job, "log": str(log)}, arguments.json)
     return 0
 
 
 def _run_local(
-    arguments: argparse.Namespace, submission: "Submission", plan: dict[str, Any]
+    arguments: argparse.Namespace, submission: "Submission", summary: dict[str, Any]
 ) -> int:
     from vggdist.slurm.submit import run_local
 
-    sys.stdout.write(_render(plan))
-    if plan["nodes"] > 1:
+    sys.stdout.write(_render(summary))
+    if summary["nodes"] > 1:
         sys.stdout.write(
-            f"all {plan['world_size']} ranks of {plan['nodes']} nodes run on this machine\n"
+            f"all {summary['world_size']} ranks of {summary['nodes']} nodes run on this machine\n"
         )
     sys.stdout.flush()
     limit = submission.settings.timeout_minutes if arguments.time is not None else None
     exit_code = run_local(submission, limit)
     if arguments.json is not None:
-        write_json(plan | {"submitted": False, "exit_code": exit_code}, arguments.json)
+        write_json(summary | {"submitted": False, "exit_code": exit_code}, arguments.json)
     return exit_code
