@@ -7,19 +7,16 @@ another one when it ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import logging
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vggdist.artifacts import files
+from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.paths import quote
 from vggdist.errors import ConfigError
-from vggdist.slurm.attempts import append_line, now, read_lines
-
-logger = logging.getLogger(__name__)
+from vggdist.slurm.attempts import now
 
 JOB_LOG_FILE = "jobs.jsonl"
 LOCK_FILE = "lock"
@@ -55,7 +52,7 @@ def note(
     entry = LoggedJob(stage, job, now(), os.uname().nodename, here, exit_code)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        append_line(folder / JOB_LOG_FILE, asdict(entry))
+        JsonLines(folder / JOB_LOG_FILE).append(asdict(entry), durable=True)
     except OSError as error:
         raise not_writable(folder, error) from error
 
@@ -63,7 +60,7 @@ def note(
 def read(folder: Path) -> dict[str, LoggedJob]:
     """Stage -> its newest job."""
     jobs = {}
-    for entry in read_lines(folder / JOB_LOG_FILE):
+    for entry in JsonLines(folder / JOB_LOG_FILE).read():
         with contextlib.suppress(TypeError):
             jobs[entry["stage"]] = LoggedJob(**entry)
     return jobs
@@ -77,45 +74,21 @@ def hold(folder: Path) -> Iterator[None]:
         ConfigError: somebody runs it, or the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK_FILE).open("a+")
+        held = files.lock(folder / LOCK_FILE, _PATIENCE_SECONDS, "start it only once")
+    except files.LockedError as holder:
+        raise ConfigError(
+            f"{holder} is running the experiment in {quote(folder)}; wait for it, or choose "
+            "another folder."
+        ) from None
     except OSError as error:
         raise not_writable(folder, error) from error
-    with file:
-        deadline, is_locked = time.monotonic() + _PATIENCE_SECONDS, False
-        while not is_locked:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_locked = True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise ConfigError(
-                        f"{file.read().strip() or 'another process'} is running the experiment in "
-                        f"{quote(folder)}; wait for it, or choose another folder."
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                logger.warning(
-                    "%s cannot be locked (%s); start it only once.", quote(folder), error
-                )
-                break
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+    with held:
         yield
 
 
 def is_held(folder: Path) -> bool:
     """Whether somebody runs this experiment now."""
-    try:
-        with (folder / LOCK_FILE).open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return files.is_locked(folder / LOCK_FILE)
 
 
 def not_writable(folder: Path, error: OSError) -> ConfigError:

@@ -4,13 +4,13 @@ SLURM forgets a job minutes after its end; `JOB_attempts.jsonl` in the job folde
 main rank writes it.
 """
 
-import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from vggdist.artifacts.files import JsonLines
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Attempt:
 def begin(folder: Path, job: str, restarts: int) -> None:
     """Notes that an attempt begins."""
     entry = {"restarts": restarts, "host": os.uname().nodename, "started_at": now()}
-    append_line(_file(folder, job), entry)
+    _lines(folder, job).append(entry, durable=True)
 
 
 def end(folder: Path, job: str, exit_code: int, met_time_limit: bool = False) -> None:
     """Notes that the attempt that began last has ended."""
     entry = {"ended_at": now(), "exit_code": exit_code, "met_time_limit": met_time_limit}
-    append_line(_file(folder, job), entry)
+    _lines(folder, job).append(entry, durable=True)
 
 
 def read(folder: Path, job: str) -> tuple[Attempt, ...]:
     """All attempts so far, the first one first; none where the job has never begun."""
     attempts: list[dict[str, Any]] = []
-    for entry in read_lines(_file(folder, job)):
+    for entry in _lines(folder, job).read():
         if "started_at" in entry:
             attempts.append(entry)
         elif attempts:
@@ -51,31 +51,10 @@ def read(folder: Path, job: str) -> tuple[Attempt, ...]:
     return tuple(Attempt(**attempt) for attempt in attempts)
 
 
-def append_line(file: Path, entry: dict[str, Any]) -> None:
-    """Adds a line of JSON, which is on the disk afterwards."""
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(entry) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of such a file, if it is there; what a kill has cut short is left out."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
 def now() -> str:
     """The time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _file(folder: Path, job: str) -> Path:
-    return folder / f"{job}_attempts.jsonl"
+def _lines(folder: Path, job: str) -> JsonLines:
+    return JsonLines(folder / f"{job}_attempts.jsonl")
