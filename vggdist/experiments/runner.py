@@ -5,7 +5,6 @@ What is done, runs or is queued is left alone, so the same command may be given 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -203,10 +202,8 @@ def _payload(experiment: Experiment, stage: Stage) -> Payload:
 
 
 def _write_experiment(experiment: Experiment) -> None:
-    """Keeps what is run beside what comes of it."""
-    temporary = experiment.folder / f"{EXPERIMENT_FILE}.tmp"
+    """Keeps the experiment with its results."""
     try:
-        temporary.write_text(experiment.to_yaml(), encoding="utf-8")
-        os.replace(temporary, experiment.folder / EXPERIMENT_FILE)
+        files.write_text(experiment.folder / EXPERIMENT_FILE, experiment.to_yaml())
     except OSError as error:
         raise job_log.not_writable(experiment.folder, error) from error
