@@ -158,9 +158,8 @@ def _prepare_folder(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -> None:
-    from vggdist.prepare.packing import Resize
-    from vggdist.prepare.prepare import prepare, render_prepared
-    from vggdist.prepare.writers import Packing
+    from vggdist.prepare.packing import Packing, Resize
+    from vggdist.prepare.preparation import prepare, render_prepared
 
     side = arguments.shorter_side
     packing = Packing(
