@@ -508,7 +508,7 @@ def test_who_follows_the_advice_does_not_meet_the_problem_again(
 ELSEWHERE = {
     "prepare/archives.py": "tests/prepare/test_archives.py",
     "prepare/devkit.py": "tests/prepare/test_archives.py",
-    "prepare/isolated.py": "a machine on which processes do not start",
+    "prepare/processes.py": "a machine on which processes do not start",
     "pretrain.py": "another node's message says it",
 }
 OF_THE_SYSTEM = (

@@ -1,6 +1,6 @@
 """What one image file is, and whether training can use it: DALI decides, Pillow looks strictly.
 
-Meant for a process that may die of what it reads; `isolated.py` starts such processes.
+Meant for a process that may die of what it reads; `prepare/processes.py` starts such processes.
 """
 
 from __future__ import annotations

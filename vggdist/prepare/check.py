@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,13 +19,7 @@ from PIL import Image
 
 from vggdist.artifacts.paths import quote
 from vggdist.data.dataset import open_images
-from vggdist.data.examine import (
-    DALI_FORMATS,
-    Examined,
-    examine_image,
-    lacks_decoder,
-    prepare_process,
-)
+from vggdist.data.examine import DALI_FORMATS, examine_image, lacks_decoder
 from vggdist.data.folders import (
     IMAGE_SUFFIXES,
     OTHER_SUFFIX,
@@ -36,7 +30,7 @@ from vggdist.data.folders import (
     list_images,
 )
 from vggdist.data.known_contents import digest
-from vggdist.data.manifest import Dataset, Manifest, Place, from_classes
+from vggdist.data.manifest import Dataset, Manifest, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
@@ -48,8 +42,8 @@ from vggdist.data.manifest_file import (
 )
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.errors import DataError
-from vggdist.prepare.findings import CheckResult, SplitFindings, put_together
-from vggdist.prepare.isolated import Isolated
+from vggdist.prepare.findings import CheckResult, SplitFindings, by_file, put_together
+from vggdist.prepare.processes import Examine, examine_all
 from vggdist.terminal import Progress
 
 logger = logging.getLogger(__name__)
@@ -65,7 +59,7 @@ def check(
     data: str | Path,
     jobs: int | None = None,
     *,
-    examine: Callable[[Place], Examined] = examine_image,
+    examine: Examine = examine_image,
     longest_seconds: float = LONGEST_SECONDS,
 ) -> CheckResult:
     """Examines every image of a folder, and the set as a whole.
@@ -89,8 +83,8 @@ def check(
     if stored or all((root / split).is_dir() for split in SPLITS):
         survey = survey_dataset(root)
     manifests = survey.splits if survey else (_images(root),)
-    found = [SplitFindings(one, root, before.get(one.split)) for one in manifests]
-    _examine_all(found, jobs or len(os.sched_getaffinity(0)), examine, longest_seconds)
+    found = [SplitFindings(split, root, before.get(split.split)) for split in manifests]
+    _examine_all(found, examine, jobs or len(os.sched_getaffinity(0)), longest_seconds)
     if survey:
         _save(survey, found)
     return put_together(root, found, *_other_files(root, manifests))
@@ -111,18 +105,15 @@ def _images(root: Path) -> Manifest:
 
 
 def _examine_all(
-    found: Sequence[SplitFindings],
-    jobs: int,
-    examine: Callable[[Place], Examined],
-    longest_seconds: float,
+    found: Sequence[SplitFindings], examine: Examine, jobs: int, longest_seconds: float
 ) -> None:
     places = (split.manifest.place(image) for split, image in _numbered(found))
     total = sum(split.manifest.num_images for split in found)
     with (
-        Isolated(examine, jobs, longest_seconds, prepare_process) as processes,
+        contextlib.closing(examine_all(examine, places, jobs, longest_seconds)) as results,
         contextlib.closing(Progress(total)) as progress,
     ):
-        for (split, image), examined in zip(_numbered(found), processes.map(places), strict=True):
+        for (split, image), examined in zip(_numbered(found), results, strict=True):
             split.add(image, examined)
             progress.advance()
 
@@ -141,7 +132,7 @@ def _save(survey: Survey, found: Sequence[SplitFindings]) -> None:
         known = replace(noted, sizes=split.contents.sizes, sha256=split.contents.sha256)
         contents[manifest.split] = known
         manifests.append(replace(manifest, contents=digest(manifest, known)))
-    unusable = sorted(chain(*(split.unusable() for split in found)), key=lambda one: one.file)
+    unusable = by_file(chain(*(split.unusable for split in found)))
     try:
         save_manifest(Dataset(*manifests), [root / MANIFEST_NAME], contents)
         save_quarantine(root, unusable)
@@ -159,18 +150,18 @@ def _other_files(
     """Files that training does not list: images that its suffixes exclude, and the others."""
     Image.init()
     refused, left_out = [], defaultdict[str, Counter[str]](Counter)
-    for one in _skipped(root, manifests):
-        suffix = os.path.splitext(one.name)[1].lower()
+    for entry in _skipped(root, manifests):
+        suffix = os.path.splitext(entry.name)[1].lower()
         kind = Image.registered_extensions().get(suffix)
-        if one.reason == OTHER_SUFFIX and kind in DALI_FORMATS:
+        if entry.reason == OTHER_SUFFIX and kind in DALI_FORMATS:
             reason = (
                 f"training does not look at files that end in {suffix}; convert it to JPEG or PNG"
             )
-            refused.append(Unusable(one.name, reason))
-        elif one.reason == OTHER_SUFFIX and kind in Image.OPEN and kind not in _NO_PICTURES:
-            refused.append(Unusable(one.name, lacks_decoder(kind)))
+            refused.append(Unusable(entry.name, reason))
+        elif entry.reason == OTHER_SUFFIX and kind in Image.OPEN and kind not in _NO_PICTURES:
+            refused.append(Unusable(entry.name, lacks_decoder(kind)))
         else:
-            left_out[one.reason][one.kind] += 1
+            left_out[entry.reason][entry.kind] += 1
     return refused, left_out
 
 
@@ -182,11 +173,9 @@ def _skipped(root: Path, manifests: Sequence[Manifest]) -> Iterator[Skipped]:
         if not manifest.split:
             yield from list_folder(root).skipped
             continue
-        classes, beside = class_folders(manifest.folder)
-        parts = chain(
-            [("", beside)],
-            ((f"{name}/", list_folder(manifest.folder / name).skipped) for name in classes),
-        )
-        for prefix, skipped in parts:
-            for one in skipped:
-                yield one._replace(name=f"{manifest.split}/{prefix}{one.name}")
+        classes, loose = class_folders(manifest.folder)
+        for entry in loose:
+            yield entry._replace(name=f"{manifest.split}/{entry.name}")
+        for name in classes:
+            for entry in list_folder(manifest.folder / name).skipped:
+                yield entry._replace(name=f"{manifest.split}/{name}/{entry.name}")

@@ -174,7 +174,7 @@ def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -
 
 def _check(arguments: argparse.Namespace) -> None:
     from vggdist.prepare.check import check
-    from vggdist.prepare.check_report import render_check
+    from vggdist.prepare.findings import render_check
 
     result = check(arguments.data, arguments.jobs)
     show(render_check(result, arguments.json), result.to_dict(), arguments.json)

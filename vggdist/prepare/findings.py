@@ -1,27 +1,33 @@
-"""What a check of a data set finds, put together from what is known of each image."""
+"""What a check of a data set finds: from what is known of each image to the report of the whole."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.artifacts.names import printable
+from vggdist.artifacts.paths import quote
 from vggdist.data.examine import Examined
 from vggdist.data.manifest import Contents, Manifest
 from vggdist.data.manifest_file import Unusable
 from vggdist.errors import DataError
-from vggdist.prepare.isolated import Casualty
 
 TINY_CLASS = 10
 """A class with fewer training images is worth a warning; ImageNet's smallest has 732."""
 
 CROP_SIZE = 224
 """The paper's crop size, pixels: an image with a shorter side below it is enlarged at every S."""
+
+_MOST_FILES = 20  # quarantined files that are spelled out
+_MOST_CASES = 5  # that a warning spells out
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,17 @@ class CheckResult:
 
 
 class SplitFindings:
-    """What is known of each image of one split.
+    """What is known of each image of a split.
 
     Args:
         manifest: the split.
         root: the folder that is checked; files are named relative to it.
         before: what the manifest knew of the files, if somebody has looked into them.
+
+    Attributes:
+        usable: (num_images,), whether training can use an image.
+        unusable: the images that it cannot use.
+        damaged: those that it uses though they are damaged.
     """
 
     def __init__(self, manifest: Manifest, root: Path, before: Contents | None) -> None:
@@ -132,8 +143,9 @@ class SplitFindings:
         self.contents = Contents(
             np.zeros((num_images, 2), dtype=np.int32), np.zeros((num_images, 32), dtype=np.uint8)
         )
-        self.reasons: dict[int, str] = {}
-        self.damage: dict[int, str] = {}
+        self.usable = np.zeros(num_images, dtype=bool)
+        self.unusable: list[Unusable] = []
+        self.damaged: list[Unusable] = []
         self.formats: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
         self._before = before
@@ -141,38 +153,23 @@ class SplitFindings:
         # A folder that is itself the only class is part of an image's name, but above `root`.
         self._above = f"{root.name}/" if manifest.folder == root.parent else ""
 
-    def add(self, image: int, found: Examined | Casualty) -> None:
+    def add(self, image: int, found: Examined) -> None:
         """Takes note of what was found out about an image."""
-        if isinstance(found, Casualty):
-            found = Examined(found.reason)
         self.num_bytes[image] = found.num_bytes
         self.contents.sizes[image] = found.width, found.height
         self.contents.sha256[image] = np.frombuffer(found.sha256, dtype=np.uint8)
         if found.reason:
-            self.reasons[image] = found.reason
-        else:
-            if found.damage:
-                self.damage[image] = found.damage
-            self.formats[found.format] += 1
-            self.modes[found.mode or "unknown"] += 1
+            self.unusable.append(Unusable(self.file(image), found.reason))
+            return
+        self.usable[image] = True
+        if found.damage:
+            self.damaged.append(Unusable(self.file(image), found.damage))
+        self.formats[found.format] += 1
+        self.modes[found.mode or "unknown"] += 1
 
     def file(self, image: int) -> str:
         """The name of an image, relative to the folder that is checked."""
         return self._prefix + self.manifest.name(image).removeprefix(self._above)
-
-    def accepted(self) -> NDArray[np.int64]:
-        """Numbers of the images that training can use."""
-        usable = np.ones(self.manifest.num_images, dtype=bool)
-        usable[list(self.reasons)] = False
-        return np.flatnonzero(usable)
-
-    def unusable(self) -> list[Unusable]:
-        """The other images, with their reasons."""
-        return [Unusable(self.file(image), reason) for image, reason in self.reasons.items()]
-
-    def damaged(self) -> list[Unusable]:
-        """The images that are used though they are damaged."""
-        return [Unusable(self.file(image), damage) for image, damage in self.damage.items()]
 
     def changed(self) -> list[str]:
         """Files whose bytes are not those that were there before."""
@@ -186,11 +183,8 @@ class SplitFindings:
         """Class -> its images."""
         labels, classes = self.manifest.labels, self.manifest.classes
         images = np.bincount(labels, minlength=len(classes)).tolist()
-        accepted = np.bincount(labels[self.accepted()], minlength=len(classes)).tolist()
+        accepted = np.bincount(labels[self.usable], minlength=len(classes)).tolist()
         return dict(zip(classes, map(ClassCount, images, accepted), strict=True))
-
-
-_Image = tuple[SplitFindings, int]
 
 
 def put_together(
@@ -207,10 +201,10 @@ def put_together(
         refused: images that training does not list, by their suffix.
         left_out: reason -> kind -> what else it does not list.
     """
-    images = [(split, int(image)) for split in found for image in split.accepted()]
-    sizes = np.concatenate([split.contents.sizes[split.accepted()] for split in found])
-    num_bytes = np.concatenate([split.num_bytes[split.accepted()] for split in found])
-    quarantine = [*refused, *(one for split in found for one in split.unusable())]
+    images = [(split, int(i)) for split in found for i in np.flatnonzero(split.usable)]
+    sizes = np.concatenate([split.contents.sizes[split.usable] for split in found])
+    num_bytes = np.concatenate([split.num_bytes[split.usable] for split in found])
+    hashes = np.concatenate([split.contents.sha256[split.usable] for split in found])
     counts = {split.manifest.split: split.class_counts() for split in found}
     training = counts[found[0].manifest.split]
     by_pixels = np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")
@@ -225,7 +219,7 @@ def put_together(
     return CheckResult(
         data=str(root),
         accepted=len(images),
-        quarantine=sorted(quarantine, key=lambda one: one.file),
+        quarantine=by_file(chain(refused, *(split.unusable for split in found))),
         left_out={reason: _by_count(kinds) for reason, kinds in left_out.items()},
         splits=counts,
         formats=_by_count(sum((split.formats for split in found), Counter())),
@@ -235,15 +229,18 @@ def put_together(
         smallest=extreme(0),
         largest=extreme(-1),
         num_below_crop_size=int((shorter < CROP_SIZE).sum()),
-        duplicates=_duplicates(images, found),
+        duplicates=_duplicates(images, hashes),
         tiny_classes={
             name: count.accepted for name, count in training.items() if count.accepted < TINY_CLASS
         },
         changed=sorted(file for split in found for file in split.changed()),
-        damaged=sorted(
-            (one for split in found for one in split.damaged()), key=lambda one: one.file
-        ),
+        damaged=by_file(chain(*(split.damaged for split in found))),
     )
+
+
+def by_file(images: Iterable[Unusable]) -> list[Unusable]:
+    """Sorted by their names."""
+    return sorted(images, key=attrgetter("file"))
 
 
 def _spread(values: NDArray[Any]) -> Spread:
@@ -256,8 +253,9 @@ def _by_count(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _duplicates(images: Sequence[_Image], found: Sequence[SplitFindings]) -> Duplicates:
-    hashes = np.concatenate([split.contents.sha256[split.accepted()] for split in found])
+def _duplicates(
+    images: Sequence[tuple[SplitFindings, int]], hashes: NDArray[np.uint8]
+) -> Duplicates:
     across, conflicting, num_same = [], [], 0
     for group in ([images[i] for i in places] for places in _same(hashes)):
         by_label = Counter((split, split.manifest.labels[image]) for split, image in group)
@@ -278,3 +276,95 @@ def _same(hashes: NDArray[np.uint8]) -> Iterator[list[int]]:
     ends = np.diff(np.concatenate([[False], as_before, [False]]).astype(np.int8))
     for first, last in np.flatnonzero(ends).reshape(-1, 2):
         yield order[first : last + 1].tolist()
+
+
+def render_check(result: CheckResult, whole_list: Path | None) -> str:
+    """A few tables, then warnings, then damaged and quarantined files by reason.
+
+    Args:
+        result: of `check`.
+        whole_list: where all such files are listed; none: nowhere.
+    """
+    total = result.accepted + len(result.quarantine)
+    lines = [
+        f"{quote(result.data)}: {result.accepted} of {total} images can be used",
+        "",
+        f"  {'':<8}{'classes':>9}{'images':>11}{'accepted':>11}",
+    ]
+    for split, classes in result.splits.items():
+        images = sum(count.images for count in classes.values())
+        accepted = sum(count.accepted for count in classes.values())
+        lines.append(f"  {split or 'all':<8}{len(classes):>9}{images:>11}{accepted:>11}")
+    lines += ["", *(f"  {name:<14} {value}" for name, value in _contents(result))]
+    if warnings := list(_warnings(result)):
+        lines += ["", "Warnings", *(f"  {warning}" for warning in warnings)]
+    for title, files in (
+        ("Readable, damaged, used all the same", result.damaged),
+        ("Quarantine, files that training cannot use", result.quarantine),
+    ):
+        if files:
+            lines += ["", f"{title}: {len(files)}", *_by_reason(files, whole_list)]
+    return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _contents(result: CheckResult) -> Iterator[tuple[str, str]]:
+    shorter, num_bytes = result.shorter_side, result.num_bytes
+    yield "formats", _counted(result.formats)
+    yield "modes", _counted(result.modes)
+    yield "shorter side", f"{shorter.min} to {shorter.max}, median {shorter.median} pixels"
+    yield "file size", f"{num_bytes.min} to {num_bytes.max}, median {num_bytes.median} bytes"
+    for name, extreme in (("smallest", result.smallest), ("largest", result.largest)):
+        if extreme is not None:
+            yield name, f"{extreme.width} x {extreme.height} pixels, {extreme.file}"
+    yield f"below {CROP_SIZE}", f"{result.num_below_crop_size} images (shorter side, pixels)"
+    yield "copies", f"{result.duplicates.num_same_label} in the same class and split"
+    for number, (reason, kinds) in enumerate(result.left_out.items()):
+        yield "" if number else "not read", f"{reason}: {_counted(kinds)}"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name or 'no suffix'} {count}" for name, count in counts.items()) or "none"
+
+
+def _warnings(result: CheckResult) -> Iterator[str]:
+    across, conflicting = result.duplicates.across_splits, result.duplicates.different_labels
+    tiny = [f"{name}: {count}" for name, count in result.tiny_classes.items()]
+    yield from _warning(
+        "Images in train/ and in val/, so that the validation error looks better than it is",
+        [_group(group) for group in across],
+    )
+    yield from _warning(
+        "Images in several classes of one split", [_group(group) for group in conflicting]
+    )
+    yield from _warning(f"Classes with fewer than {TINY_CLASS} training images", tiny)
+    yield from _warning("Files that have changed since they were last looked at", result.changed)
+
+
+def _warning(what: str, cases: Sequence[str]) -> Iterator[str]:
+    if cases:
+        yield f"{what}: {len(cases)}"
+        yield from (f"  {case}" for case in cases[:_MOST_CASES])
+        if (more := len(cases) - _MOST_CASES) > 0:
+            yield f"  and {more} more"
+
+
+def _group(files: Sequence[str]) -> str:
+    # The first and the last are of different splits, or classes.
+    return " = ".join(
+        files if len(files) < 4 else [files[0], f"({len(files) - 2} more)", files[-1]]
+    )
+
+
+def _by_reason(listed: Sequence[Unusable], whole_list: Path | None) -> Iterator[str]:
+    by_reason: defaultdict[str, list[str]] = defaultdict(list)
+    for image in listed:
+        by_reason[image.reason].append(image.file)
+    left = _MOST_FILES
+    for reason, files in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        if left > 0:
+            yield f"  {len(files)}: {reason}"
+            yield from (f"    {file}" for file in files[:left])
+        left -= len(files)
+    if left < 0:
+        where = f"in {quote(whole_list)}" if whole_list else "what --json FILE writes"
+        yield f"  and {-left} more; the whole list is {where}"
