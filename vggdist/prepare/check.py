@@ -1,18 +1,18 @@
-"""Looks at every image of a data set before a training does; nothing is moved or changed.
+"""Examines every image of a data set before a training; nothing is moved or changed.
 
-Images are examined in processes that may crash. What training could not use goes to the quarantine
-list beside the images, and sizes and hashes into their manifest.
+Images that training could not use go to the quarantine list next to the images, and sizes and
+hashes into their manifest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from PIL import Image
@@ -42,7 +42,7 @@ from vggdist.data.manifest_file import (
 )
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.errors import DataError
-from vggdist.prepare.findings import CheckResult, SplitFindings, by_file, put_together
+from vggdist.prepare.findings import CheckResult, Findings
 from vggdist.prepare.processes import Examine, examine_all
 from vggdist.terminal import Progress
 
@@ -83,11 +83,20 @@ def check(
     if stored or all((root / split).is_dir() for split in SPLITS):
         survey = survey_dataset(root)
     manifests = survey.splits if survey else (_images(root),)
-    found = [SplitFindings(split, root, before.get(split.split)) for split in manifests]
-    _examine_all(found, examine, jobs or len(os.sched_getaffinity(0)), longest_seconds)
+    findings = Findings(root, manifests, before)
+    places = (split.place(image) for split in manifests for image in range(split.num_images))
+    with (
+        closing(
+            examine_all(examine, places, jobs or len(os.sched_getaffinity(0)), longest_seconds)
+        ) as results,
+        closing(Progress(sum(split.num_images for split in manifests))) as progress,
+    ):
+        for image, examined in enumerate(results):
+            findings.add(image, examined)
+            progress.advance()
     if survey:
-        _save(survey, found)
-    return put_together(root, found, *_other_files(root, manifests))
+        _save(survey, findings)
+    return findings.result(*_other_files(root, manifests))
 
 
 def _images(root: Path) -> Manifest:
@@ -104,38 +113,18 @@ def _images(root: Path) -> Manifest:
     return from_classes(root, "", tree.items())
 
 
-def _examine_all(
-    found: Sequence[SplitFindings], examine: Examine, jobs: int, longest_seconds: float
-) -> None:
-    places = (split.manifest.place(image) for split, image in _numbered(found))
-    total = sum(split.manifest.num_images for split in found)
-    with (
-        contextlib.closing(examine_all(examine, places, jobs, longest_seconds)) as results,
-        contextlib.closing(Progress(total)) as progress,
-    ):
-        for (split, image), examined in zip(_numbered(found), results, strict=True):
-            split.add(image, examined)
-            progress.advance()
-
-
-def _numbered(found: Sequence[SplitFindings]) -> Iterator[tuple[SplitFindings, int]]:
-    return ((split, image) for split in found for image in range(split.manifest.num_images))
-
-
-def _save(survey: Survey, found: Sequence[SplitFindings]) -> None:
-    """Writes manifest and quarantine list beside the images, if the folder lets us."""
+def _save(survey: Survey, findings: Findings) -> None:
+    """Writes the manifest and the quarantine list next to the images, if the folder is writable."""
     root = survey.dataset.root
     manifests, contents = [], {}
-    for split in found:
-        manifest = split.manifest
-        noted = survey.contents[manifest.split]
-        known = replace(noted, sizes=split.contents.sizes, sha256=split.contents.sha256)
+    for number, manifest in enumerate(survey.splits):
+        found = findings.contents(number)
+        known = replace(survey.contents[manifest.split], sizes=found.sizes, sha256=found.sha256)
         contents[manifest.split] = known
         manifests.append(replace(manifest, contents=digest(manifest, known)))
-    unusable = by_file(chain(*(split.unusable for split in found)))
     try:
         save_manifest(Dataset(*manifests), [root / MANIFEST_NAME], contents)
-        save_quarantine(root, unusable)
+        save_quarantine(root, sorted(findings.bad, key=attrgetter("file")))
     except (DataError, OSError) as error:
         logger.warning(
             "What was found cannot be written beside the images, so a training will not know of "

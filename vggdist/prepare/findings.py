@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -122,124 +121,142 @@ class CheckResult:
             )
 
 
-class SplitFindings:
-    """What is known of each image of a split.
+class Findings:
+    """What is known of the images of a folder, numbered through all of its splits.
 
     Args:
-        manifest: the split.
-        root: the folder that is checked; files are named relative to it.
-        before: what the manifest knew of the files, if somebody has looked into them.
+        root: the folder; files are named relative to it.
+        manifests: its splits, the training images first.
+        before: split -> what its manifest knew of the files, if it knew anything.
 
     Attributes:
-        usable: (num_images,), whether training can use an image.
-        unusable: the images that it cannot use.
+        bad: the images that training cannot use.
         damaged: those that it uses though they are damaged.
     """
 
-    def __init__(self, manifest: Manifest, root: Path, before: Contents | None) -> None:
-        num_images = manifest.num_images
-        self.manifest = manifest
-        self.num_bytes = np.zeros(num_images, dtype=np.int64)
-        self.contents = Contents(
-            np.zeros((num_images, 2), dtype=np.int32), np.zeros((num_images, 32), dtype=np.uint8)
-        )
-        self.usable = np.zeros(num_images, dtype=bool)
-        self.unusable: list[Unusable] = []
+    def __init__(
+        self, root: Path, manifests: Sequence[Manifest], before: Mapping[str, Contents]
+    ) -> None:
+        counts = [manifest.num_images for manifest in manifests]
+        self._root, self._manifests, self._before = root, manifests, before
+        self._split = np.repeat(np.arange(len(counts)), counts)
+        self._first = np.cumsum([0, *counts])  # image of each split
+        self._usable = np.zeros(sum(counts), dtype=bool)
+        self._num_bytes = np.zeros(sum(counts), dtype=np.int64)
+        self._sizes = np.zeros((sum(counts), 2), dtype=np.int32)
+        self._sha256 = np.zeros((sum(counts), 32), dtype=np.uint8)
+        self._formats: Counter[str] = Counter()
+        self._modes: Counter[str] = Counter()
+        self.bad: list[Unusable] = []
         self.damaged: list[Unusable] = []
-        self.formats: Counter[str] = Counter()
-        self.modes: Counter[str] = Counter()
-        self._before = before
-        self._prefix = f"{manifest.split}/" if manifest.split else ""
-        # A folder that is itself the only class is part of an image's name, but above `root`.
-        self._above = f"{root.name}/" if manifest.folder == root.parent else ""
 
     def add(self, image: int, found: Examined) -> None:
-        """Takes note of what was found out about an image."""
-        self.num_bytes[image] = found.num_bytes
-        self.contents.sizes[image] = found.width, found.height
-        self.contents.sha256[image] = np.frombuffer(found.sha256, dtype=np.uint8)
+        """Records what was found in an image."""
+        self._num_bytes[image] = found.num_bytes
+        self._sizes[image] = found.width, found.height
+        self._sha256[image] = np.frombuffer(found.sha256, dtype=np.uint8)
         if found.reason:
-            self.unusable.append(Unusable(self.file(image), found.reason))
+            self.bad.append(Unusable(self._file(image), found.reason))
             return
-        self.usable[image] = True
+        self._usable[image] = True
         if found.damage:
-            self.damaged.append(Unusable(self.file(image), found.damage))
-        self.formats[found.format] += 1
-        self.modes[found.mode or "unknown"] += 1
+            self.damaged.append(Unusable(self._file(image), found.damage))
+        self._formats[found.format] += 1
+        self._modes[found.mode or "unknown"] += 1
 
-    def file(self, image: int) -> str:
+    def contents(self, split: int) -> Contents:
+        """What is in the files of a split, given by its place among the manifests."""
+        images = slice(self._first[split], self._first[split + 1])
+        return Contents(self._sizes[images], self._sha256[images])
+
+    def result(
+        self, refused: Sequence[Unusable], left_out: Mapping[str, Counter[str]]
+    ) -> CheckResult:
+        """The result for the folder.
+
+        Args:
+            refused: images that training does not list, by their suffix.
+            left_out: reason -> kind -> what else it does not list.
+        """
+        accepted = np.flatnonzero(self._usable)
+        sizes = self._sizes[accepted]
+        by_pixels = accepted[np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")]
+        shorter = sizes.min(axis=1)
+        splits = {
+            manifest.split: self._class_counts(i) for i, manifest in enumerate(self._manifests)
+        }
+        training = splits[self._manifests[0].split]
+        return CheckResult(
+            data=str(self._root),
+            accepted=len(accepted),
+            quarantine=_by_file([*refused, *self.bad]),
+            left_out={reason: _by_count(kinds) for reason, kinds in left_out.items()},
+            splits=splits,
+            formats=_by_count(self._formats),
+            modes=_by_count(self._modes),
+            shorter_side=_spread(shorter),
+            num_bytes=_spread(self._num_bytes[accepted]),
+            smallest=self._extreme(by_pixels[0]) if len(accepted) else None,
+            largest=self._extreme(by_pixels[-1]) if len(accepted) else None,
+            num_below_crop_size=int((shorter < CROP_SIZE).sum()),
+            duplicates=self._duplicates(accepted),
+            tiny_classes={
+                name: count.accepted
+                for name, count in training.items()
+                if count.accepted < TINY_CLASS
+            },
+            changed=sorted(self._changed()),
+            damaged=_by_file(self.damaged),
+        )
+
+    def _file(self, image: int) -> str:
         """The name of an image, relative to the folder that is checked."""
-        return self._prefix + self.manifest.name(image).removeprefix(self._above)
+        split = int(self._split[image])
+        manifest = self._manifests[split]
+        name = manifest.name(image - int(self._first[split]))
+        if manifest.folder == self._root.parent:
+            # A folder that is itself the only class is part of an image's name, but above `root`.
+            return name.removeprefix(f"{self._root.name}/")
+        return f"{manifest.split}/{name}" if manifest.split else name
 
-    def changed(self) -> list[str]:
-        """Files whose bytes are not those that were there before."""
-        if self._before is None:
-            return []
-        known = self._before.sha256.any(axis=1) & self.contents.sha256.any(axis=1)
-        differs = (self._before.sha256 != self.contents.sha256).any(axis=1)
-        return [self.file(int(image)) for image in np.flatnonzero(known & differs)]
-
-    def class_counts(self) -> dict[str, ClassCount]:
-        """Class -> its images."""
-        labels, classes = self.manifest.labels, self.manifest.classes
+    def _class_counts(self, split: int) -> dict[str, ClassCount]:
+        labels, classes = self._manifests[split].labels, self._manifests[split].classes
+        usable = self._usable[self._first[split] : self._first[split + 1]]
         images = np.bincount(labels, minlength=len(classes)).tolist()
-        accepted = np.bincount(labels[self.usable], minlength=len(classes)).tolist()
+        accepted = np.bincount(labels[usable], minlength=len(classes)).tolist()
         return dict(zip(classes, map(ClassCount, images, accepted), strict=True))
 
+    def _extreme(self, image: int) -> Extreme:
+        width, height = self._sizes[image].tolist()
+        return Extreme(self._file(image), width, height)
 
-def put_together(
-    root: Path,
-    found: Sequence[SplitFindings],
-    refused: Sequence[Unusable],
-    left_out: Mapping[str, Counter[str]],
-) -> CheckResult:
-    """The result for a folder.
+    def _changed(self) -> Iterator[str]:
+        """Files whose bytes are not those that the manifest knew."""
+        for split, manifest in enumerate(self._manifests):
+            if manifest.split in self._before:
+                before, now = self._before[manifest.split].sha256, self.contents(split).sha256
+                known = before.any(axis=1) & now.any(axis=1)
+                for image in np.flatnonzero(known & (before != now).any(axis=1)):
+                    yield self._file(self._first[split] + image)
 
-    Args:
-        root: the folder.
-        found: what is known of the images of each split; the training images first.
-        refused: images that training does not list, by their suffix.
-        left_out: reason -> kind -> what else it does not list.
-    """
-    images = [(split, int(i)) for split in found for i in np.flatnonzero(split.usable)]
-    sizes = np.concatenate([split.contents.sizes[split.usable] for split in found])
-    num_bytes = np.concatenate([split.num_bytes[split.usable] for split in found])
-    hashes = np.concatenate([split.contents.sha256[split.usable] for split in found])
-    counts = {split.manifest.split: split.class_counts() for split in found}
-    training = counts[found[0].manifest.split]
-    by_pixels = np.argsort(sizes.astype(np.int64).prod(axis=1), kind="stable")
-
-    def extreme(rank: int) -> Extreme | None:
-        if not images:
-            return None
-        split, image = images[int(by_pixels[rank])]
-        return Extreme(split.file(image), *split.contents.sizes[image].tolist())
-
-    shorter = sizes.min(axis=1)
-    return CheckResult(
-        data=str(root),
-        accepted=len(images),
-        quarantine=by_file(chain(refused, *(split.unusable for split in found))),
-        left_out={reason: _by_count(kinds) for reason, kinds in left_out.items()},
-        splits=counts,
-        formats=_by_count(sum((split.formats for split in found), Counter())),
-        modes=_by_count(sum((split.modes for split in found), Counter())),
-        shorter_side=_spread(shorter),
-        num_bytes=_spread(num_bytes),
-        smallest=extreme(0),
-        largest=extreme(-1),
-        num_below_crop_size=int((shorter < CROP_SIZE).sum()),
-        duplicates=_duplicates(images, hashes),
-        tiny_classes={
-            name: count.accepted for name, count in training.items() if count.accepted < TINY_CLASS
-        },
-        changed=sorted(file for split in found for file in split.changed()),
-        damaged=by_file(chain(*(split.damaged for split in found))),
-    )
+    def _duplicates(self, accepted: NDArray[np.int64]) -> Duplicates:
+        labels = np.concatenate([manifest.labels for manifest in self._manifests])
+        across, conflicting, num_same = [], [], 0
+        for places in _equal_rows(self._sha256[accepted]):
+            group = accepted[places]
+            by_label = {(self._split[image], labels[image]) for image in group}
+            num_same += len(group) - len(by_label)
+            labels_of = Counter(split for split, _ in by_label)
+            if len(labels_of) > 1:
+                across.append(sorted(map(self._file, group)))
+            for split, num_labels in labels_of.items():
+                if num_labels > 1:
+                    of_split = group[self._split[group] == split]
+                    conflicting.append(sorted(map(self._file, of_split)))
+        return Duplicates(sorted(across), sorted(conflicting), num_same)
 
 
-def by_file(images: Iterable[Unusable]) -> list[Unusable]:
-    """Sorted by their names."""
+def _by_file(images: Iterable[Unusable]) -> list[Unusable]:
     return sorted(images, key=attrgetter("file"))
 
 
@@ -253,22 +270,7 @@ def _by_count(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _duplicates(
-    images: Sequence[tuple[SplitFindings, int]], hashes: NDArray[np.uint8]
-) -> Duplicates:
-    across, conflicting, num_same = [], [], 0
-    for group in ([images[i] for i in places] for places in _same(hashes)):
-        by_label = Counter((split, split.manifest.labels[image]) for split, image in group)
-        labels_of = Counter(split for split, _ in by_label)
-        num_same += len(group) - len(by_label)
-        if len(labels_of) > 1:
-            across.append(sorted(split.file(image) for split, image in group))
-        for split in (split for split, labels in labels_of.items() if labels > 1):
-            conflicting.append(sorted(split.file(image) for of, image in group if of is split))
-    return Duplicates(sorted(across), sorted(conflicting), num_same)
-
-
-def _same(hashes: NDArray[np.uint8]) -> Iterator[list[int]]:
+def _equal_rows(hashes: NDArray[np.uint8]) -> Iterator[list[int]]:
     """Places of equal rows of (n, 32), in groups of at least two."""
     words = hashes.view(np.uint64)  # (n, 4): numbers sort faster than strings
     order = np.lexsort(words.T)

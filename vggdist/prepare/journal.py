@@ -1,4 +1,4 @@
-"""What a preparation has finished, so that a killed one goes on where it was.
+"""What a preparation has finished, so that a killed one continues where it was.
 
 A part is a shard, or some thousand files. It is done when its index exists: a file in the journal,
 a hidden folder beside the images, that lists them and is written once their bytes are on the disk.
@@ -52,14 +52,14 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The journal of one folder; also keeps other processes from writing there.
+    """The journal of a folder, locked against other processes.
 
     Args:
         folder: the data set's folder; made if it is not there.
         request: what is asked for.
 
     Raises:
-        DataError: the folder holds something else, or another process is at work there.
+        DataError: the folder holds something else, or another process writes there.
         OSError: the folder cannot be written.
     """
 
@@ -93,7 +93,7 @@ class Journal:
         return [part for part in self.parts if part["split"] == split]
 
     def commit(self, split: str, entries: Sequence[Entry]) -> None:
-        """Makes a part lasting, with everything that was written before."""
+        """Makes a part durable, with everything that was written before it."""
         names, labels, sizes, num_bytes, sha256, offsets = zip(*entries, strict=True)
         part = {
             "split": np.array(split),
@@ -109,7 +109,7 @@ class Journal:
         self.parts.append(part)
 
     def finish(self) -> None:
-        """The data set is complete: only what was asked for is kept."""
+        """The data set is complete: of the journal only the request is kept."""
         os.replace(self._folder / "request.json", self._root / FINISHED_NAME)
         _sync_file_system(self._root)
         shutil.rmtree(self._folder)
@@ -118,11 +118,11 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Lets other processes in."""
+        """Releases the lock."""
         self._lock.close()
 
     def _put(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Puts a file into the journal once it and all that was written before are on the disk."""
+        """Adds a file once it and everything that was written before are on the disk."""
         temporary = self._folder / f".{name}.tmp"
         with temporary.open("wb") as file:
             write(file)

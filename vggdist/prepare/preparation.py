@@ -1,8 +1,8 @@
-"""Writes a data set, as class folders or as shards, and the manifest that tells all about it.
+"""The run of a preparation: from a source to class folders or shards, and their manifest.
 
-One thread takes the images from the source and stores the results, in order; the others hash,
-look at sizes, resize and write single files. A killed run goes on after its last finished part, and
-what it writes in the end is the same as if nothing had happened.
+One thread reads the source and writes shards, in order; the others hash, find sizes, resize and
+write single files. A killed run continues after its last finished part, and the result is the same
+as if it had not been killed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def prepare(source: Source, out: str | Path, packing: Packing, strict: bool = Fa
 
     Args:
         source: the images.
-        out: the folder: new, empty, or left by a run with the same arguments, which then goes on.
+        out: the folder: new, empty, or left by a run with the same arguments, which is continued.
         packing: the form.
         strict: whether a source that differs from what is expected is an error.
 
@@ -131,7 +131,7 @@ def render_prepared(prepared: Prepared) -> str:
 
 
 def _pack(source: Source, out: Path, packing: Packing, journal: Journal) -> None:
-    """Writes the images that no finished part lists."""
+    """Writes the images that are in no finished part."""
 
     def work(image: SourceImage) -> PackedImage:
         packed = pack_image(image, packing.resize)
@@ -165,7 +165,7 @@ def _in_order(
     jobs: int,
     progress: Progress,
 ) -> Generator[PackedImage, None, None]:
-    """The results of `work`, which threads do a little ahead."""
+    """The results of `work`, done by threads a little ahead of the caller."""
     waiting: deque[tuple[int, Future[PackedImage]]] = deque()
     num_bytes = 0
     pool = ThreadPoolExecutor(jobs)
@@ -241,8 +241,8 @@ def _compare_counts(source: Source, dataset: Dataset, strict: bool) -> None:
     num_classes = len(dataset.train.classes)
     surprises = source.surprises(
         {
-            one.split: np.bincount(one.labels, minlength=num_classes)
-            for one in (dataset.train, dataset.val)
+            manifest.split: np.bincount(manifest.labels, minlength=num_classes)
+            for manifest in (dataset.train, dataset.val)
         }
     )
     if surprises and strict:
