@@ -32,9 +32,10 @@ Request = Mapping[str, Any]
 """What was asked for: plain JSON values."""
 
 
+COLUMNS = ("labels", "sizes", "num_bytes", "sha256", "offsets")
 Part = dict[str, NDArray[Any]]
-"""The arrays of an index: split; names, packed as in `Names`; and (num_images, ...) labels, sizes,
-num_bytes, sha256 and offsets, in the order in which the images were packed."""
+"""The arrays of an index: split; names, packed as in `Names`; and `COLUMNS`, (num_images, ...), in
+the order in which the images were packed."""
 
 
 class Entry(NamedTuple):
@@ -126,14 +127,16 @@ class Journal:
         temporary = self._folder / f".{name}.tmp"
         with temporary.open("wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems answer syncfs at once
         _sync_file_system(self._root)
         os.replace(temporary, self._folder / name)
 
     def _load(self, path: Path) -> Part:
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return dict(stored)
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+                return {name: stored[name] for name in ("split", "names", *COLUMNS)}
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"The record {quote(path)} of an unfinished preparation is damaged ({error}). "
                 f"Remove {quote(self._root)} and start again."
