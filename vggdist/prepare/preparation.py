@@ -33,7 +33,7 @@ from vggdist.data.manifest_file import (
 )
 from vggdist.data.survey import note_files
 from vggdist.errors import DataError
-from vggdist.prepare.journal import Journal, Part, is_finished
+from vggdist.prepare.journal import COLUMNS, Journal, Part, is_finished
 from vggdist.prepare.packing import (
     PackedImage,
     Packing,
@@ -211,10 +211,8 @@ def _listed(
     parts: Sequence[Part], out: Path, split: str, classes: tuple[str, ...], form: str
 ) -> tuple[Manifest, Contents]:
     """The images of a split's parts in the order that class folders have."""
-    columns = {
-        name: np.concatenate([part[name] for part in parts]) for name in parts[0].keys() - {"split"}
-    }
-    names = Names(columns.pop("names").tobytes()).unpack()
+    names = [name for part in parts for name in Names(part["names"].tobytes()).unpack()]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     by_name = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
     order = by_name[np.argsort(columns["labels"][by_name], kind="stable")]
     columns = {name: column[order] for name, column in columns.items()}
