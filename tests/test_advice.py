@@ -21,8 +21,7 @@ from vggdist.convert.importing import read_classes
 from vggdist.distributed import process as world
 from vggdist.errors import VggdistError, WeightsError
 from vggdist.model.initialization import build_initialized
-from vggdist.prepare.packing import Resize
-from vggdist.prepare.writers import Packing
+from vggdist.prepare.packing import Packing, Resize
 from vggdist.profiling import exchange, machine, step, tune
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.transfer.linear_classifier import transfer

@@ -74,7 +74,7 @@ DOORS = {
     "tensorboard": {"training.metric_log"},
     "torch.utils.tensorboard": {"training.metric_log"},
     "yaml": {"config_file"},
-    "pebble": {"prepare.isolated"},
+    "pebble": {"prepare.processes"},
     "scipy": {"prepare.devkit"},
     "submitit": {"slurm.submit", "slurm.job"},
     "matplotlib": {"planning.chart", "reports.chart"},

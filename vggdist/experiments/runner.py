@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vggdist.artifacts import files
 from vggdist.config import split_batch
 from vggdist.errors import EXIT_STOPPED, ConfigError
 from vggdist.experiments import job_log
