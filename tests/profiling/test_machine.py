@@ -10,9 +10,9 @@ from vggdist.config import split_batch
 from vggdist.config_file import make_config
 from vggdist.errors import ConfigError
 from vggdist.planning.devices import DEVICES, load_device
-from vggdist.planning.exchange import Work
+from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
-from vggdist.planning.network import plan_layers
+from vggdist.planning.messages import Work
 from vggdist.planning.step import compute_seconds
 from vggdist.profiling.machine import require_writable, sustained_teraflops
 
@@ -62,7 +62,7 @@ def test_a_plan_takes_as_long_for_a_step_as_was_measured(accumulation: int) -> N
     split = split_batch(config.batch, 1)
     rate = sustained_teraflops(config, split, DEVICES["p100"], 0.9)
     device = DEVICES["p100"].model_copy(update={"sustained_teraflops": {"bf16": rate}})
-    work = Work(plan_layers(config), "bf16", "bf16", "bf16", 16, accumulation)
+    work = Work(count_layers(config), "bf16", "bf16", "bf16", 16, accumulation)
     assert compute_seconds(work, Cluster(1, 1, device, 1e9)) == pytest.approx(0.9)
 
 

@@ -15,12 +15,12 @@ from vggdist.commands.arguments import (
 )
 
 PLAN_DESCRIPTION = """\
-Simulates a training step layer by layer, with the gradients that travel beside the backward pass,
-and says what the whole training would take: time of a step, efficiency on 1 to 1024 ranks, memory,
+Simulates a training step layer by layer, with the gradients that are sent meanwhile, and says what
+the whole training would take: time of a step, efficiency on 1 to 1024 ranks, memory,
 what disks and CPU cores have to supply, hours, and how far apart checkpoints should be. Nothing is
 started, and no data is opened.
 
-  fp32 all-reduce  one ring over all ranks, as in the published records
+  fp32 all-reduce  one ring over all ranks, as behind the published results
   factors          fully connected layers exchange the factors of their gradients, always
   ours             what exchange=auto would run
 
@@ -93,10 +93,10 @@ def add_verbs(verbs: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from vggdist.planning.devices import load_device
+    from vggdist.planning.estimate import estimate_training
     from vggdist.planning.links import Cluster, parse_rate
-    from vggdist.planning.plan import make_plan
     from vggdist.planning.run import Images
-    from vggdist.planning.table import render_plan
+    from vggdist.planning.table import render_estimate
 
     cluster = Cluster(
         arguments.nodes,
@@ -104,7 +104,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         load_device(arguments.device),
         parse_rate(arguments.network),
     )
-    plan = make_plan(
+    estimate = estimate_training(
         configured(arguments),
         cluster,
         micro_batch=arguments.micro_batch,
@@ -112,7 +112,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         num_cores=arguments.cores_per_node,
     )
     if arguments.out is not None:
-        from vggdist.planning.chart import draw_plan
+        from vggdist.planning.chart import draw_estimate
 
-        draw_plan(plan, arguments.out)
-    show(render_plan(plan), plan.to_dict(), arguments.json)
+        draw_estimate(estimate, arguments.out)
+    show(render_estimate(estimate), estimate.to_dict(), arguments.json)

@@ -31,9 +31,9 @@ from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.vgg import build_vgg
 from vggdist.planning.devices import Device, load_device
-from vggdist.planning.exchange import Work
+from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
-from vggdist.planning.network import plan_layers
+from vggdist.planning.messages import Work
 from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.loops import OurLoop, synthetic_batch
@@ -141,7 +141,7 @@ def sustained_teraflops(config: Config, split: BatchSplit, device: Device, secon
         device: with the measured rate of its memory.
         seconds: of a step on one rank, without exchange.
     """
-    layers = plan_layers(config)
+    layers = count_layers(config)
     work = Work(
         layers, config.resolved_precision, "fp32", "fp32", split.micro, split.accumulation_steps
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.benchmarks.planned_exchange import WAYS, planned, table
+from tests.benchmarks.estimated_exchange import WAYS, planned, table
 from vggdist.planning.devices import DEVICES
 
 SETTING = {

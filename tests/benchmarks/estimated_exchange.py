@@ -1,6 +1,6 @@
 """Seconds of a step as planned beside those measured on two hosts with a limited cable.
 
-    python tests/benchmarks/planned_exchange.py MACHINE.json EXCHANGE.json ...
+    python tests/benchmarks/estimated_exchange.py MACHINE.json EXCHANGE.json ...
 
 MACHINE is of `vggdist bench machine --ranks 2` at 64 px, EXCHANGE of `vggdist bench exchange`. The
 plan knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a machine
@@ -21,14 +21,14 @@ from typing import Any
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
 from vggdist.planning.devices import Device, load_device
-from vggdist.planning.exchange import Way, plan_work
+from vggdist.planning.layers import Layer, count_layers
 from vggdist.planning.links import Cluster, parse_rate
-from vggdist.planning.network import PlannedLayer, plan_layers
+from vggdist.planning.messages import Way, Work
 from vggdist.planning.step import StepTime, time_step
 
 WAYS: dict[str, tuple[str, Way]] = {
     "ours": ("vggdist", "auto"),
-    "ddp_fp32": ("torch DDP, fp32", "record"),
+    "ddp_fp32": ("torch DDP, fp32", "fp32_ring"),
     "ddp_bf16": ("torch DDP, bf16 hook", "all_reduce"),
 }
 RETURNED_BYTES = 32 << 20
@@ -51,8 +51,8 @@ def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
             f"batch.global={2 * setting['images_per_rank']}",
         ],
     )
-    layers = plan_layers(config, POOLED_SIDE)
-    work = plan_work(layers, config, split_batch(config.batch, 2))
+    layers = count_layers(config, POOLED_SIDE)
+    work = Work.of_training(layers, config, split_batch(config.batch, 2))
     step = time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
     if name == "ours":
         return step
@@ -60,7 +60,7 @@ def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
     return replace(step, seconds=step.seconds + more)
 
 
-def seconds_of_ddp(device: Device, layers: Sequence[PlannedLayer], *, in_16_bits: bool) -> float:
+def seconds_of_ddp(device: Device, layers: Sequence[Layer], *, in_16_bits: bool) -> float:
     """What DDP does to gradients on a CPU beside their exchange."""
     copied = fresh = 0
     for layer in layers:
