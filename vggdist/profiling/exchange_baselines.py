@@ -1,6 +1,6 @@
 """The ways to exchange gradients that `bench exchange` compares, and the rank that runs one.
 
-All train the same network on the same batches with the same optimizer. Each contender is a function
+All train the same network on the same batches with the same optimizer. Each way is a function
 that builds a network for its way, and returns the step.
 """
 
@@ -44,7 +44,7 @@ POOLED_SIDE = 7
 
 
 def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
-    """One rank of one contender; tells how it goes in lines of JSON on stdout.
+    """One rank that exchanges gradients in one way; tells how it goes in lines of JSON on stdout.
 
     The last line of each rank holds `seconds` of each timed step, `bytes` sent in them, `loss` (of
     the last step, mean over ranks) and `peak_memory` (bytes).
@@ -59,7 +59,7 @@ def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
     ]
     # DeepSpeed prints on stdout.
     with contextlib.redirect_stdout(sys.stderr):
-        step = CONTENDERS[name](config, split, process)
+        step = WAYS[name](config, split, process)
     seconds, sent = [], 0
     for number in range(num_warm + num_steps):
         if number == num_warm:
@@ -189,7 +189,7 @@ def _with_deepspeed(settings: dict[str, Any]) -> Build:
     return lambda config, split, process: _deepspeed(config, split, process, settings)
 
 
-CONTENDERS: dict[str, Build] = {
+WAYS: dict[str, Build] = {
     "ours": _ours,
     "ddp_fp32": lambda config, split, process: _ddp(config, process),
     "ddp_bf16": lambda config, split, process: _ddp(config, process, bf16_compress_hook),
