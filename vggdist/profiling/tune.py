@@ -176,7 +176,9 @@ class _Bench:
         """The best settings, and everything that was tried."""
         values = ladders(self._config, self._process)
         start: Settings = {name: ladder[0] for name, ladder in values.items()}
-        take_turns({"": lambda: self._measure(start)}, self._rounds, self._status, _title(start))
+        take_turns(
+            {"start": lambda: self._measure(start)}, self._rounds, self._status, _title(start)
+        )
         best = Trial(start, self._median(start), None, True)
         trials = [best]
         # The second pass is for settings that were tried before a later one changed.
