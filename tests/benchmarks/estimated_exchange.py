@@ -1,12 +1,12 @@
-"""Seconds of a step as planned beside those measured on two hosts with a limited cable.
+"""Estimated seconds of a step compared with those measured on two hosts with a limited cable.
 
     python tests/benchmarks/estimated_exchange.py MACHINE.json EXCHANGE.json ...
 
 MACHINE is of `vggdist bench machine --ranks 2` at 64 px, EXCHANGE of `vggdist bench exchange`. The
-plan knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a machine
-that does nothing else.
+estimate knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a
+machine that does nothing else.
 
-A plan is about our own exchange. What DDP does besides is added here, from how it works: each
+The estimate is about our own exchange. What DDP does besides is added here, from how it works: each
 gradient is copied into a bucket, and the large ones, and the hook's 16-bit copies of them, lie in
 memory that the system has just given, which ours does not need.
 """
@@ -38,7 +38,7 @@ smaller ones are kept; next time the large ones are fresh again."""
 POOLED_SIDE = 7  # the benchmark pools conv5's maps to 7 x 7, as torchvision does
 
 
-def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
+def estimated(device: Device, setting: dict[str, Any], name: str) -> StepTime:
     """A step of the benchmark's two hosts with a rank each; `name` of `WAYS`."""
     way = WAYS[name][1]
     config = load_config(
@@ -74,17 +74,17 @@ def seconds_of_ddp(device: Device, layers: Sequence[Layer], *, in_16_bits: bool)
 
 
 def table(device: Device, results: list[dict[str, Any]]) -> str:
-    """Measured and planned, as Markdown."""
+    """Measured and estimated, as Markdown."""
     rows = [
-        "| cable | exchange | MB sent by a rank, measured | planned | seconds of a step, measured "
-        "| planned | difference |",
+        "| cable | exchange | MB sent by a rank, measured | estimated | seconds of a step, "
+        "measured | estimated | difference |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         for name, (label, _) in WAYS.items():
             if name not in result:
                 continue
-            step, measured = planned(device, result["setting"], name), result[name]
+            step, measured = estimated(device, result["setting"], name), result[name]
             difference = 100 * (step.seconds / measured["seconds_per_step"] - 1)
             fails = " (fails)" if abs(difference) > 15 else ""
             rows.append(

@@ -1,4 +1,5 @@
-"""The oracle is torch itself: `summarize` on its meta device, and what autograd really keeps."""
+"""The weight layers hold all that `summarize` counts, which a test of its own holds to the network;
+what autograd keeps is what it really keeps."""
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from vggdist.planning.layers import count_layers
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("configuration", ["A", "A-LRN", "B", "C", "D", "E"])
-def test_counts_are_those_of_the_network_itself(configuration: str, batch_norm: bool) -> None:
+def test_the_weight_layers_hold_all_that_the_summary_counts(
+    configuration: str, batch_norm: bool
+) -> None:
     config = make_config({"model": {"configuration": configuration, "batch_norm": batch_norm}})
     layers = count_layers(config)
     summary = summarize(config.model, config.data.crop_size)
     assert sum(layer.num_parameters for layer in layers) == summary.num_parameters
-    counted = {one.name: one.multiply_adds for one in summary.layers if one.multiply_adds}
+    counted = {row.name: row.multiply_adds for row in summary.layers if row.multiply_adds}
     assert {layer.name: layer.multiply_adds for layer in layers} == counted
     assert tuple(layer.name for layer in layers) == config.model.weight_layers()
 
