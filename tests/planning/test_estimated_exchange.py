@@ -17,14 +17,14 @@ SETTING = {
 
 def measured(error: float) -> dict[str, object]:
     """As `bench exchange` writes it, with steps that take so much longer than estimated."""
-    one: dict[str, object] = {"setting": SETTING}
+    result: dict[str, object] = {"setting": SETTING}
     for name in WAYS:
         step = estimated(DEVICES["cpu"], SETTING, name)
-        one[name] = {
+        result[name] = {
             "megabytes_per_step": step.sent_bytes / 1e6,
             "seconds_per_step": step.seconds * (1 + error),
         }
-    return one
+    return result
 
 
 def test_bytes_are_those_of_the_full_network_whatever_the_images_size() -> None:

@@ -107,7 +107,7 @@ def test_larger_micro_batches_hide_more_of_the_exchange_and_take_more_memory() -
     tried = plan(micro_batch=48, nodes=16, device=DEVICES["h100"]).micro_batches
     assert list(tried) == [16, 32, 48, 64, 128, 256, 512]
     for what in ("efficiency", "images_per_second", "memory_bytes"):
-        values = [one[what] for one in tried.values()]
+        values = [figures[what] for figures in tried.values()]
         assert values == sorted(values)
     assert plan().micro_batches == {}
 

@@ -35,7 +35,7 @@ def layer_sizes(model: ModelConfig, crop_size: int) -> tuple[LayerSize, ...]:
         sizes.append(
             LayerSize(
                 layer.name,
-                layer.num_parameters + sum(follower.num_parameters for follower in behind),
+                sum(row.num_parameters for row in (layer, *behind)),
                 layer.multiply_adds // side**2,
                 crop_size // side if is_convolution else 0,
             )

@@ -45,7 +45,7 @@ def count_layers(config: Config, fc6_side: int | None = None) -> tuple[Layer, ..
     summary = summarize(config.model, config.data.crop_size, fc6_side)
     for layer, *behind in summary.weight_layers():
         outputs, is_trained = prod(layer.output_shape), layer.name in trained
-        pooled = sum(prod(other.output_shape) for other in behind if other.name.startswith("pool"))
+        pooled = sum(prod(row.output_shape) for row in behind if row.name.startswith("pool"))
         if layer.name in FULLY_CONNECTED:
             matrix = (layer.multiply_adds // outputs, outputs)
             # What ReLU gives, and its product with dropout's mask, which is the next layer's input.
@@ -57,7 +57,7 @@ def count_layers(config: Config, fc6_side: int | None = None) -> tuple[Layer, ..
         layers.append(
             Layer(
                 layer.name,
-                layer.num_parameters + sum(other.num_parameters for other in behind),
+                sum(row.num_parameters for row in (layer, *behind)),
                 layer.multiply_adds,
                 kept_elements=copies * outputs + pooled,
                 kept_indices=pooled,
