@@ -24,7 +24,7 @@ from vggdist.model.initialization import build_initialized
 from vggdist.prepare.packing import Resize
 from vggdist.prepare.writers import Packing
 from vggdist.profiling import exchange, machine, step, tune
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.transfer.linear_classifier import transfer
 
 ROOT = Path(__file__).parents[1]
@@ -357,7 +357,7 @@ def attempts(
 
     def know(typed: str) -> None:
         key, value = shlex.split(typed)
-        validate(ClusterFacts, {key: value}, "flags")
+        validate(ClusterSettings, {key: value}, "flags")
 
     def command(typed: str) -> None:
         monkeypatch.setattr(sys, "argv", ["vggdist", *shlex.split(typed)])
@@ -481,6 +481,7 @@ def test_who_follows_the_advice_does_not_meet_the_problem_again(
 
 HARDWARE = "about a GPU, or a precision that the device lacks"
 ELSEWHERE = {
+    "api.py": "tests/test_api.py",
     "distributed/device.py": HARDWARE,
     "distributed/precision.py": HARDWARE,
     "experiments/job_log.py": "two processes at once, and folders that cannot be written",

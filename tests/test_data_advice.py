@@ -506,6 +506,7 @@ def test_who_follows_the_advice_does_not_meet_the_problem_again(
 
 
 ELSEWHERE = {
+    "api.py": "tests/test_api.py",
     "prepare/archives.py": "tests/prepare/test_archives.py",
     "prepare/devkit.py": "tests/prepare/test_archives.py",
     "prepare/isolated.py": "a machine on which processes do not start",

@@ -61,8 +61,8 @@ def test_a_command_in_the_documents_can_be_run(command: str) -> None:
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif program == "vggdist":
         parse(words[1:])
-    elif "vggdist.cli" in words:
-        parse(words[words.index("vggdist.cli") + 1 :])
+    elif "vggdist" in words:  # behind -m or --module
+        parse(words[words.index("vggdist") + 1 :])
     elif "launch/train.py" in words:
         _check_training(words[words.index("launch/train.py") + 1 :])
     elif "launch/evaluate.py" in words:

@@ -19,6 +19,7 @@ CORE = {
     "errors": 0,
     "terminal": 0,
     "artifacts.paths": 0,
+    "artifacts.files": 0,
     "artifacts.names": 0,
     "artifacts.contents": 0,
     "distributed.entry": 0,
@@ -47,7 +48,9 @@ CORE = {
     "predict": 5,
     # people
     "commands": 6,
+    "api": 6,
     "cli": 6,
+    "__main__": 6,
 }
 """A module, or a package for those of its modules that are not named -> its level. A module of the
 core imports from its own level and below, and no room."""
@@ -74,7 +77,8 @@ DOORS = {
     "pebble": {"prepare.isolated"},
     "scipy": {"prepare.devkit"},
     "submitit": {"slurm.submit", "slurm.job"},
-    "matplotlib": {"planning.chart"},
+    "matplotlib": {"planning.chart", "reports.chart"},
+    "jinja2": {"reports.page"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 
@@ -191,7 +195,7 @@ def test_there_are_no_cycles() -> None:
 
 
 def test_packages_do_nothing_when_they_are_imported() -> None:
-    for file in ROOT.glob("vggdist/**/__init__.py"):
+    for file in ROOT.glob("vggdist/*/**/__init__.py"):
         assert file.read_text().strip() == "", file
 
 

@@ -47,8 +47,8 @@ from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_initialized, copy_trained, freeze
 from vggdist.model.vgg import VGG
 from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
-from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
+from vggdist.training.flags import until_stopped
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import LogFile, MetricLog

@@ -25,8 +25,8 @@ from vggdist.distributed.collectives import Collectives, Wait
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.training import engine as engine_module
-from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
+from vggdist.training.flags import SentFlags, SharedFlags
 from vggdist.training.step import Meter, train_step
 
 pytestmark = pytest.mark.gpu
@@ -72,10 +72,10 @@ def take_steps(
     engine: Engine,
     num_steps: int,
     before_the_last: Callable[[], None] = lambda: None,
-) -> Verdict:
+) -> SentFlags:
     """Two steps in which the host may wait, then `num_steps` in which it may not."""
     device = process.device
-    agreement, meter = Agreement(engine), Meter(device)
+    flags, meter = SharedFlags(engine), Meter(device)
     shape = (ACCUMULATION, MICRO, CROP_SIZE, CROP_SIZE, 3)
     pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
     labels = torch.arange(MICRO).to(device)
@@ -92,12 +92,12 @@ def take_steps(
         for images in pixels
     ]
 
-    def step(number: int) -> Verdict:
+    def step(number: int) -> SentFlags:
         engine.optimizer.set_learning_rate(1e-6)  # the weights stay, and with them the gradients
-        agreement.begin()
+        flags.begin()
         # New ones, because a batch keeps the images that it has made.
         train_step(engine, (replace(batch) for batch in batches), meter)
-        return Verdict(agreement.end(engine, stop_requested=False), number)
+        return SentFlags(flags.end(engine, stop_requested=False), number)
 
     for number in range(STEPS_BEFORE):
         step(number).read()
@@ -105,8 +105,8 @@ def take_steps(
         for number in range(num_steps):
             if number == num_steps - 1:
                 before_the_last()
-            verdict = step(number)
-    return verdict
+            sent = step(number)
+    return sent
 
 
 class TwoAlike(Collectives):

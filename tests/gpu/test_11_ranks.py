@@ -27,7 +27,7 @@ from vggdist.data.loader import TrainingLoader
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import collectives
 from vggdist.distributed.process import Process
-from vggdist.training.agreement import Agreement, Verdict
+from vggdist.training.flags import SentFlags, SharedFlags
 from vggdist.training.step import Meter, train_step
 
 pytestmark = pytest.mark.gpu
@@ -89,14 +89,14 @@ def gpus_in_use(process: Process, root: str) -> list[int]:
     split = BatchSplit(4 * process.world_size, 4, 1, process.world_size)
     plan = SamplePlan(images.num_images, data, split.global_batch, seed=0)
     engine = small_engine(process, micro=4)
-    agreement, meter = Agreement(engine), Meter(process.device)
+    flags, meter = SharedFlags(engine), Meter(process.device)
     with TrainingLoader(
         images, plan, data, split, rank=process.rank, device=process.device
     ) as loader:
         for step in range(3):
-            agreement.begin()
+            flags.begin()
             train_step(engine, islice(loader, 1), meter)
-            Verdict(agreement.end(engine, stop_requested=False), step).read()
+            SentFlags(flags.end(engine, stop_requested=False), step).read()
     count = torch.cuda.device_count()
     return [number for number in range(count) if torch._C._cuda_hasPrimaryContext(number)]
 

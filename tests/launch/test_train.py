@@ -19,6 +19,7 @@ from tests.run_folders import (
     steps,
     wait_for_step,
 )
+from vggdist.errors import EXIT_STOPPED, ConfigError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "train.py"
@@ -68,8 +69,8 @@ def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_override
     assert python.returncode == 0, python.stderr
     assert not built.exists(), "no compiler is needed"
     torchrun = run(
-        "torchrun", "--standalone", "--nproc-per-node", "2", str(SCRIPT), *tiny_overrides,
-        "schedule.num_steps=4",
+        "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "vggdist", "train",
+        *tiny_overrides, "schedule.num_steps=4",
     )  # fmt: skip
     assert torchrun.returncode == 0, torchrun.stderr
     assert "continuing from step 2" in torchrun.stderr
@@ -151,6 +152,31 @@ def test_a_signal_to_one_rank_saves_on_all_and_continues_on_another_number_of_ra
     actual = load_file(last_checkpoint(stopped) / "weights.safetensors")
     for name, tensor in expected.items():
         assert actual[name] == pytest.approx(tensor, rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.fault
+def test_the_verb_starts_ranks_that_save_when_it_is_told_to_stop(tiny_overrides, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "vggdist", "train", "--ranks", "2", *tiny_overrides]
+    training = subprocess.Popen(
+        [*command, "schedule.num_steps=100000", "evaluation.every_epochs=1000000"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(folder, 5)
+    training.terminate()
+    _, printed = training.communicate(timeout=60)
+    assert training.returncode == EXIT_STOPPED, printed
+    assert "2 ranks" in printed
+    stopped_at = int(last_checkpoint(folder).name.removeprefix("step-"))
+    assert printed.count(f"stopped at step {stopped_at}") == 1
+
+
+def test_the_verb_refuses_once_whatever_the_number_of_ranks(tmp_path):
+    ended = run(sys.executable, "-m", "vggdist", "train", "--ranks", "2", "batch.global=0")
+    assert ended.returncode == ConfigError.exit_code
+    assert ended.stderr.count("batch.global") == 1
 
 
 @pytest.mark.fault

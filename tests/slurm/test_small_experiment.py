@@ -29,6 +29,9 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The experiment's folder, once all of its jobs have ended; the first one was requeued."""
     root = tmp_path_factory.mktemp("experiment")
     write_digits(root / "digits")
+    for name in (root / "digits" / "val").iterdir():
+        for image in sorted(name.iterdir())[NUM_IMAGES_OF_A_CLASS:]:
+            image.unlink()
     deadline = time.monotonic() + SECONDS
     done = run(cluster, root)
     assert done["jobs"] == 15
@@ -46,14 +49,17 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-VGGDIST = ("python", "-m", "vggdist.cli", "experiment")
+VGGDIST = ("python", "-m", "vggdist", "experiment")
 FILE = "configs/experiments/small.yaml"
+SHORTER = ("set.schedule.num_epochs=2", "stages.learning_rates.set.schedule.num_epochs=0.3")
+NUM_IMAGES_OF_A_CLASS = 8
+"""In the validation set."""
 
 
 def run(cluster: Cluster, root: Path) -> dict[str, Any]:
     """Runs what is missing; what the command has answered."""
     answer = root / "answer.json"
-    words = (f"data={root}/digits", f"folder={root}/small", "--json", str(answer))
+    words = (f"data={root}/digits", f"folder={root}/small", *SHORTER, "--json", str(answer))
     done = cluster.run(*VGGDIST, "run", FILE, *words, "--time", "30")
     assert done.returncode == 0, done.stderr
     shown: dict[str, Any] = json.loads(answer.read_text())

@@ -88,7 +88,7 @@ def test_a_signal_to_a_job_that_is_still_importing_lets_it_start_again(
 def test_a_job_that_meets_its_time_limit_starts_again_and_counts_it(
     cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    job = submit(cluster, overrides, tmp_path / "run", "--time=3", "--signal-seconds=110")
+    job = submit(cluster, overrides, tmp_path / "run", "--time=3", "--signal-seconds=140")
     job.last_until_told_to_stop()
     job.wait_for_restart()
     assert job.attempts()[0].met_time_limit
@@ -98,7 +98,7 @@ def test_a_job_that_meets_its_time_limit_starts_again_and_counts_it(
 def test_a_used_up_budget_stops_with_its_own_code_and_the_same_command_continues(
     cluster: Cluster, overrides: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    flags = ("--time=3", "--signal-seconds=110", "--max-requeues=0")
+    flags = ("--time=3", "--signal-seconds=140", "--max-requeues=0")
     job = submit(cluster, overrides, tmp_path / "run", *flags)
     job.last_until_told_to_stop()
     ended = job.wait_for_state("FAILED")
@@ -142,9 +142,9 @@ def test_a_job_that_cannot_ask_slurm_says_how_to_continue(
     broken.mkdir()
     (broken / "scontrol").write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
     (broken / "scontrol").chmod(0o755)
-    facts = tmp_path / "cluster.yaml"
-    facts.write_text(f"setup: ['export PATH={broken}:$PATH']\n")
-    job = submit(cluster, overrides, tmp_path / "run", "--cluster", str(facts))
+    settings = tmp_path / "cluster.yaml"
+    settings.write_text(f"setup: ['export PATH={broken}:$PATH']\n")
+    job = submit(cluster, overrides, tmp_path / "run", "--cluster", str(settings))
     wait_for_step(job.run_folder, SOON)
     cluster.run("scancel", "--signal=USR2", job.job)
     ended = job.wait_for_state("FAILED")

@@ -22,8 +22,8 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
-from vggdist.training.agreement import until_stopped
 from vggdist.training.engine import Engine
+from vggdist.training.flags import until_stopped
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
 from vggdist.training.metric_log import MetricLog

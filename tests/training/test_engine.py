@@ -31,8 +31,8 @@ from vggdist.config import split_batch
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError
 from vggdist.training import memory_format
-from vggdist.training.agreement import Agreement
 from vggdist.training.engine import Engine, deepspeed_config
+from vggdist.training.flags import SharedFlags
 from vggdist.training.memory_format import convolutions_are_channels_last
 
 STAGES = (0, 1, 2)
@@ -408,7 +408,7 @@ def travelled_elements(engine: Engine, process: Process) -> int:
 def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, Any]:
     """A good step, one in which rank 1 meets the accident in its first micro batch, a good one."""
     engine = small_engine(process, micro=2, zero_stage=stage, batch_norm=True)
-    agreement = Agreement(engine)
+    flags = SharedFlags(engine)
     meets_it = process.rank == 1
 
     def spoil(gradient: Tensor) -> Tensor:
@@ -416,7 +416,7 @@ def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, 
         return gradient if factor is None or not meets_it else gradient.abs() * factor
 
     def step(number: int, with_accident: bool) -> list[float]:
-        agreement.begin()
+        flags.begin()
         handle = engine.module.features.block2.conv1.weight.register_hook(spoil)
         shares = [share(tensor, process, 2) for tensor in batch_of_step(number)]
         for images, labels, keys in zip(*shares, strict=True):
@@ -430,7 +430,7 @@ def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, 
             engine.backward(loss)
             engine.step()
             handle.remove()
-        return agreement.end(engine, False).tolist()
+        return flags.end(engine, False).tolist()
 
     def state() -> tuple[State, State]:
         weights = engine.weights()

@@ -14,7 +14,7 @@ from tests.ranks import run_in_ranks
 from tests.training.small_engine import CROP_SIZE, small_engine
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process
-from vggdist.training.agreement import Agreement
+from vggdist.training.flags import SharedFlags
 from vggdist.training.step import Meter, train_step
 
 READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::item", "aten::equal"}
@@ -40,7 +40,7 @@ def reads_of_a_step(
 ) -> tuple[list[str], list[str]]:
     engine = small_engine(process, micro=2, batch_norm=True, precision=precision, **changes)
     forbid_synchronization()
-    agreement, meter = Agreement(engine), Meter(process.device)
+    flags, meter = SharedFlags(engine), Meter(process.device)
     labels = torch.arange(2)
     pixels = torch.randint(256, (2, 3, CROP_SIZE, CROP_SIZE), dtype=torch.uint8)
     batch = Batch(
@@ -48,9 +48,9 @@ def reads_of_a_step(
     )
 
     def step() -> None:
-        agreement.begin()
+        flags.begin()
         train_step(engine, [batch] * (4 // process.world_size), meter)
-        agreement.end(engine, stop_requested=False)
+        flags.end(engine, stop_requested=False)
 
     for _ in range(4):  # DeepSpeed's throughput timer would begin with the third
         step()
@@ -89,7 +89,7 @@ OF_A_STEP = (
     *(PACKAGE / "layers").glob("*.py"),
     *(
         PACKAGE / "training" / f"{name}.py"
-        for name in ("step", "agreement", "gradients", "factors", "product", "optimizer")
+        for name in ("step", "flags", "gradients", "factors", "product", "optimizer")
     ),
     PACKAGE / "data" / "batch.py",
     PACKAGE / "model" / "vgg.py",

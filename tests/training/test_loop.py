@@ -393,10 +393,10 @@ def too_large(process: Process, folder: Path) -> str:
     take_step = part.training._take_step
 
     def take_step_and_explode(batches: Any, stop: StopSignal) -> Any:
-        verdict = take_step(batches, stop)
+        flags = take_step(batches, stop)
         if part.training.step == 4:
             explode(part.training, 1e22)
-        return verdict
+        return flags
 
     part.training._take_step = take_step_and_explode  # type: ignore[method-assign]
     with pytest.raises(NumericError) as caught:

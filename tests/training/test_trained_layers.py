@@ -32,8 +32,8 @@ from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError
 from vggdist.model.initialization import freeze
 from vggdist.model.vgg import VGG, build_vgg
-from vggdist.training.agreement import Agreement
 from vggdist.training.engine import Engine
+from vggdist.training.flags import SharedFlags
 
 STAGES = (0, 1, 2)
 CHOICES = {
@@ -171,13 +171,13 @@ def statistics(process: Process, stage: int) -> dict[str, Any]:
     """What batch normalization does in a step, and after an evaluation."""
     engine = tuning_engine(process, "scattered", zero_stage=stage, batch_norm=True)
     frozen = engine.module.features.block1.norm1.running_mean
-    agreement = Agreement(engine)
+    flags = SharedFlags(engine)
     assert engine.module.features.block1.norm1.running_mean is frozen, "it must not travel"
     before = engine.weights()
     for step in range(3):
-        agreement.begin()
+        flags.begin()
         engine_step(engine, process, step)
-        agreement.end(engine, stop_requested=False)
+        flags.end(engine, stop_requested=False)
         engine.eval()
         engine.train()
     after = engine.weights()

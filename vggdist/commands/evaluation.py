@@ -44,7 +44,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds this verb to the command line."""
     evaluate = verbs.add_parser(
         "evaluate",
-        help="errors of a trained network: centre crop, dense, multi-crop",
         allow_abbrev=False,  # the ranks get this command line without --ranks
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,

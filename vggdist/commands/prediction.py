@@ -24,7 +24,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds this verb to the command line."""
     predict = verbs.add_parser(
         "predict",
-        help="what a trained network says of images: names, confidences, a picture",
         description=DESCRIPTION,
         epilog="example: vggdist predict vgg_d.safetensors cat.jpg photos/ --top 3 "
         "--out predictions.png",

@@ -5,20 +5,25 @@ import signal
 import subprocess
 import sys
 import time
+from types import FrameType
 
 from vggdist.distributed.port import free_port
-from vggdist.errors import DistributedError
+from vggdist.errors import EXIT_STOPPED, DistributedError
 
 _END_SECONDS = 10.0  # for ranks to end by themselves once one has failed
 
 
-def start_ranks(num_ranks: int) -> int:
+def start_ranks(num_ranks: int, save: bool = False) -> int:
     """Runs this process's own command line in `num_ranks` ranks; returns the exit code.
 
     A rank that fails ends the others; the code is its own, not what the others make of its end.
-    Whoever ends this process by SIGTERM or Ctrl-C ends the ranks.
+
+    Args:
+        num_ranks: processes.
+        save: whether signals are for the ranks, which save what they have done before they end.
+            Else SIGTERM and Ctrl-C end them.
     """
-    command = [sys.executable, "-m", "vggdist.cli", *_without_ranks(sys.argv[1:])]
+    command = [sys.executable, "-m", "vggdist", *_without_ranks(sys.argv[1:])]
     shared = {
         "WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
@@ -30,7 +35,17 @@ def start_ranks(num_ranks: int) -> int:
         )
         for rank in range(num_ranks)
     ]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        for rank in ranks:
+            rank.send_signal(number)
+
+    if save:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the ranks as well
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, hand_on)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _wait(ranks)
     finally:
@@ -44,7 +59,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     deadline = float("inf")
     while time.monotonic() < deadline and None in (ends := [rank.poll() for rank in ranks]):
         time.sleep(0.05)
-        if deadline == float("inf") and any(ends):
+        if deadline == float("inf") and any(end not in (None, 0, EXIT_STOPPED) for end in ends):
             deadline = time.monotonic() + _END_SECONDS
     for number, rank in enumerate(ranks):
         if (rank.returncode or 0) < 0:

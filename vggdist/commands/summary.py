@@ -10,7 +10,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds it to the command line."""
     parser = verbs.add_parser(
         "summary",
-        help="layers, shapes, parameters and multiply-adds of a network",
         epilog="example: vggdist summary --configuration E data.crop_size=320",
     )
     add_configuration(parser)

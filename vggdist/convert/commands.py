@@ -57,7 +57,6 @@ def add_verbs(verbs: Any) -> None:
 def _add_import(verbs: Any) -> None:
     parser = verbs.add_parser(
         "import",
-        help="weights of torchvision, timm, Caffe or Keras as a weights file",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=IMPORT_DESCRIPTION,
         epilog="examples: vggdist import vgg16-397923af.pth --configuration D --out "
@@ -135,7 +134,6 @@ def _add_import(verbs: Any) -> None:
 def _add_export(verbs: Any) -> None:
     parser = verbs.add_parser(
         "export",
-        help="a trained network for torchvision, ONNX or torch.export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=EXPORT_DESCRIPTION,
         epilog="examples: vggdist export runs/vgg_d --format torchvision --out vgg16.pth\n"

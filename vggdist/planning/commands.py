@@ -36,7 +36,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds this verb to the command line."""
     plan = verbs.add_parser(
         "plan",
-        help="time, memory and cost of a training, before it is started",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=PLAN_DESCRIPTION,
         epilog="examples: vggdist plan --config configs/vgg_d.yaml --nodes 4 --gpus-per-node 8 "

@@ -25,9 +25,7 @@ command is started again. Their MD5 sums, for md5sum:
 
 def add_verbs(verbs: Any) -> None:
     """Adds these verbs to the command line."""
-    prepare = verbs.add_parser("prepare", help="write a data set").add_subparsers(
-        required=True, metavar="DATA"
-    )
+    prepare = verbs.add_parser("prepare").add_subparsers(required=True, metavar="DATA")
     digits = prepare.add_parser(
         "digits",
         help="the built-in one: scikit-learn's handwritten digits as folders of JPEGs",
@@ -40,7 +38,6 @@ def add_verbs(verbs: Any) -> None:
 
     check = verbs.add_parser(
         "check",
-        help="decode every image before a training does; list those that it could not use",
         description="Decodes every image with Pillow and DALI, in processes that may crash, and "
         "reports counts, sizes, formats, duplicates and tiny classes. Nothing is moved: images "
         "that training could not use are listed in a quarantine file beside the data, which "

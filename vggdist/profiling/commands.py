@@ -60,9 +60,7 @@ Start it under torchrun with a node's ranks if they share its cores. The loader 
 
 def add_verbs(verbs: Any) -> None:
     """Adds these verbs to the command line."""
-    bench = verbs.add_parser("bench", help="measure speed on this machine").add_subparsers(
-        required=True, metavar="WHAT"
-    )
+    bench = verbs.add_parser("bench").add_subparsers(required=True, metavar="WHAT")
     data = _add(
         bench,
         "data",
@@ -81,7 +79,7 @@ def add_verbs(verbs: Any) -> None:
         "bare PyTorch loop's",
         description=STEP_DESCRIPTION,
         epilog="examples: vggdist bench step --config configs/vgg_d.yaml data.root=/data/imagenet\n"
-        "          torchrun --standalone --nproc-per-node 2 -m vggdist.cli bench step "
+        "          torchrun --standalone --nproc-per-node 2 -m vggdist bench step "
         "batch.global=32\n"
         "          vggdist bench step --rounds 5 model.configuration=A precision=fp32",
     )
@@ -153,9 +151,7 @@ def add_verbs(verbs: Any) -> None:
     _add_count(machine, "--rounds", 10, "training steps to time")
     add_config(machine)
 
-    tune = verbs.add_parser("tune", help="find this machine's fastest settings").add_subparsers(
-        required=True, metavar="WHAT"
-    )
+    tune = verbs.add_parser("tune").add_subparsers(required=True, metavar="WHAT")
     loader = _add(
         tune,
         "data",

@@ -30,8 +30,8 @@ from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling.hosts import Hosts, bytes_sent
 from vggdist.profiling.loops import synthetic_batch, torch_sgd
-from vggdist.training.agreement import Agreement
 from vggdist.training.engine import Engine, quiet_deepspeed
+from vggdist.training.flags import SharedFlags
 from vggdist.training.step import Meter, train_step
 
 Step = Callable[[Batch], Tensor]
@@ -93,13 +93,13 @@ def full_network(config: Config) -> nn.Module:
 
 def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
     engine = Engine(full_network(config), config, split, process)
-    agreement, meter = Agreement(engine), Meter(process.device)
+    flags, meter = SharedFlags(engine), Meter(process.device)
 
     def step(batch: Batch) -> Tensor:
         meter.sums.zero_()
-        agreement.begin()
+        flags.begin()
         train_step(engine, [batch], meter)
-        agreement.end(engine, stop_requested=False)
+        flags.end(engine, stop_requested=False)
         return meter.sums[0] / meter.sums[3]
 
     return step

@@ -17,8 +17,8 @@ from vggdist.data.batch import Batch
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
 from vggdist.model.initialization import build_initialized
-from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
+from vggdist.training.flags import DelayedFlags, SharedFlags
 from vggdist.training.step import Meter, train_step
 
 
@@ -60,20 +60,15 @@ class OurLoop:
     def __init__(self, config: Config, split: BatchSplit, process: world.Process) -> None:
         network = build_initialized(config.model, config.data.crop_size, config.seed)
         self._engine = Engine(network, config, split, process)
-        self._agreement = Agreement(self._engine)
+        self._flags = SharedFlags(self._engine)
         self._meter = Meter(process.device)
-        self._verdict: Verdict | None = None
+        self._delayed = DelayedFlags()
 
     def step(self, micro_batches: Iterable[Batch]) -> None:
-        """One update, agreed by all ranks; the agreement of the step before is read."""
-        self._agreement.begin()
+        """One update and its flags, as in a training: those of the step before are read."""
+        self._flags.begin()
         train_step(self._engine, micro_batches, self._meter)
-        previous, self._verdict = (
-            self._verdict,
-            Verdict(self._agreement.end(self._engine, False), 0),
-        )
-        if previous is not None:
-            previous.read()
+        self._delayed.push(self._flags.end(self._engine, False), 0)
 
     @property
     def can_keep_gradients(self) -> bool:

@@ -19,7 +19,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds this verb to the command line."""
     report = verbs.add_parser(
         "report",
-        help="posteriors files fused, and the paper's tables beside ours",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=DESCRIPTION,
         epilog="examples: vggdist report runs/vgg_d runs/vgg_e --out report\n"

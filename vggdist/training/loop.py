@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vggdist.artifacts import checkpoint
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import CHECKPOINTS
@@ -21,8 +23,8 @@ from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.terminal import TrainingProgress
-from vggdist.training.agreement import Agreement, Verdict
 from vggdist.training.engine import Engine
+from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
 from vggdist.training.known_bad import KnownBad
 from vggdist.training.metric_log import MetricLog, displayable
 from vggdist.training.schedule import Schedule
@@ -89,7 +91,7 @@ class Training:
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
         self.progress = TrainingProgress(schedule.total_steps)
-        self._agreement = Agreement(engine)
+        self._flags = SharedFlags(engine)
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0
 
@@ -121,18 +123,18 @@ class Training:
         if self.finished:
             return True
         began_at = time.monotonic() - self.elapsed_seconds
-        verdict: Verdict | None = None
+        delayed = DelayedFlags()
         with self.open_batches(self.step) as batches:
             self.throughput.resume()
             while not self.finished:
-                previous, verdict = verdict, self._take_step(batches, stop)
-                stopping = previous is not None and self._heed(previous)
+                flags = self._take_step(batches, stop)
+                stopping = self._handle(delayed.push(flags, self.step))
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
                 saving = ended or self._is_due(self._checkpoint_interval)
                 if saving or stopping or self._evaluation_due:
                     # Nothing is evaluated or saved before its step is known to be good.
-                    stopping, verdict = self._heed(verdict) or stopping, None
+                    stopping |= self._handle(delayed.flush())
                 if self._log_due:
                     self._write_log()
                 # Saved first: an evaluation takes its time, and may be interrupted or fail. Whoever
@@ -169,7 +171,7 @@ class Training:
         """Continues from a checkpoint, on any number of ranks."""
         state = saved.state
         self.engine.load(saved.weights, saved.momentum, state["scaler"])
-        self._agreement = Agreement(self.engine)
+        self._flags = SharedFlags(self.engine)
         of_schedule = state["schedule"]
         # Checkpoints of format 1 evaluated first, and do not say after which steps.
         rhythm = range(1, len(of_schedule["errors"]) + 1)
@@ -187,28 +189,29 @@ class Training:
             self.process.device, state["step_seconds"], state["step_images"]
         )
 
-    def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Verdict:
+    def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Tensor:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
         self.engine.measure_norm = self._log_due
         waiting = _Waiting(itertools.islice(batches, self.split.accumulation_steps))
-        self._agreement.begin()
+        self._flags.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
-        flags = self._agreement.end(self.engine, stop.requested, self.known_bad.has_news)
+        flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_news)
         self.throughput.add_step(self.split.global_batch, waiting.seconds)
         self.progress.tick(self.step)
-        return Verdict(flags, self.step)
+        return flags
 
-    def _heed(self, verdict: Verdict) -> bool:
+    def _handle(self, flags: StepFlags | None) -> bool:
         """Whether a rank wants to stop; raises where the step failed."""
-        flags = verdict.read()
+        if flags is None:
+            return False
         if flags.failed:
             self.progress.clear()
             # The network as it was before this step has failed, and so has no good checkpoint.
             raise self._diverged(
-                f"step {verdict.step}: the loss or a gradient is infinite or not a number; the "
+                f"step {flags.step}: the loss or a gradient is infinite or not a number; the "
                 "update was left out, and training stops.",
-                good_until=verdict.step - 2,
+                good_until=flags.step - 2,
             )
         self.num_masked += flags.masked
         if flags.found_bad:

@@ -51,7 +51,6 @@ def add_verbs(verbs: Any) -> None:
     """Adds these verbs to the command line."""
     features = verbs.add_parser(
         "features",
-        help="descriptors of images by a trained network, for other tasks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=FEATURES_DESCRIPTION,
         epilog=FEATURES_EXAMPLES,
@@ -59,7 +58,6 @@ def add_verbs(verbs: Any) -> None:
     _add_features(features)
     transfer = verbs.add_parser(
         "transfer",
-        help="a linear SVM on features: mean class recall, beside Table 11",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=TRANSFER_DESCRIPTION,
         epilog=TRANSFER_EXAMPLES,

@@ -22,7 +22,7 @@ from vggdist.training.stop import StopSignal
 T = TypeVar("T")
 
 
-class Agreement:
+class SharedFlags:
     """The end of a step: one flat tensor holds the ranks' requests and all running statistics."""
 
     def __init__(self, engine: Engine) -> None:
@@ -49,7 +49,8 @@ class Agreement:
         self._kept.copy_(self._statistics)
 
     def end(self, engine: Engine, stop_requested: bool, found_bad: bool = False) -> Tensor:
-        """The step's `Flags` as float (4,) on the device, the same on all ranks.
+        """The step's flags as float (4,) on the device, the same on all ranks: those of `StepFlags`
+        without the step's number.
 
         Args:
             engine: after its step.
@@ -67,9 +68,11 @@ class Agreement:
         return torch.cat([engine.failed, engine.masked, self._requests])
 
 
-class Flags(NamedTuple):
+class StepFlags(NamedTuple):
     """What all ranks know of a step."""
 
+    step: int
+    """Its number."""
     failed: bool
     """Training must stop: a loss or gradient was not finite."""
     masked: bool
@@ -97,7 +100,7 @@ def until_stopped(
         # Not `torch.tensor([...])`: that is a copy from the host, which waits for the device.
         request = torch.zeros(1, device=device).fill_(float(stop.requested))
         sent = _Sent(sum_over_ranks(request))
-        # Read a batch later, as the verdict on a step.
+        # Read a batch later, as a step's flags are.
         if before is not None and any(before.read()):
             raise StoppedError("stopped in an evaluation; the same command continues.")
         before = sent
@@ -122,13 +125,30 @@ class _Sent:
         return [value > 0 for value in self._numbers.tolist()]
 
 
-class Verdict:
-    """A step's agreed flags on their way to the host, which reads them a step later, unwaiting."""
+class SentFlags:
+    """A step's flags on their way to the host, which reads them a step later, unwaiting."""
 
     def __init__(self, flags: Tensor, step: int) -> None:
-        self.step = step
-        self._flags = _Sent(flags)
+        self._step = step
+        self._sent = _Sent(flags)
 
-    def read(self) -> Flags:
+    def read(self) -> StepFlags:
         """The flags, once the device has come to them."""
-        return Flags(*self._flags.read())
+        return StepFlags(self._step, *self._sent.read())
+
+
+class DelayedFlags:
+    """Hands out each step's flags a step later, when the host need not wait for them."""
+
+    def __init__(self) -> None:
+        self._latest: SentFlags | None = None
+
+    def push(self, flags: Tensor, step: int) -> StepFlags | None:
+        """Takes the flags of this step; returns those of the step before, if it has any left."""
+        before, self._latest = self._latest, SentFlags(flags, step)
+        return None if before is None else before.read()
+
+    def flush(self) -> StepFlags | None:
+        """The flags of this step: waits for the device."""
+        latest, self._latest = self._latest, None
+        return None if latest is None else latest.read()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from tests.ranks import run_in_ranks
 from vggdist.distributed.process import Process
 from vggdist.errors import StoppedError
-from vggdist.training.agreement import Agreement, Verdict, until_stopped
+from vggdist.training.flags import DelayedFlags, SentFlags, SharedFlags, until_stopped
 from vggdist.training.stop import StopSignal
 
 
 def engine_of(module: nn.Module, process: Process) -> Any:
-    """All that an agreement asks of an engine."""
+    """All that shared flags ask of an engine."""
     zero = torch.zeros(1)
     return SimpleNamespace(module=module, device=process.device, masked=zero, failed=zero.clone())
 
@@ -39,38 +39,38 @@ def images_of(rank: int, step: int) -> Tensor:
 def agree(process: Process) -> dict[str, Any]:
     """A good step, a step whose update was left out, a step in which rank 1 saw nan, then stops."""
     engine = engine_of(network(), process)
-    agreement = Agreement(engine)
+    flags = SharedFlags(engine)
     results: dict[str, Any] = {"before": statistics(engine.module)}
-    agreement.begin()
+    flags.begin()
     engine.module(images_of(process.rank, 0))
     results["alone"] = statistics(engine.module)
-    results["good flags"] = agreement.end(engine, False).tolist()
+    results["good flags"] = flags.end(engine, False).tolist()
     results["good"] = statistics(engine.module)
     results["state"] = {n: b.clone() for n, b in engine.module.state_dict().items()}
 
-    agreement.begin()
+    flags.begin()
     engine.module(images_of(process.rank, 1))
     engine.masked.fill_(1)
-    results["masked flags"] = agreement.end(engine, False).tolist()
+    results["masked flags"] = flags.end(engine, False).tolist()
     results["masked"] = statistics(engine.module)
 
-    agreement.begin()
+    flags.begin()
     engine.module(images_of(process.rank, 1) * (float("nan") if process.rank else 1.0))
     engine.failed.fill_(1)
-    results["nan flags"] = agreement.end(engine, False).tolist()
+    results["nan flags"] = flags.end(engine, False).tolist()
     results["nan"] = statistics(engine.module)
 
     engine.masked.zero_()
     engine.failed.zero_()
     for name, requested in (("one", process.rank == 1), ("all", True), ("none", False)):
-        agreement.begin()
-        results[f"stop {name}"] = Verdict(agreement.end(engine, requested), 7).read()
+        flags.begin()
+        results[f"stop {name}"] = SentFlags(flags.end(engine, requested), 7).read()[1:]
 
-    found = agreement.end(engine, False, found_bad=process.rank == 1)
-    results["found one"] = Verdict(found, 8).read()
+    found = flags.end(engine, False, found_bad=process.rank == 1)
+    results["found one"] = SentFlags(found, 8).read()[1:]
 
     plain = engine_of(nn.Linear(2, 2), process)
-    results["without statistics"] = Agreement(plain).end(plain, process.rank == 0).tolist()
+    results["without statistics"] = SharedFlags(plain).end(plain, process.rank == 0).tolist()
     return results
 
 
@@ -133,15 +133,26 @@ def test_all_ranks_see_that_one_found_a_bad_image(agreed: list[dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("flags", [(0, 0, 0, 0), (1, 1, 0, 1), (0, 1, 2, 0), (0, 0, 1, 2)])
-def test_a_verdict_says_what_its_flags_say(flags: tuple[int, int, int, int]) -> None:
-    verdict = Verdict(torch.tensor(flags, dtype=torch.float32), step=3)
-    assert verdict.step == 3
-    assert verdict.read() == tuple(flag > 0 for flag in flags)
+def test_flags_are_read_as_they_were_sent(flags: tuple[int, int, int, int]) -> None:
+    sent = SentFlags(torch.tensor(flags, dtype=torch.float32), step=3)
+    assert sent.read() == (3, *(flag > 0 for flag in flags))
+
+
+def test_flags_are_handed_out_a_step_later_or_when_they_are_asked_for() -> None:
+    def flags(failed: int) -> torch.Tensor:
+        return torch.tensor([failed, 0, 0, 0])
+
+    delayed = DelayedFlags()
+    assert delayed.push(flags(0), 1) is None
+    assert delayed.push(flags(1), 2) == (1, False, False, False, False)
+    assert delayed.flush() == (2, True, False, False, False)
+    assert delayed.flush() is None
+    assert delayed.push(flags(0), 3) is None
 
 
 def test_statistics_lie_as_aligned_as_tensors_of_their_own() -> None:
     network = nn.Sequential(nn.BatchNorm2d(64), nn.BatchNorm2d(128), nn.BatchNorm2d(512))
-    Agreement(engine_of(network, Process(0, 0, 1, torch.device("cpu"))))
+    SharedFlags(engine_of(network, Process(0, 0, 1, torch.device("cpu"))))
     assert {b.data_ptr() % 64 for n, b in network.named_buffers() if "running" in n} == {0}
 
 

@@ -1,0 +1,79 @@
+"""The verb train, which `launch/train.py` starts as well."""
+
+import argparse
+import sys
+from typing import Any
+
+from vggdist.commands.arguments import add_input, positive
+from vggdist.commands.ranks import start_ranks
+
+DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the paper."
+
+REST = """\
+
+The same command again continues from the newest checkpoint of the run folder. --print-config shows
+every key with its value, and docs/configuration.md explains them.
+"""
+
+EXAMPLES = f"""\
+examples:
+  vggdist train --config configs/quickstart.yaml --ranks 2
+  torchrun --nproc-per-node 8 -m vggdist train --config configs/vgg_d.yaml data.root=/data/imagenet
+  deepspeed --num_gpus 8 --module vggdist train data.root=/data/imagenet run.folder=/runs/vgg_d
+{REST}"""
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds this verb to the command line."""
+    parser = verbs.add_parser(
+        "train",
+        allow_abbrev=False,  # the ranks get this command line without --ranks
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+    )
+    add_arguments(parser)
+    parser.add_argument(
+        "--ranks",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes on this machine that share each batch, each on a GPU of its own or on a "
+        "share of the CPU cores (default: 1)",
+    )
+    parser.set_defaults(run=_train)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which training."""
+    add_input(parser, "--config", metavar="FILE", help="YAML file of sections")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="on top of the file, such as optimizer.learning_rate=0.005; @FILE reads such lines",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+
+
+def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
+    """One rank of the training, or several on this machine; the exit code is that of
+    `vggdist/errors.py`."""
+    from vggdist.config_file import load_config, to_yaml
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        sys.stdout.write(to_yaml(config))
+        return 0
+    if num_ranks > 1:
+        return start_ranks(num_ranks, save=True)
+    from vggdist.distributed.rank import leave
+    from vggdist.pretrain import run as train
+
+    return leave(train(config))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    return run(arguments, arguments.ranks)
