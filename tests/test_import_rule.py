@@ -210,7 +210,8 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.experiments.runner", "torch"),
         ("vggdist.experiments.status", "torch"),
         ("vggdist.experiments.tables", "torch"),
-        ("vggdist.planning.plan", "torch"),
+        ("vggdist.planning.estimate", "torch"),
+        ("vggdist.model.summary", "torch"),
         ("vggdist.training.loop", "deepspeed"),
     ],
 )

@@ -20,15 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 
 from vggdist.distributed.process import WORK_TIMEOUT, gather
+from vggdist.distributed.traffic import PIECE_ELEMENTS
 
 Wait = Callable[[], object]
 """Returns when the result can be used; on a GPU, what is queued after it will find it there."""
-
-PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Elements of a sum that are between nodes at a time; bounds the memory beside the tensor.
-
-Each piece waits for its own steps of the rings, so on fast links small pieces are slow ones.
-"""
 
 
 class Collectives:
