@@ -1,4 +1,4 @@
-"""What an evaluation found, for people and programs: errors of each posteriors file and of their
+"""The report of an evaluation, as a table and as JSON: errors of each posteriors file and of their
 mean."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vggdist.terminal import duration
 
 
 def summarize(evaluated: Evaluated) -> dict[str, Any]:
-    """Reads the files back and counts errors; fractions of `num_images`."""
+    """Reads the files and counts errors, as fractions of `num_images`."""
     fusion, protocols, rows = Fusion(), dict[str, Fusion](), []
     for path in evaluated.files:
         posteriors = load_posteriors(path)
@@ -35,7 +35,7 @@ def summarize(evaluated: Evaluated) -> dict[str, Any]:
         )
     return {
         **fusion.errors().to_dict(),
-        "protocols": {name: one.errors().to_dict() for name, one in protocols.items()},
+        "protocols": {name: mean.errors().to_dict() for name, mean in protocols.items()},
         "files": rows,
         "num_computed": evaluated.num_computed,
         "elapsed_seconds": evaluated.elapsed_seconds,

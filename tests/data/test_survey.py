@@ -211,7 +211,7 @@ def test_what_cannot_be_written_is_found_out_anew(root, caplog):
             assert noted(root).changed == ()
     finally:
         root.chmod(0o755)
-    assert "What is new is not noted" in caplog.text
+    assert "The updated manifest is not saved" in caplog.text
 
 
 def test_images_that_nobody_listed_are_looked_at_without_a_manifest(root):

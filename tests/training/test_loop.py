@@ -374,7 +374,7 @@ def test_a_network_that_explodes_ends_the_training_with_the_newest_good_checkpoi
         checkpoints = tmp_path / name / "checkpoints"
         if name in good:
             path = checkpoints / f"step-{good[name]:08d}"
-            end = f"The newest good checkpoint is {path}; run.resume={path} goes on from there."
+            end = f"The newest good checkpoint is {path}; run.resume={path} continues from there."
             assert checkpoint.verify(path) is None
         else:
             end = f"No checkpoint in {checkpoints} is known to be good."
@@ -410,7 +410,7 @@ def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
     assert "no checkpoint was made of them" in told
     (good,) = checkpoint.committed(tmp_path / "checkpoints")
     assert told.endswith(
-        f"The newest good checkpoint is {good}; run.resume={good} goes on from there."
+        f"The newest good checkpoint is {good}; run.resume={good} continues from there."
     )
     assert good.name == "step-00000002"
 
@@ -442,7 +442,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training_but_the_last_one_a
         "could not be written: [Errno 28] No space left on device. Free space or mend the "
         f"permissions of {folder}. The one before it, {folder}/step-00000002, is kept."
     )
-    assert told == [f"the checkpoint of step 4 {sentence} Training goes on."]
+    assert told == [f"the checkpoint of step 4 {sentence} Training continues."]
     assert error == f"the checkpoint of step 6 {sentence}"
 
 

@@ -33,10 +33,10 @@ class ErrorRates:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Which images posteriors are of."""
+    """The images that posteriors belong to."""
 
     name: str
-    """What a message calls the posteriors."""
+    """Name of the posteriors in messages."""
     digest: str
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
@@ -44,12 +44,12 @@ class ImageSet:
 
     @classmethod
     def of(cls, posteriors: Posteriors | PosteriorsFile, name: str) -> ImageSet:
-        """The images of `posteriors`, without these."""
+        """The images of `posteriors`."""
         source = posteriors.source
         return cls(name, source.images, posteriors.labels, posteriors.classes, source.contents)
 
     def require(self, other: ImageSet) -> None:
-        """Posteriors of different images have no mean.
+        """Refuses other images: posteriors of different images have no mean.
 
         Raises:
             WeightsError: images, their labels or the classes of `other` differ.
@@ -74,10 +74,10 @@ class ImageSet:
 
 
 class Fusion:
-    """The mean of posteriors of the same images, to which they are added one by one.
+    """The mean of posteriors of the same images, added one set at a time.
 
-    Only their sum is kept. It is float64, in which sums of float16 posteriors are exact, so that
-    their order does not count.
+    Only their sum is kept. It is float64, in which sums of float16 posteriors are exact, so their
+    order does not matter.
     """
 
     def __init__(self) -> None:
@@ -89,11 +89,11 @@ class Fusion:
         """Adds the posteriors of one file.
 
         Args:
-            posteriors: what is added.
-            name: what a message calls them; by default, what they are.
+            posteriors: of one file.
+            name: their name in messages; by default, the title of their source.
 
         Raises:
-            WeightsError: they are of other images or classes than those before.
+            WeightsError: their images or classes differ from those added before.
         """
         images = ImageSet.of(posteriors, name or posteriors.source.title)
         if self._sum is None or self._images is None:
@@ -120,10 +120,10 @@ class Fusion:
 
 
 def fuse(paths: Sequence[Path]) -> Fusion:
-    """The mean of posteriors files, which are read one after the other.
+    """The mean of posteriors files, read one after another.
 
     Raises:
-        WeightsError: a file cannot be read, or is of other images or classes than the first.
+        WeightsError: a file cannot be read, or its images or classes differ from the first's.
     """
     fusion = Fusion()
     for path in paths:
@@ -142,7 +142,7 @@ def errors_of(values: Values | NDArray[np.float64], labels: NDArray[np.int64]) -
 
 
 Members = tuple[int, ...]
-"""Numbers of the files that a fusion is the mean of, in ascending order."""
+"""Numbers of the files that a fusion averages, ascending."""
 
 
 def errors_of_fusions(
@@ -154,8 +154,8 @@ def errors_of_fusions(
 
     Args:
         files: posteriors of the same images.
-        fusions: what is averaged, as numbers of `files`.
-        advance: called with the number of images whenever some more were counted.
+        fusions: the files to average, as numbers of `files`.
+        advance: called with the number of images just counted.
 
     Raises:
         WeightsError: a file is damaged.
@@ -165,7 +165,7 @@ def errors_of_fusions(
     counts = {members: np.zeros(2, np.int64) for members in fusions}
     start = 0
     for part in zip(*(file.rows(rows) for file in files), strict=True):
-        values = [one.astype(np.float64) for one in part]
+        values = [rows_of_file.astype(np.float64) for rows_of_file in part]
         shown = labels[start : start + len(values[0])]
         for members in fusions:
             total = values[members[0]].copy()
@@ -179,8 +179,8 @@ def errors_of_fusions(
 
 
 def _count(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """As `count_errors`, four times as fast: that compares the numbers of all classes, which only
-    images with ties need."""
+    """As `count_errors`, but four times as fast: only images with ties need to compare class
+    numbers."""
     own = np.take_along_axis(values, labels[:, None], axis=1)
     num_ahead = np.count_nonzero(values > own, axis=1)
     tied = np.count_nonzero(values == own, axis=1) != 1  # or it is nan
