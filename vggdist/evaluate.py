@@ -286,7 +286,7 @@ def _announce(
     )
     if num_there:
         logger.info(
-            "already there, of the same weights, images and settings: %d of the posteriors files; "
+            "%d of the posteriors files exist already, for the same weights, images and settings; "
             "delete them to compute them again",
             num_there,
         )

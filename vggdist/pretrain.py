@@ -172,7 +172,7 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
     )
     if dataset.train.quarantine:
         logger.info(
-            "%d training images are in quarantine; the plan's substitutes take their places",
+            "%d training images are in quarantine; the sample plan replaces them",
             len(dataset.train.quarantine),
         )
 

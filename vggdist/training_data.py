@@ -134,7 +134,7 @@ def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> Non
         if not config.data.accept_changed:
             raise DataError(
                 f"Images in {root} were replaced under their names since this run was trained on "
-                f"them{named}. Put those of before back, choose another run.folder, or set "
+                f"them{named}. Restore the previous ones, choose another run.folder, or set "
                 "data.accept_changed=true to go on with these."
             )
         logger.warning(

@@ -192,7 +192,7 @@ def scales(text: str) -> tuple[int, ...]:
         return tuple(int(scale) for scale in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of whole numbers such as 256,384,512"
+            f"{text!r} is not a list of whole numbers such as 256,384,512"
         ) from None
 
 

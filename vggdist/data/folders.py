@@ -230,8 +230,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise DataError(
-            f"The folder {shown(folder)} cannot be read: {error.strerror}. Give yourself the right "
-            "to read it, or remove it."
+            f"The folder {shown(folder)} cannot be read: {error.strerror}. Make it readable, or "
+            "remove it."
         ) from error
 
 

@@ -165,8 +165,8 @@ class Producer(ABC, Generic[Finished, Made]):
         bad = self._found | self.known_bad()
         if len(bad) == self._manifest.num_images:
             raise DataError(
-                f"No image in {quote(self._manifest.folder)} can be used. See whether the disk is "
-                "well, and list the reasons with `vggdist check "
+                f"No image in {quote(self._manifest.folder)} can be used. Check the disk, and "
+                "list the reasons with `vggdist check "
                 f"{quote(self._manifest.folder.parent)}`."
             )
         return self._samples(number, bad)
@@ -236,7 +236,7 @@ def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> Dat
     """The error for more bad images than a training allows."""
     return DataError(
         f"{found} of {manifest.num_images} images could not be used, more than the {allowed} that "
-        f"data.max_unusable allows. {last}. See whether the disk is well, and list all bad images "
+        f"data.max_unusable allows. {last}. Check the disk, and list all bad images "
         f"with `vggdist check {quote(manifest.folder.parent)}`."
     )
 

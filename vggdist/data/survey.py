@@ -215,8 +215,7 @@ def _put_together(
         )
     if changed:
         remarks.append(
-            f"{len(changed):,} images are not what they were when {stored} was written: "
-            f"{listed(changed)}."
+            f"{len(changed):,} images have changed since {stored} was written: {listed(changed)}."
         )
     return Survey(
         splits=tuple(split.manifest for split in renewed),

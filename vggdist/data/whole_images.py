@@ -184,8 +184,8 @@ def _require_to_fit(
         raise DataError(
             f"The image {manifest.described(int(images[first]))} is {width} x {height} pixels. "
             f"Whole, with its shorter side rescaled to {scale}, it would have more than the "
-            f"{_MOST_MEGAPIXELS} megapixels that may be needed at once. Cut it, or evaluate centre "
-            "crops."
+            f"{_MOST_MEGAPIXELS} megapixels that may be needed at once. Crop it, or evaluate "
+            "centre crops."
         )
 
 

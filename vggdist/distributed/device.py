@@ -69,8 +69,8 @@ def _why_no_gpu() -> str:
         f"this process was given an NVIDIA GPU that torch cannot use: {_driver()}, and torch "
         f"{torch.__version__} (CUDA {cuda}) needs driver {needed} or newer. Update the driver, or "
         "install a torch that is built for an older CUDA (make setup CUDA=12, for drivers from 525 "
-        "on); `nvidia-smi` shows whether the GPU is well. Set device to cpu to train on the "
-        "processor all the same"
+        "on); `nvidia-smi` shows whether the GPU works. Set device to cpu to train on the "
+        "processor instead"
     )
 
 

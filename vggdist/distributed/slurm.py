@@ -79,8 +79,8 @@ def first_host(hosts: str) -> str:
     """
     if not re.fullmatch(f"{_HOST}(?:,{_HOST})*", hosts):
         raise DistributedError(
-            f"SLURM_STEP_NODELIST is {hosts!r}, which is no list of hosts such as node[1-2,5]; set "
-            "MASTER_ADDR to the host of rank 0."
+            f"SLURM_STEP_NODELIST is {hosts!r}, which is not a list of hosts such as node[1-2,5]; "
+            "set MASTER_ADDR to the host of rank 0."
         )
     first = re.match(_HOST, hosts)
     assert first is not None

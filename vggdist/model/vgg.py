@@ -203,4 +203,6 @@ def layer_name(path: str) -> str:
         return f"{match[2]}{match[1]}_{match[3]}"
     if match := re.match(r"(?:features\.)?(pool\d+|fc[678])(\.|$)", path):
         return match[1]
-    raise ValueError(f"{path!r} is not part of a VGG network, which has such as fc6.linear.weight.")
+    raise ValueError(
+        f"{path!r} is not part of a VGG network, whose parts have names such as fc6.linear.weight."
+    )

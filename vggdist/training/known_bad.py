@@ -55,9 +55,7 @@ class KnownBad:
         news = {bad.image: bad for found in gather(self._news) for bad in found}
         self._news = []
         for image in sorted(news.keys() - self.found):
-            logger.warning(
-                "%s; the plan's substitute takes its place.", news[image].sentence(self._manifest)
-            )
+            logger.warning("%s; the sample plan replaces it.", news[image].sentence(self._manifest))
         self.found |= news.keys()
         self.images |= news.keys()
         if news and len(self.found) > self.limit:

@@ -232,7 +232,7 @@ class Training:
         path = shlex.quote(str(good))
         return NumericError(
             f"{what} Lower optimizer.learning_rate, set optimizer.gradient_clipping, or choose a "
-            "precision with more range, in another run.folder; what led here is in the curves. "
+            "precision with more range, in another run.folder; the curves show what led to it. "
             + (
                 f"The newest good checkpoint is {good}; run.resume={path} continues from there."
                 if good is not None
@@ -354,7 +354,7 @@ class Training:
             else "There is none before it."
         )
         return (
-            f"the checkpoint of step {self.step} could not be written: {error}. Free space or mend "
+            f"the checkpoint of step {self.step} could not be written: {error}. Free space or fix "
             f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
         )
 
