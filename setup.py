@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vggdist", "vggdist.*"]),
-    package_data={"vggdist": ["py.typed"]},
+    package_data={"vggdist": ["py.typed"], "vggdist.reports": ["*.jinja"]},
     install_requires=[
         *NEEDS_CUDA[os.environ.get("VGGDIST_CUDA", "13")],
         "deepspeed>=0.19.8",
@@ -32,6 +32,7 @@ setup(
         "onnxscript>=0.5",
         "onnxruntime>=1.22",
         "rich>=13.0",
+        "jinja2>=3.1",
         "pillow>=11.0",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",

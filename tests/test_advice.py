@@ -21,10 +21,9 @@ from vggdist.convert.importing import read_classes
 from vggdist.distributed import process as world
 from vggdist.errors import VggdistError, WeightsError
 from vggdist.model.initialization import build_initialized
-from vggdist.prepare.packing import Resize
-from vggdist.prepare.writers import Packing
+from vggdist.prepare.packing import Packing, Resize
 from vggdist.profiling import exchange, machine, step, tune
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.transfer.linear_classifier import transfer
 
 ROOT = Path(__file__).parents[1]
@@ -357,7 +356,7 @@ def attempts(
 
     def know(typed: str) -> None:
         key, value = shlex.split(typed)
-        validate(ClusterFacts, {key: value}, "flags")
+        validate(ClusterSettings, {key: value}, "flags")
 
     def command(typed: str) -> None:
         monkeypatch.setattr(sys, "argv", ["vggdist", *shlex.split(typed)])

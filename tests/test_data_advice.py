@@ -28,10 +28,10 @@ from vggdist.model.initialization import build_initialized
 from vggdist.predict import Choice, Prediction, draw_sheet, expand
 from vggdist.prepare.check import check
 from vggdist.prepare.digits import write_digits
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.shards import ShardWriter
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 from vggdist.training.stop import StopSignal
 from vggdist.training_data import open_training_data
 from vggdist.transfer.features_file import Features, save_features
@@ -509,7 +509,7 @@ ELSEWHERE = {
     "api.py": "tests/test_api.py",
     "prepare/archives.py": "tests/prepare/test_archives.py",
     "prepare/devkit.py": "tests/prepare/test_archives.py",
-    "prepare/isolated.py": "a machine on which processes do not start",
+    "prepare/processes.py": "a machine on which processes do not start",
     "pretrain.py": "another node's message says it",
 }
 OF_THE_SYSTEM = (

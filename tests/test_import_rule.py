@@ -19,6 +19,7 @@ CORE = {
     "errors": 0,
     "terminal": 0,
     "artifacts.paths": 0,
+    "artifacts.files": 0,
     "artifacts.names": 0,
     "artifacts.contents": 0,
     "distributed.entry": 0,
@@ -73,10 +74,11 @@ DOORS = {
     "tensorboard": {"training.metric_log"},
     "torch.utils.tensorboard": {"training.metric_log"},
     "yaml": {"config_file"},
-    "pebble": {"prepare.isolated"},
+    "pebble": {"prepare.processes"},
     "scipy": {"prepare.devkit"},
     "submitit": {"slurm.submit", "slurm.job"},
-    "matplotlib": {"planning.chart"},
+    "matplotlib": {"planning.chart", "reports.chart"},
+    "jinja2": {"reports.page"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 
@@ -208,7 +210,8 @@ def test_packages_do_nothing_when_they_are_imported() -> None:
         ("vggdist.experiments.runner", "torch"),
         ("vggdist.experiments.status", "torch"),
         ("vggdist.experiments.tables", "torch"),
-        ("vggdist.planning.plan", "torch"),
+        ("vggdist.planning.estimate", "torch"),
+        ("vggdist.model.summary", "torch"),
         ("vggdist.training.loop", "deepspeed"),
     ],
 )

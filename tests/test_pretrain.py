@@ -16,9 +16,9 @@ from vggdist.data.manifest_file import Unusable, save_quarantine
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 from vggdist.pretrain import pretrain, run
 
 

@@ -17,9 +17,9 @@ from vggdist.data import staging
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.fault]
 

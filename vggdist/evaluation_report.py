@@ -9,34 +9,35 @@ from rich.console import Console
 from rich.table import Table
 
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.posteriors import load_posteriors
+from vggdist.artifacts.posteriors import open_posteriors
 from vggdist.evaluate import Evaluated
-from vggdist.evaluation.fusion import Fusion, errors_of
+from vggdist.evaluation.fusion import Members, errors_of_fusions
 from vggdist.terminal import duration
 
 
 def summarize(evaluated: Evaluated) -> dict[str, Any]:
-    """Reads the files and counts errors, as fractions of `num_images`."""
-    fusion, protocols, rows = Fusion(), dict[str, Fusion](), []
-    for path in evaluated.files:
-        posteriors = load_posteriors(path)
-        fusion.add(posteriors, str(path))
-        source = posteriors.source
-        protocols.setdefault(source.protocol, Fusion()).add(posteriors, str(path))
-        errors = errors_of(posteriors.values, posteriors.labels)
-        rows.append(
-            {
-                "protocol": source.protocol,
-                "scale": source.scale,
-                "flip": source.flip,
-                **errors.to_dict(),
-                "file": str(path),
-            }
-        )
+    """Reads the files back and counts errors; fractions of `num_images`."""
+    files = [open_posteriors(path) for path in evaluated.files]
+    protocols: dict[str, Members] = {}
+    for number, file in enumerate(files):
+        protocol = file.source.protocol
+        protocols[protocol] = (*protocols.get(protocol, ()), number)
+    everything = tuple(range(len(files)))
+    fusions = {everything, *((number,) for number in everything), *protocols.values()}
+    errors = errors_of_fusions(files, fusions)
     return {
-        **fusion.errors().to_dict(),
-        "protocols": {name: mean.errors().to_dict() for name, mean in protocols.items()},
-        "files": rows,
+        **errors[everything].to_dict(),
+        "protocols": {name: errors[members].to_dict() for name, members in protocols.items()},
+        "files": [
+            {
+                "protocol": file.source.protocol,
+                "scale": file.source.scale,
+                "flip": file.source.flip,
+                **errors[number,].to_dict(),
+                "file": str(file.path),
+            }
+            for number, file in enumerate(files)
+        ],
         "num_computed": evaluated.num_computed,
         "elapsed_seconds": evaluated.elapsed_seconds,
     }

@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 training_progress = logging.getLogger("vggdist.training_progress")
@@ -13,6 +14,7 @@ training_progress = logging.getLogger("vggdist.training_progress")
 
 _SECONDS_LIVE = 0.2  # a terminal shows no more than a person reads
 _SECONDS_LOGGED = 30.0
+_WIDEST = 500  # characters of a table
 
 
 class StatusLine:
@@ -143,6 +145,23 @@ class TrainingProgress:
         if self._line.is_live:
             self._shown_at = time.monotonic()
             self._line.show(f"step {step}/{self._total}  {self._text}")
+
+
+def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows below their head, in aligned columns: the first to the left, the others to the right."""
+    from rich.console import Console  # here, since a command's help must not wait for it
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # As wide as need be: what is cut off cannot be read in a file.
+    console = Console(width=_WIDEST, color_system=None, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def duration(seconds: float) -> str:

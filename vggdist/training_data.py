@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.artifacts.contents import ContentsDigest
-from vggdist.artifacts.names import listed, said_of_labels, sentences, shown
+from vggdist.artifacts.names import listed, said_of_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.config import Config
 from vggdist.data.classes import require_several_classes, said_of_nesting
@@ -107,10 +107,10 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
             )
         )
     if dataset.val.quarantine:
-        example = shown(dataset.val.name(min(dataset.val.quarantine)))
+        image = quote(dataset.val.name(min(dataset.val.quarantine)))
         raise DataError(
             f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
-            f"images, such as {example}. An evaluation counts every image, so each must be usable. "
+            f"images, such as {image}. An evaluation counts every image, so each must be usable. "
             "Replace them with good copies and run `vggdist check` again, or remove them and the "
             "manifest."
         )

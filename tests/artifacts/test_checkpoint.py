@@ -266,7 +266,7 @@ def failing_at(number: int, function: Call, failure: Call) -> Call:
 POINTS = [
     *(("save_file", number) for number in (1, 2)),
     *(("_sha256", number) for number in (1, 2, 3)),
-    *(("_fsync", number) for number in (1, 4, 5)),
+    *(("fsync", number) for number in (1, 4, 5)),
     *(("write_text", number) for number in (1, 2)),
     ("mkdir", 2),
     ("rename", 1),
@@ -321,7 +321,7 @@ def test_everything_is_on_disk_before_the_name_is_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename = checkpoint._fsync, Path.rename
+    fsync, rename = checkpoint.fsync, Path.rename
 
     def noted_fsync(path: Path) -> None:
         events.append(f"fsync {path.name}")
@@ -331,7 +331,7 @@ def test_everything_is_on_disk_before_the_name_is_good(
         events.append(f"rename to {target.name}")
         return rename(self, target)
 
-    monkeypatch.setattr(checkpoint, "_fsync", noted_fsync)
+    monkeypatch.setattr(checkpoint, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "rename", noted_rename)
     save(tmp_path, made_at(1), keep=2)
     temporary = f"step-00000001.tmp-{os.getpid()}"

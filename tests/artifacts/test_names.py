@@ -8,7 +8,6 @@ from vggdist.artifacts.names import (
     printable,
     said_of_labels,
     said_of_twins,
-    shown,
     spelled,
 )
 
@@ -30,12 +29,6 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 )
 def test_quotes_show_what_a_terminal_hides_and_leave_other_scripts_alone(name, expected):
     assert spelled(name) == expected
-
-
-def test_a_path_is_quoted_only_where_something_in_it_cannot_be_seen():
-    assert shown("/data/my photos/cat/1.jpg") == "/data/my photos/cat/1.jpg"
-    for odd in ("/data/cat /1.jpg", "/data/ 1.jpg", f"/data/{DECOMPOSED}", "/data/a\tb"):
-        assert shown(odd) == spelled(odd)
 
 
 def test_what_is_printed_stays_on_one_line_and_is_text():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vggdist import cli
-from vggdist.artifacts.paths import expand_home, quote, temporary_beside
+from vggdist.artifacts.paths import expand_home, quote
 from vggdist.commands.arguments import check_outputs, user_path, user_path_text
 from vggdist.config_file import make_config
 from vggdist.errors import ConfigError
@@ -33,12 +33,11 @@ def test_a_plain_path_is_not_quoted() -> None:
     assert quote(Path("/data/vgg-16_a.b=1/x,y")) == "/data/vgg-16_a.b=1/x,y"
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_temporary_file_has_a_name_beside_every_file(name: str, tmp_path: Path) -> None:
-    temporary = temporary_beside(tmp_path / name, ".safetensors")
-    temporary.write_bytes(b"")
-    os.replace(temporary, tmp_path / name)
-    assert os.listdir(tmp_path) == [name]
+def test_a_quoted_path_shows_what_a_terminal_hides() -> None:
+    assert quote("/data/cat /1.jpg") == "'/data/cat /1.jpg'"
+    assert quote("/data/a\tb") == r"$'/data/a\x09b'"
+    assert quote("/data/caf\u00e9") == "'/data/caf\u00e9'"
+    assert quote("/data/cafe\u0301's") == r"$'/data/cafe\xcc\x81\x27s'"
 
 
 def test_a_tilde_is_a_home_folder_only_where_a_shell_takes_it_for_one(

@@ -11,9 +11,9 @@ from PIL import Image
 from vggdist.data.glance import find_bad, is_whole
 from vggdist.data.manifest import Manifest, from_classes
 from vggdist.data.manifest_file import load_manifest
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 

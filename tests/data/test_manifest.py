@@ -1,6 +1,5 @@
 """The list of images: what counts, how it is kept, and every sentence a user may meet."""
 
-import builtins
 import errno
 import os
 import subprocess
@@ -180,14 +179,14 @@ def test_images_that_are_not_in_class_folders_are_refused(root):
 
 def refuse_writing(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
     """As on a read-only file system; the tests may run as root, whom permissions do not stop."""
-    opened = builtins.open
+    opened = os.open
 
-    def read_only(file, mode="r", *args, **kwargs):
-        if "w" in mode and any(folder in Path(file).parents for folder in folders):
+    def read_only(file, flags, *args, **kwargs):
+        if flags & os.O_CREAT and any(folder in Path(file).parents for folder in folders):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(file))
-        return opened(file, mode, *args, **kwargs)
+        return opened(file, flags, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "open", read_only)
+    monkeypatch.setattr(os, "open", read_only)
 
 
 def test_the_manifest_of_a_read_only_root_goes_into_the_fallback_folder(

@@ -13,9 +13,9 @@ from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
 from vggdist.data.reader import read_encoded
 from vggdist.errors import ConfigError, DataError
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 
 
 @pytest.fixture(scope="module")

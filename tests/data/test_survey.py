@@ -15,9 +15,9 @@ from vggdist.data.manifest_file import MANIFEST_NAME, load_contents, save_manife
 from vggdist.data.survey import Survey, survey_dataset, survey_images
 from vggdist.errors import DataError
 from vggdist.prepare.check import check
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 
 
 @pytest.fixture

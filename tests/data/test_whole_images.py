@@ -24,9 +24,9 @@ from vggdist.data.manifest import Manifest
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.errors import DataError
 from vggdist.prepare.check import check
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 
 DATA = DataConfig(crop_size=32, prefetch=2)
 SCALES = (48, 33, 80)

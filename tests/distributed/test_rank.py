@@ -16,9 +16,9 @@ from vggdist.distributed import rank
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
-from vggdist.prepare.writers import Packing
 
 TIMEOUT_SECONDS = 1.0
 

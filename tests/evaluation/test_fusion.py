@@ -1,62 +1,71 @@
 """Fusions are means of posteriors, and their errors are counts."""
 
 import tracemalloc
+from collections.abc import Sequence
 from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import top_k_accuracy_score
 
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.posteriors import open_posteriors
+from vggdist.artifacts.posteriors import Posteriors, open_posteriors
 from vggdist.errors import WeightsError
 from vggdist.evaluation import fusion
-from vggdist.evaluation.fusion import Fusion, errors_of, errors_of_fusions, fuse
+from vggdist.evaluation.fusion import ErrorRates, errors_of_fusions
 from vggdist.evaluation.metrics import count_errors
+
+
+def fuse(folder: Path, several: Sequence[Posteriors]) -> ErrorRates:
+    """Errors of the mean of posteriors, which are stored in `folder`."""
+    files = [open_posteriors(path) for path in store(folder, several)]
+    everything = tuple(range(len(files)))
+    return errors_of_fusions(files, [everything])[everything]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_the_fusion_of_one_file_is_that_file(dtype: type, tmp_path: Path) -> None:
     posteriors = random_posteriors(dtype=dtype)
-    (path,) = store(tmp_path, [posteriors])
-    fused = fuse([path])
-    np.testing.assert_array_equal(fused.values, posteriors.values)
-    np.testing.assert_array_equal(fused.labels, posteriors.labels)
-    assert fused.errors() == errors_of(posteriors.values, posteriors.labels)
-
-
-def test_a_fusion_is_the_mean_and_its_errors_are_those_of_a_sort() -> None:
-    several = [random_posteriors(seed, num_images=200) for seed in range(4)]
-    together = Fusion()
-    for one in several:
-        together.add(one)
-    values = [one.values for one in several]
-    np.testing.assert_allclose(together.values, np.mean(values, axis=0), rtol=1e-6)
-    errors = together.errors()
-    assert (errors.top1_error, errors.top5_error) == naive_errors(values, several[0].labels)
-    assert errors.num_images == 200
-    assert (
-        errors.top5_error < errors.top1_error < errors_of(values[0], several[0].labels).top1_error
+    errors = fuse(tmp_path, [posteriors])
+    assert (errors.top1_error, errors.top5_error) == naive_errors(
+        [posteriors.values], posteriors.labels
     )
 
 
-def test_float16_posteriors_add_up_to_the_same_in_any_order() -> None:
+def test_a_fusion_is_the_mean_and_its_errors_are_those_of_a_sort(tmp_path: Path) -> None:
+    several = [random_posteriors(seed, num_images=200) for seed in range(4)]
+    values = [one.values for one in several]
+    errors = fuse(tmp_path, several)
+    assert (errors.top1_error, errors.top5_error) == naive_errors(values, several[0].labels)
+    assert errors.num_images == 200
+    assert errors.top5_error < errors.top1_error < fuse(tmp_path, several[:1]).top1_error
+
+
+def test_float16_posteriors_add_up_to_the_same_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     several = [random_posteriors(seed, dtype=np.float16) for seed in range(4)]
-    means = []
+    means: list[bytes] = []
+    count = fusion._count
+
+    def noted(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        means.append(values.tobytes())
+        return count(values, labels)
+
+    monkeypatch.setattr(fusion, "_count", noted)
     for order in permutations(several):
-        together = Fusion()
-        for one in order:
-            together.add(one)
-        means.append(together.values.tobytes())
+        fuse(tmp_path, order)
+    assert len(means) == 24
     assert len(set(means)) == 1
 
 
-def test_errors_are_those_of_scikit_learn() -> None:
+def test_errors_are_those_of_scikit_learn(tmp_path: Path) -> None:
     posteriors = random_posteriors(num_images=500, num_classes=20)
-    errors = errors_of(posteriors.values, posteriors.labels)
+    errors = fuse(tmp_path, [posteriors])
     for k, error in ((1, errors.top1_error), (5, errors.top5_error)):
         right = top_k_accuracy_score(
             posteriors.labels, posteriors.values, k=k, labels=range(20), normalize=False
@@ -64,19 +73,14 @@ def test_errors_are_those_of_scikit_learn() -> None:
         assert error == (500 - right) / 500
 
 
-def test_ties_and_missing_numbers_are_counted_as_everywhere_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ties_and_missing_numbers_are_counted_as_everywhere_else() -> None:
     generator = np.random.default_rng(3)
     values = generator.integers(0, 4, (400, 9)).astype(np.float32) / 4
     values[generator.random(values.shape) < 0.05] = np.nan
     labels = generator.integers(0, 9, 400)
     top1, top5 = count_errors(torch.from_numpy(values), torch.from_numpy(labels)).tolist()
     assert 0 < top5 < top1 < 400
-    for at_once in (1, 50, 2**20):
-        monkeypatch.setattr(fusion, "_VALUES_AT_ONCE", at_once)
-        errors = errors_of(values, labels)
-        assert (errors.top1_error, errors.top5_error) == (top1 / 400, top5 / 400)
+    assert fusion._count(values.astype(np.float64), labels).tolist() == [top1, top5]
 
 
 @pytest.mark.parametrize("at_once", [1, 300, 2**22])
@@ -95,7 +99,8 @@ def test_many_fusions_in_one_pass_are_what_each_is_alone(
     found = errors_of_fusions(files, members, counted.append)
     assert sum(counted) == 23
     for one in members:
-        assert found[one] == fuse([paths[number] for number in one]).errors()
+        alone = [tuple(range(len(one)))]
+        assert found[one] == errors_of_fusions([files[number] for number in one], alone)[alone[0]]
         values = [several[number].values for number in one]
         rates = found[one].top1_error, found[one].top5_error
         assert rates == naive_errors(values, several[0].labels)
@@ -135,31 +140,28 @@ def test_a_file_that_is_damaged_inside_is_refused_while_it_is_read(tmp_path: Pat
 def test_posteriors_of_other_images_are_refused_by_both_names(
     other: dict[str, object], difference: str, tmp_path: Path
 ) -> None:
-    paths = store(tmp_path, [random_posteriors(), random_posteriors(**other)])
-    with pytest.raises(WeightsError, match=rf"{paths[0]} and {paths[1]} .* different {difference}"):
-        fuse(paths)
-    together = Fusion()
-    together.add(random_posteriors())
-    with pytest.raises(WeightsError, match=r"D \[256;512\], dense, Q 384 and D \[256;512\], dense"):
-        together.add(random_posteriors(**other))
+    several = [random_posteriors(), random_posteriors(**other)]
+    names = f"{tmp_path}/0.npz and {tmp_path}/1.npz"
+    with pytest.raises(WeightsError, match=f"{names} .* different {difference}"):
+        fuse(tmp_path, several)
 
 
 def test_posteriors_of_images_that_were_replaced_in_between_are_refused(tmp_path: Path) -> None:
     noted = [ContentsDigest("1", "2", sha256) for sha256 in ("3", "4", "")]
-    paths = store(tmp_path, [random_posteriors(contents=one) for one in (*noted, UNKNOWN)])
+    several = [random_posteriors(contents=one) for one in (*noted, UNKNOWN)]
     with pytest.raises(WeightsError, match="of different images under the same names"):
-        fuse(paths[:2])
-    fuse([paths[0], *paths[2:]])
+        fuse(tmp_path, several[:2])
+    fuse(tmp_path, [several[0], *several[2:]])
 
 
 def test_posteriors_with_other_labels_or_names_of_classes_are_refused(tmp_path: Path) -> None:
     one, other = random_posteriors(), random_posteriors()
     other.labels[5] += 1
     with pytest.raises(WeightsError, match="different labels"):
-        fuse(store(tmp_path, [one, other]))
+        fuse(tmp_path, [one, other])
     renamed = random_posteriors(num_classes=7)
     renamed = type(renamed)(
         renamed.source, renamed.values, renamed.labels, renamed.names, tuple("abcdefg")
     )
     with pytest.raises(WeightsError, match="with other names"):
-        fuse(store(tmp_path, [random_posteriors(num_classes=7), renamed]))
+        fuse(tmp_path, [random_posteriors(num_classes=7), renamed])

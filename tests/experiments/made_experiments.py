@@ -7,8 +7,7 @@ from typing import Any
 
 from vggdist.config_file import to_yaml
 from vggdist.experiments.schema import load_experiment
-from vggdist.experiments.stages import Evaluation, Experiment, Report, Training
-from vggdist.experiments.status import definition
+from vggdist.experiments.stages import Evaluation, Experiment, Report, Training, definition
 
 TEXT = """
 folder: {folder}

@@ -9,20 +9,35 @@ import pytest
 
 from tests.experiments.made_experiments import finish, make_experiment
 from vggdist.errors import EXIT_STOPPED, DistributedError
-from vggdist.experiments import job_log as record
+from vggdist.experiments import job_log
 from vggdist.experiments import runner as running
-from vggdist.experiments.payloads import EvaluationWork, ReportWork, _unless_stopped
-from vggdist.experiments.runner import ALONE, Resources, missing, obstacles, run_here
+from vggdist.experiments.payloads import EvaluationPayload, ReportPayload, _unless_stopped
+from vggdist.experiments.runner import ALONE, missing, problems, run_here
 from vggdist.experiments.schema import load_experiment
-from vggdist.experiments.stages import EXPERIMENT_FILE, Experiment
-from vggdist.experiments.status import look
+from vggdist.experiments.stages import (
+    EXPERIMENT_FILE,
+    JOB_FOLDER,
+    Evaluation,
+    Experiment,
+    definition,
+)
+from vggdist.experiments.status import read_status
 from vggdist.slurm import queue
 from vggdist.slurm.queue import QueuedJob
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission
 from vggdist.training.stop import StopSignal
 
-RESOURCES = Resources(Layout(2, 4, 4), ClusterFacts(), "vggdist experiment run it.yaml")
+
+def template(experiment: Experiment) -> Submission:
+    return Submission(
+        name="it",
+        payloads=(),
+        layout=Layout(2, 4, 4),
+        settings=ClusterSettings(),
+        folder=experiment.folder / JOB_FOLDER,
+        command="vggdist experiment run it.yaml",
+    )
 
 
 @pytest.fixture
@@ -32,7 +47,7 @@ def submissions(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
 
     def submit(submission: Submission) -> tuple[str, ...]:
         sent.append(submission)
-        job, count = str(9 + len(sent)), len(submission.works)
+        job, count = str(9 + len(sent)), len(submission.payloads)
         return (job,) if count == 1 else tuple(f"{job}_{place}" for place in range(count))
 
     monkeypatch.setattr(running, "submit", submit)
@@ -43,7 +58,7 @@ def submissions(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
 
 
 def submit_missing(experiment: Experiment) -> list[tuple[tuple[str, ...], str | None]]:
-    arrays = running.submit_missing(experiment, look(experiment), RESOURCES)
+    arrays = running.submit_missing(experiment, read_status(experiment), template(experiment))
     return [(array.stages, array.after) for array in arrays]  # type: ignore[misc]
 
 
@@ -75,9 +90,9 @@ def test_all_stages_are_submitted_at_once_alike_ones_as_arrays_each_after_what_i
         "it.test_b",
         "it.tables",
     ]
-    assert [submission.layout for submission in submissions] == [RESOURCES.layout] * 4 + [ALONE]
+    assert [submission.layout for submission in submissions] == [Layout(2, 4, 4)] * 4 + [ALONE]
     assert {submission.folder for submission in submissions} == {tmp_path / "it" / "jobs"}
-    assert {name: one.job for name, one in record.read(experiment.folder).items()} == {
+    assert {name: one.job for name, one in job_log.read(experiment.folder).items()} == {
         "a": "10_0",
         RATES[0]: "10_1",
         RATES[1]: "10_2",
@@ -138,30 +153,29 @@ def test_what_slurm_took_before_it_refused_is_remembered(
         patch.setattr(running, "submit", refuse_the_second)
         with pytest.raises(DistributedError):
             submit_missing(experiment)
-    assert missing(look(experiment)) == ("b", "c", "test_a", "test_b", "tables")
+    assert missing(read_status(experiment)) == ("b", "c", "test_a", "test_b", "tables")
     assert submit_missing(experiment)[0] == (("b", "c"), ("a",))
 
 
-def test_works_are_those_of_the_stages(tmp_path: Path, submissions: list[Submission]) -> None:
+def test_payloads_are_those_of_the_stages(tmp_path: Path, submissions: list[Submission]) -> None:
     folder = str(tmp_path / "it")
     submit_missing(make_experiment(tmp_path))
-    evaluation, report = submissions[2].works[0], submissions[4].works[0]
-    assert evaluation == EvaluationWork(
+    evaluation, report = submissions[2].payloads[0], submissions[4].payloads[0]
+    assert isinstance(evaluation, EvaluationPayload)
+    assert evaluation == EvaluationPayload(
+        stage=Evaluation("test_a", "a", protocols=("dense",), scales=(32, 40), settings=()),
         network=f"{folder}/a",
         root="/images",
-        protocols=("dense",),
-        scales=(32, 40),
-        settings=(),
         folder=f"{folder}/test_a",
-        definition={
-            "name": "test_a",
-            "network": "a",
-            "protocols": ["dense"],
-            "scales": [32, 40],
-            "settings": [],
-        },
     )
-    assert isinstance(report, ReportWork)
+    assert definition(evaluation.stage) == {
+        "name": "test_a",
+        "network": "a",
+        "protocols": ["dense"],
+        "scales": [32, 40],
+        "settings": [],
+    }
+    assert isinstance(report, ReportPayload)
     assert report.evaluations == (f"{folder}/test_a", f"{folder}/test_b")
 
 
@@ -174,7 +188,7 @@ def test_what_jobs_would_meet_after_hours_is_known_before(
     experiment = load_experiment(
         tmp_path / "it.yaml", ["stages.c.set.seed=3", "stages.b.set.batch.global=100"]
     )
-    changed, data, others, b = obstacles(experiment, list(experiment.stages), Layout(3, 1, 0))
+    changed, data, others, b = problems(experiment, list(experiment.stages), Layout(3, 1, 0))
     assert changed.startswith("stage c: ")
     assert "(seed 0 -> 3)" in changed
     assert data == "data is not set; give the folder of the data set: data=/data/imagenet."
@@ -203,7 +217,9 @@ def run_stage(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def run_all(experiment: Experiment) -> tuple[int, list[str]]:
     said: list[str] = []
     seconds = dict.fromkeys(experiment.stages, 10.0)
-    return run_here(experiment, look(experiment), RESOURCES, said.append, seconds), said
+    return run_here(
+        experiment, read_status(experiment), template(experiment), said.append, seconds
+    ), said
 
 
 def test_here_stages_are_run_in_order_and_not_again(
@@ -228,7 +244,7 @@ def test_a_stage_that_fails_here_holds_back_only_what_needs_it(
     experiment = make_experiment(tmp_path)
     code, said = run_all(experiment)
     assert code == 4
-    states = {name: one.state for name, one in look(experiment).items()}
+    states = {name: one.state for name, one in read_status(experiment).items()}
     assert states == {
         "a": "done",
         **dict.fromkeys(RATES, "done"),
@@ -250,8 +266,8 @@ def test_a_signal_ends_all_stages_here(tmp_path: Path, run_stage: dict[str, int]
     experiment = make_experiment(tmp_path)
     code, said = run_all(experiment)
     assert (code, said[-1]) == (EXIT_STOPPED, "stopped; the same command continues.")
-    assert look(experiment)["b"].state == "stopped"
-    assert look(experiment)["c"].state == "waiting"
+    assert read_status(experiment)["b"].state == "stopped"
+    assert read_status(experiment)["c"].state == "waiting"
 
 
 def test_an_evaluation_is_left_alone_once_a_signal_has_come() -> None:

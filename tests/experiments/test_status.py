@@ -9,13 +9,14 @@ import pytest
 
 from tests.experiments.made_experiments import begin, finish, make_experiment
 from vggdist.errors import ConfigError, DistributedError
-from vggdist.experiments import job_log as record
-from vggdist.experiments import status
+from vggdist.experiments import job_log
+from vggdist.experiments.runner import problems
 from vggdist.experiments.stages import JOB_FOLDER, Experiment
-from vggdist.experiments.status import StageStatus, last_error, look
+from vggdist.experiments.status import StageStatus, last_error, read_status
 from vggdist.experiments.tables import render_status, status_to_dict
 from vggdist.slurm import attempts, queue
 from vggdist.slurm.queue import QueuedJob
+from vggdist.slurm.submit import Layout
 
 Queue = dict[str, QueuedJob]
 
@@ -36,23 +37,23 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 
 def at(experiment: Experiment, name: str) -> StageStatus:
-    return look(experiment)[name]
+    return read_status(experiment)[name]
 
 
 def submitted(experiment: Experiment, name: str, job: str) -> Path:
     """Records a job; returns the job folder."""
-    record.note(experiment.folder, name, job)
+    job_log.note(experiment.folder, name, job)
     folder = experiment.folder / JOB_FOLDER
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def test_before_anything_was_run_all_stages_wait(experiment: Experiment, queued: Queue) -> None:
-    statuses = look(experiment)
+    statuses = read_status(experiment)
     assert {one.state for one in statuses.values()} == {"waiting"}
     assert statuses["a"].waits_for == ()
     assert statuses["tables"].waits_for == ("test_a", "test_b")
-    assert not experiment.folder.exists(), "a look writes nothing"
+    assert not experiment.folder.exists(), "nothing is written"
 
 
 def test_a_job_that_waits_is_waiting_for_its_stages_or_queued_with_slurm_s_reason(
@@ -80,7 +81,7 @@ def test_a_running_training_shows_epoch_errors_and_time_left(
     # 730 steps of 256 images, 64 a second
     assert a.seconds_left == pytest.approx(730 * 256 / 64, rel=0.01)
     assert a.elapsed_seconds == pytest.approx(0, abs=5)
-    text = re.sub(r"[│\s]+", " ", render_status(experiment, look(experiment)))
+    text = re.sub(r"[│\s]+", " ", render_status(experiment, read_status(experiment)))
     assert "epoch 1.00, top-1 error 50.00 %, in training 75.00 %, about 0:48:40 left" in text
     assert "requeued 2 times" in text
 
@@ -134,7 +135,7 @@ def test_a_training_with_other_settings_than_the_file_s_counts_as_failed(
         f"{tmp_path}/it/a holds a training with other settings (seed 0 -> 9); take these changes "
         "back, or move that folder away to train again."
     )
-    assert status.changed_settings(experiment) == [f"stage a: {a.error}"]
+    assert problems(experiment, [], Layout(1, 1, 0)) == [f"stage a: {a.error}"]
 
 
 def test_a_job_that_ended_without_a_result_failed_with_the_last_error_of_its_log(
@@ -199,8 +200,8 @@ def test_without_an_answer_of_slurm_the_files_are_believed(
 
 
 def hold(folder: Path, stage: str, ready: object, leave: object) -> None:
-    with record.hold(folder):
-        record.note(folder, stage, "4711", here=True)
+    with job_log.hold(folder):
+        job_log.note(folder, stage, "4711", here=True)
         ready.set()  # type: ignore[attr-defined]
         leave.wait(60)  # type: ignore[attr-defined]
 
@@ -216,13 +217,13 @@ def test_a_stage_that_is_run_here_runs_as_long_as_the_process_that_runs_it(
     a = at(experiment, "a")
     assert (a.state, a.job, a.is_live) == ("running", "4711", True)
     message = r"process \d+ on .* is running the experiment in .*; wait for it"
-    with pytest.raises(ConfigError, match=message), record.hold(experiment.folder):
+    with pytest.raises(ConfigError, match=message), job_log.hold(experiment.folder):
         pass
     runner.kill()
     runner.join()
     a = at(experiment, "a")
     assert (a.state, a.error) == ("failed", "it was killed, and its log says nothing.")
-    record.note(experiment.folder, "a", "4711", here=True, exit_code=75)
+    job_log.note(experiment.folder, "a", "4711", here=True, exit_code=75)
     assert at(experiment, "a").state == "stopped"
 
 
@@ -231,13 +232,13 @@ def test_sweeps_are_tables_with_the_lowest_error_first(
 ) -> None:
     finish(experiment, "rates/optimizer.learning_rate=0.5", top1_error=0.9)
     finish(experiment, "rates/optimizer.learning_rate=0.25", top1_error=0.25)
-    shown = status_to_dict(experiment, look(experiment))
+    shown = status_to_dict(experiment, read_status(experiment))
     rows = json.loads(json.dumps(shown))["sweeps"]["rates"]
     assert [(row["overrides"], row["top1_error"]) for row in rows] == [
         ("optimizer.learning_rate=0.25", 0.25),
         ("optimizer.learning_rate=0.5", 0.9),
     ]
-    text = render_status(experiment, look(experiment))
+    text = render_status(experiment, read_status(experiment))
     low, high = (text.rindex(f"optimizer.learning_rate={rate} ") for rate in ("0.25", "0.5"))
     assert text.index("Sweep rates") < low < high
     assert "7 stages" not in text
@@ -264,7 +265,24 @@ def test_the_last_error_of_a_log_is_found(tmp_path: Path, text: str, error: str 
 
 
 def test_a_record_that_was_cut_short_is_left_out(experiment: Experiment) -> None:
-    record.note(experiment.folder, "a", "7")
-    file = experiment.folder / record.RECORD_FILE
+    job_log.note(experiment.folder, "a", "7")
+    file = experiment.folder / job_log.JOB_LOG_FILE
     file.write_text(file.read_text() + '{"stage": "a", "jo')
-    assert record.read(experiment.folder)["a"].job == "7"
+    assert job_log.read(experiment.folder)["a"].job == "7"
+
+
+def test_a_job_log_of_an_earlier_version_is_read(experiment: Experiment, queued: Queue) -> None:
+    experiment.folder.mkdir()
+    lines = (
+        '{"stage": "a", "job": "12_0", "at": "2026-11-02T08:00:00+00:00", "host": "login", '
+        '"here": false, "exit_code": null}',
+        '{"stage": "c", "job": "4711", "at": "2026-11-02T08:00:00+00:00", "host": "login", '
+        '"here": true, "exit_code": null}',
+        '{"stage": "c", "job": "4711", "at": "2026-11-02T09:00:00+00:00", "host": "login", '
+        '"here": true, "exit_code": 75}',
+    )
+    (experiment.folder / "jobs.jsonl").write_text("\n".join(lines) + "\n")
+    queued["12_0"] = QueuedJob("PENDING", "Priority")
+    a, c = at(experiment, "a"), at(experiment, "c")
+    assert (a.state, a.job, a.reason) == ("queued", "12_0", "Priority")
+    assert (c.state, c.job, c.error) == ("stopped", "4711", "")

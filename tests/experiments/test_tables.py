@@ -12,7 +12,7 @@ from vggdist.experiments.estimate import estimate
 from vggdist.experiments.runner import missing
 from vggdist.experiments.schema import load_experiment
 from vggdist.experiments.stages import Experiment
-from vggdist.experiments.status import look
+from vggdist.experiments.status import read_status
 from vggdist.experiments.tables import render_estimate, render_status
 
 PAPER = Path(__file__).parents[2] / "configs" / "experiments" / "paper.yaml"
@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def estimated(experiment: Experiment, world_size: int = 1, on_gpus: bool = False) -> str:
-    statuses = look(experiment)
+    statuses = read_status(experiment)
     costs = estimate(experiment, missing(statuses), world_size, on_gpus)
     text = render_estimate(experiment, statuses, costs)
     return re.sub(r"[│┃\s]+", " ", text)
@@ -61,7 +61,7 @@ def test_a_disk_that_is_too_small_is_told_before(
 
 def test_a_stage_that_waits_for_many_names_two(tmp_path: Path) -> None:
     experiment = load_experiment(PAPER, [f"folder={tmp_path}/it"])
-    text = re.sub(r"[│\s]+", " ", render_status(experiment, look(experiment)))
+    text = re.sub(r"[│\s]+", " ", render_status(experiment, read_status(experiment)))
     assert " a_256 waiting to be run " in text
     assert " b_256 waiting for a_256 " in text
     assert " report waiting for evaluate_a_256, evaluate_a_lrn_256 and 10 more " in text

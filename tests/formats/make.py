@@ -38,6 +38,18 @@ TRAINING = (
     "log.every_steps=1",
     "run.folder=run",
 )
+INTERRUPTED = """
+from vggdist.prepare.journal import Journal
+commit = Journal.commit
+def commit_two(journal, *arguments):
+    commit(journal, *arguments)
+    if len(journal.parts) == 2:
+        raise KeyboardInterrupt
+Journal.commit = commit_two
+from vggdist.cli import main
+main()
+"""
+"""A command that ends once two shards are finished."""
 
 
 def write_photos(root: Path) -> None:
@@ -55,10 +67,10 @@ def write_photos(root: Path) -> None:
     (root / "train" / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
 
 
-def run(*words: str) -> None:
+def run(*words: str, check: bool = True) -> None:
     """One command of the project."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    subprocess.run((sys.executable, *words), check=True, env=environment)
+    subprocess.run((sys.executable, *words), check=check, env=environment)
 
 
 def vggdist(*words: str) -> None:
@@ -74,8 +86,13 @@ def main() -> None:
     run(train, *TRAINING)
     vggdist("check", "photos")
     vggdist("prepare", "folder", "photos", "--out", "shards", "--shorter-side", "40")
-    prepared = Path("shards/.vggdist-prepared.json")
-    prepared.write_text(prepared.read_text().replace(str(Path.cwd()), "/data"))
+    prepare = ("prepare", "folder", "photos", "--shard-megabytes", "0.004", "--out", "interrupted")
+    run("-c", INTERRUPTED, *prepare, check=False)
+    for request in (
+        Path("shards/.vggdist-prepared.json"),
+        Path("interrupted/.vggdist-prepare/request.json"),
+    ):
+        request.write_text(request.read_text().replace(str(Path.cwd()), "/data"))
     vggdist("export", "run", "--format", "safetensors", "--out", "weights.safetensors")
     for protocol in ("center-crop", "dense"):
         vggdist(

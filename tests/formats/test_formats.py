@@ -14,6 +14,8 @@ import pytest
 from tests.ranks import train_in_ranks
 from tests.run_folders import steps
 from vggdist.cli import main
+from vggdist.data.dataset import open_dataset
+from vggdist.data.reader import read_encoded
 from vggdist.transfer.features_file import load_features
 
 VERSIONS = ("first",)
@@ -102,14 +104,37 @@ def test_a_features_file_is_read(folder):
     assert features.classes == ("blue", "green", "red")
 
 
+def at(folder: Path, request: Path) -> None:
+    """Says of what was prepared that it came from `folder`."""
+    request.write_text(request.read_text().replace("/data", str(folder)))
+
+
 def test_prepared_shards_are_not_made_again(folder):
-    prepared = Path("shards/.vggdist-prepared.json")
-    prepared.write_text(prepared.read_text().replace("/data", str(folder)))
+    at(folder, Path("shards/.vggdist-prepared.json"))
     (shard,) = Path("shards/train").glob("*.tar")
     written = shard.stat().st_mtime_ns
     words = ["prepare", "folder", "photos", "--out", "shards", "--shorter-side", "40"]
     vggdist(*words)
     assert shard.stat().st_mtime_ns == written
+
+
+def test_an_interrupted_preparation_goes_on_after_its_last_shard(folder):
+    at(folder, Path("interrupted/.vggdist-prepare/request.json"))
+    written = [path.stat().st_mtime_ns for path in sorted(Path("interrupted/train").glob("*.idx"))]
+    assert len(written) == 2
+    words = ["prepare", "folder", "photos", "--shard-megabytes", "0.004", "--out", "interrupted"]
+    vggdist(*words)
+    shards = sorted(Path("interrupted/train").glob("*.idx"))
+    assert len(shards) > 2
+    assert [path.stat().st_mtime_ns for path in shards[:2]] == written
+    photos, interrupted = open_dataset("photos"), open_dataset("interrupted", write=True)
+    for before, after in zip(
+        (photos.train, photos.val), (interrupted.train, interrupted.val), strict=True
+    ):
+        assert after.digest == before.digest
+        for image in range(before.num_images):
+            encoded = read_encoded(before.place(image)).tobytes()
+            assert read_encoded(after.place(image)).tobytes() == encoded
 
 
 def test_a_check_finds_what_it_found(folder):

@@ -1,11 +1,19 @@
-"""The oracle is section A2 of the reference, which is torchvision's where it has the network."""
+"""The oracles are section A2 of the reference, which is torchvision's where it has the network, and
+the network itself, through which a shape is sent on torch's meta device."""
 
 import json
+from math import prod
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from vggdist.config import ModelConfig
+from vggdist.layers.local_response_norm import LocalResponseNorm
+from vggdist.layers.maxpool_layer import MaxPoolLayer
 from vggdist.model.summary import ModelSummary, render_summary, summarize
+from vggdist.model.vgg import build_vgg, layer_name
 
 NUM_PARAMETERS = {
     ("A", False): 132_863_336,
@@ -41,6 +49,61 @@ def test_parameters_and_multiply_adds_are_those_of_the_reference(
     assert summary.num_parameters == NUM_PARAMETERS[configuration, batch_norm]
     assert round(summary.multiply_adds / 1e9, 3) == GIGA_MULTIPLY_ADDS[configuration]
     assert summary.num_weight_layers == NUM_WEIGHT_LAYERS[configuration]
+
+
+def built_layers(config: ModelConfig, crop_size: int) -> list[tuple[Any, ...]]:
+    """Name, type, shape, parameters and multiply-adds of each layer that an image passes."""
+    model = build_vgg(config, crop_size, device="meta").eval()
+    found: list[tuple[Any, ...]] = []
+
+    def note(path: str, module: nn.Module, output: Tensor) -> None:
+        shape = tuple(output.shape[1:])
+        num_parameters = sum(parameter.numel() for parameter in module.parameters())
+        has_matrix = isinstance(module, nn.Conv2d | nn.Linear)
+        places = prod(shape[1:]) * module.weight.numel() if has_matrix else 0
+        found.append((layer_name(path), type(module), shape, num_parameters, places))
+
+    for path, module in model.named_modules():
+        if isinstance(module, tuple(KINDS)):
+            module.register_forward_hook(lambda m, _, output, path=path: note(path, m, output))
+    model(torch.empty(1, 3, crop_size, crop_size, device="meta"))
+    return found
+
+
+KINDS = {
+    nn.Conv2d: "convolution",
+    nn.BatchNorm2d: "batch normalization",
+    LocalResponseNorm: "LRN",
+    MaxPoolLayer: "max-pooling 2x2",
+    nn.Linear: "fully connected",
+}
+OWN = ModelConfig(
+    configuration=(("3-8", "1-6", "LRN"), ("5-16", "LRN", "3-4")),
+    num_classes=7,
+    fc_width=24,
+    batch_norm=True,
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [OWN, *(ModelConfig(configuration=c, batch_norm=b) for c, b in NUM_PARAMETERS)],
+    ids=lambda config: f"{config.configuration}-{config.batch_norm}",
+)
+def test_every_layer_is_counted_as_it_is_built(config: ModelConfig) -> None:
+    counted, built = summarize(config, 64).layers, built_layers(config, 64)
+    assert [
+        (layer.name, layer.output_shape, layer.num_parameters, layer.multiply_adds)
+        for layer in counted
+    ] == [(name, *counts) for name, _, *counts in built]
+    for layer, (_, built_type, *_) in zip(counted, built, strict=True):
+        (kind,) = (word for base, word in KINDS.items() if issubclass(built_type, base))
+        assert layer.kind.startswith(kind)
+
+
+def test_a_crop_that_cannot_be_halved_once_per_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="48 cannot be halved 5 times, once per block; use a mul"):
+        summarize(ModelConfig(), 48)
 
 
 def test_ds_layers_have_the_shapes_and_counts_of_the_reference(d: ModelSummary) -> None:

@@ -4,13 +4,12 @@ import math
 
 import pytest
 
-from vggdist.distributed import collectives
+from vggdist.distributed.traffic import PIECE_ELEMENTS
 from vggdist.errors import ConfigError
 from vggdist.planning.devices import DEVICES
 from vggdist.planning.links import (
     LAUNCH_SECONDS,
     PAYLOAD_SHARE,
-    PIECE_ELEMENTS,
     Cluster,
     parse_rate,
 )
@@ -69,10 +68,6 @@ def test_inside_the_nodes_first_the_network_carries_each_quarter_once() -> None:
     network = sum(leg.seconds for leg in legs if leg.link == "network")
     assert bus == pytest.approx(2 * (3 / 4 / 10 + launched))
     assert network == pytest.approx(ring_steps(8, 1.0) + launched)
-
-
-def test_pieces_are_as_long_as_the_collectives_that_they_stand_for() -> None:
-    assert PIECE_ELEMENTS == collectives.PIECE_ELEMENTS
 
 
 def test_factors_go_once_to_each_other_node_and_then_to_its_ranks() -> None:

@@ -32,8 +32,7 @@ from vggdist.data.manifest_file import (
 from vggdist.data.plan import SamplePlan
 from vggdist.errors import DataError
 from vggdist.prepare.check import check
-from vggdist.prepare.check_report import render_check
-from vggdist.prepare.findings import CheckResult, ClassCount, Extreme, Spread
+from vggdist.prepare.findings import CheckResult, ClassCount, Extreme, Spread, render_check
 
 
 def reasons(result: CheckResult) -> dict[str, str]:

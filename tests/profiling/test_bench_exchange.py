@@ -43,7 +43,7 @@ def test_without_root_a_sentence_says_why_it_is_needed(monkeypatch: pytest.Monke
         Hosts("1gbit")
 
 
-def test_an_unknown_contender_is_named_with_those_that_there_are() -> None:
+def test_an_unknown_way_is_named_with_those_that_there_are() -> None:
     with pytest.raises(VggdistError, match=r"--only names zero_3; there are ours, ddp_fp32"):
         measure_exchange("none", 1, ["ours", "zero_3"], [])
 
@@ -143,4 +143,4 @@ def test_rounds_are_compared_one_by_one() -> None:
     }
     lines = render_exchange(result).splitlines()
     assert lines[0].endswith("median of 5 steps in each of 3 rounds")
-    assert lines[3].endswith("3.000    2.50   6.1000      2800  2.00 to 3.00 x ours")
+    assert " ".join(lines[3].split()).endswith("3.000 2.50 6.1000 2800 2.00 to 3.00 x ours")

@@ -1,23 +1,20 @@
 """`vggdist bench step` on tiny networks; only orders of magnitude are asserted."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import distributed
 
 from tests.ranks import run_in_ranks
+from vggdist.cli import parse
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
+from vggdist.profiling import commands, step
 from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
-from vggdist.profiling.step import measure_step, render_step
+from vggdist.profiling.step import measure_step
 
 BEFORE = {
     "configuration", "crop_size", "precision", "micro_batch", "accumulation_steps", "device",
@@ -39,22 +36,15 @@ TINY = [
 ]
 
 
-def measure(_process, overrides, rounds):
-    """In a rank of its own; `measure_step` joins the world by itself."""
-    world.stop()
-    return measure_step(load_config(None, overrides), rounds)
-
-
-def bench_step(*arguments, launcher=()):
-    """The command in processes of its own."""
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "vggdist.cli", "bench", "step", *arguments],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def bench_step(_process, *words):
+    """The command in a rank of its own, every timing that of one step; its result, if any."""
+    world.stop()  # it joins the world by itself
+    step._WINDOW_SECONDS = 1e-9
+    shown = []
+    commands.show = lambda *result: shown.append(result)
+    arguments = parse(["bench", "step", "--rounds", "1", *words])
+    arguments.run(arguments)
+    return shown
 
 
 @pytest.mark.slow
@@ -62,14 +52,13 @@ def test_loader_and_step_are_timed_alone_and_together_and_the_table_says_what_bi
     tiny_overrides,
 ):
     """Which of them it is follows from their times in `test_bound.py`."""
-    (result,) = run_in_ranks(measure, 1, [*tiny_overrides, "device=cpu"], 1)
+    (((table, result, _),),) = run_in_ranks(bench_step, 1, *tiny_overrides, "device=cpu")
     assert result.keys() == BEFORE | ANSWER
     for alone in ("loader", "step"):
         assert result[f"{alone}_images_per_second"] > 0
     assert result["together_images_per_second"] > 0
     assert 0 <= result["data_wait"] < 1
     assert result["no_exchange_images_per_second"] is None
-    table = render_step(result)
     assert table.splitlines()[-1].startswith(f"This training is {result['bound']}-bound: ")
     assert "vggdist / bare: " in table
     assert "loader alone" in table
@@ -78,30 +67,26 @@ def test_loader_and_step_are_timed_alone_and_together_and_the_table_says_what_bi
 @pytest.mark.slow
 def test_without_images_only_compute_and_exchange_are_compared(tmp_path):
     path = tmp_path / "step.json"
-    done = bench_step("--rounds", "1", "--json", str(path), *TINY)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(path.read_text())
+    (((table, result, out),),) = run_in_ranks(bench_step, 1, "--json", str(path), *TINY)
+    assert out == path
     assert result.keys() == BEFORE | ANSWER
     assert result["loader_images_per_second"] is None
     assert result["together_images_per_second"] is None
     assert result["data_wait"] is None
     assert result["tuned_seconds"] is None
     assert result["bound"] == "compute"
-    assert "data.root is not set, so only compute and exchange were compared." in done.stdout
-    assert "loader alone" not in done.stdout
+    assert "data.root is not set, so only compute and exchange were compared." in table
+    assert "loader alone" not in table
 
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_two_ranks_measure_the_exchange_and_one_of_them_speaks(tiny_overrides, tmp_path):
-    path = tmp_path / "step.json"
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    options = ["--rounds", "1", "--json", str(path)]
-    done = bench_step(*options, *tiny_overrides, "device=cpu", launcher=torchrun)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("This training is ") == 1
-    assert "step without exchange" in done.stdout
-    result = json.loads(path.read_text())
+def test_two_ranks_measure_the_exchange_and_one_of_them_speaks(tiny_overrides):
+    shown, nothing = run_in_ranks(bench_step, 2, *tiny_overrides, "device=cpu")
+    assert nothing == []
+    ((table, result, _),) = shown
+    assert table.count("This training is ") == 1
+    assert "step without exchange" in table
     assert result["world_size"] == 2
     assert result["no_exchange_images_per_second"] > 0
     assert result["micro_batch"] == 4
@@ -110,9 +95,10 @@ def test_two_ranks_measure_the_exchange_and_one_of_them_speaks(tiny_overrides, t
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_under_zero_the_exchange_cannot_be_left_out_and_the_advice_says_so(tiny_overrides):
-    result, nothing = run_in_ranks(measure, 2, [*tiny_overrides, "zero_stage=1"], 1)
-    assert nothing is None
+def test_under_zero_the_exchange_cannot_be_left_out_and_the_advice_says_so():
+    shown, nothing = run_in_ranks(bench_step, 2, *TINY, "zero_stage=1")
+    assert nothing == []
+    ((_, result, _),) = shown
     assert result["no_exchange_images_per_second"] is None
     assert "The exchange of zero_stage 1 is DeepSpeed's" in result["advice"]
 
@@ -160,8 +146,8 @@ def test_the_tuned_loop_lets_cudnn_try_its_algorithms_in_its_own_steps_only(monk
     loop, tried = BareLoop(network, config, device), []
     monkeypatch.setattr(F, "cross_entropy", noting(tried, F.cross_entropy))
     batches = [synthetic_batch(config, 2, device)]
-    for step in (loop.step, loop.tuned_step, loop.step):
-        step(batches)
+    for take_step in (loop.step, loop.tuned_step, loop.step):
+        take_step(batches)
     assert tried == [False, True, False]
 
 

@@ -5,20 +5,27 @@ import pytest
 from vggdist.data.dataset import open_images
 from vggdist.data.reader import read_encoded
 from vggdist.profiling import data as benchmark
-from vggdist.profiling import feed
+from vggdist.profiling import loader
 from vggdist.profiling.data import measure_data, render_data
 from vggdist.profiling.sample import evict, packed, sample
 
 WAYS = ["torchvision", "dali_reference", "decode_only", "vggdist", "vggdist_float"]
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, make_tree):
+    """Twenty epochs of 20 batches, with a few entries in place of ImageNet's."""
+    tree = make_tree(tmp_path_factory.mktemp("data"), {"cat": 40, "dog": 40})
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(benchmark, "_SETTLE_SECONDS", 0.0)
+        patches.setattr(loader.measure_first_batch, "__defaults__", (1000,))
+        return measure_data(tree, batch_size=4, num_threads=1, num_batches=1, num_rounds=1)
+
+
 @pytest.mark.multi_process
-def test_every_way_delivers_and_the_table_holds_all(tmp_path, make_tree, monkeypatch):
-    monkeypatch.setattr(benchmark, "_SETTLE", 0.0)
-    monkeypatch.setattr(feed.measure_first_batch, "__defaults__", (1000,))
-    monkeypatch.setattr(feed.measure_memory, "__defaults__", (4,))
-    tree = make_tree(tmp_path, {"cat": 4, "dog": 4})
-    result = measure_data(tree, batch_size=4, num_threads=1, num_batches=1, num_rounds=1)
+@pytest.mark.slow
+def test_every_way_delivers_and_the_table_holds_all(measured):
+    result = measured
     assert list(result)[:6] == [*WAYS, "vggdist_shards"]
     assert all(result[name] > 0 for name in (*WAYS, "vggdist_shards_cold", "first_batch_seconds"))
     assert result["ratios"]["vggdist"] == 1.0
@@ -52,8 +59,7 @@ def test_a_part_of_a_set_is_spread_over_it_and_can_be_packed(tmp_path, make_tree
     assert read_encoded(many.place(69)).tobytes() == read_encoded(part.place(19)).tobytes()
 
 
+@pytest.mark.multi_process
 @pytest.mark.slow
-def test_memory_does_not_grow_over_twenty_epochs(tmp_path, make_tree):
-    images = open_images(make_tree(tmp_path, {"cat": 150, "dog": 150}))
-    memory = feed.measure_memory(images, batch_size=16, num_threads=2)
-    assert memory["growth_megabytes"] < 16
+def test_memory_does_not_grow_over_twenty_epochs(measured):
+    assert measured["growth_megabytes"] < 16

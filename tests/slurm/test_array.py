@@ -1,4 +1,4 @@
-"""Arrays: several works in one submission, which do not touch each other."""
+"""Arrays: several payloads in one submission, which do not touch each other."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.jobs import SOON, SubmittedJob, assert_same_training, wait_for
 from vggdist.config_file import load_config
 from vggdist.errors import NumericError
-from vggdist.slurm.job import TrainingWork
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.job import TrainingPayload
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.multi_process, pytest.mark.fault, pytest.mark.slow]
@@ -27,8 +27,8 @@ def test_an_element_that_fails_and_one_that_is_requeued_leave_the_others_alone(
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
     changes = {"good": (), "requeued": (), "failing": ("optimizer.learning_rate=1e30",)}
-    works = tuple(
-        TrainingWork(
+    payloads = tuple(
+        TrainingPayload(
             load_config(None, [*overrides, *more, f"run.folder={tmp_path / name}"]).model_dump(
                 mode="json"
             )
@@ -37,9 +37,9 @@ def test_an_element_that_fails_and_one_that_is_requeued_leave_the_others_alone(
     )
     submission = Submission(
         name="array",
-        works=works,
+        payloads=payloads,
         layout=Layout(nodes=2, ranks_per_node=1, gpus_per_node=0),
-        facts=ClusterFacts(),
+        settings=ClusterSettings(),
         folder=tmp_path / "jobs",
         command="vggdist submit",
     )

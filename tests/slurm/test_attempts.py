@@ -28,3 +28,22 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
         lines.write('{"ended_at": "2026-')
     (only,) = attempts.read(tmp_path, "7")
     assert only.ended_at is None
+
+
+def test_attempts_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    lines = (
+        '{"restarts": 0, "host": "node1", "started_at": "2026-11-02T08:00:00+00:00"}',
+        '{"ended_at": "2026-11-03T07:58:00+00:00", "exit_code": 75, "met_time_limit": true}',
+        '{"restarts": 1, "host": "node2", "started_at": "2026-11-03T08:01:00+00:00"}',
+    )
+    (tmp_path / "12_0_attempts.jsonl").write_text("\n".join(lines) + "\n")
+    first, second = attempts.read(tmp_path, "12_0")
+    assert first == attempts.Attempt(
+        restarts=0,
+        host="node1",
+        started_at="2026-11-02T08:00:00+00:00",
+        ended_at="2026-11-03T07:58:00+00:00",
+        exit_code=75,
+        met_time_limit=True,
+    )
+    assert (second.restarts, second.host, second.ended_at) == (1, "node2", None)

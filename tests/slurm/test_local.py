@@ -14,7 +14,7 @@ from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, wa
 from tests.slurm.payloads import NoteGpus
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED
 from vggdist.slurm import attempts
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, run_local
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +78,9 @@ def test_the_ranks_of_a_local_job_see_the_gpus_that_the_user_sees(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     submission = Submission(
         name="gpus",
-        works=(NoteGpus(tmp_path),),
+        payloads=(NoteGpus(tmp_path),),
         layout=Layout(nodes=1, ranks_per_node=2, gpus_per_node=2),
-        facts=ClusterFacts(),
+        settings=ClusterSettings(),
         folder=tmp_path / "jobs",
         command="vggdist submit --local",
     )

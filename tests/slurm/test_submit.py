@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vggdist.errors import ConfigError, DistributedError
-from vggdist.slurm.job import TrainingWork
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.job import TrainingPayload
+from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, make_layout, sbatch_text
 
 ROOT = Path(__file__).parents[2]
@@ -34,12 +34,12 @@ def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def submission(folder: Path, **facts: object) -> Submission:
+def submission(folder: Path, **settings: object) -> Submission:
     return Submission(
         name="vgg_d",
-        works=(TrainingWork({}),),
+        payloads=(TrainingPayload({}),),
         layout=Layout(nodes=4, ranks_per_node=8, gpus_per_node=8),
-        facts=ClusterFacts.model_validate(facts),
+        settings=ClusterSettings.model_validate(settings),
         folder=folder,
         command="vggdist submit",
     )
@@ -91,7 +91,7 @@ def test_without_slurm_a_submission_ends_with_a_sentence_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_facts_do_not_belong_into_the_experiment_s_file(tmp_path: Path) -> None:
+def test_settings_do_not_belong_into_the_configuration(tmp_path: Path) -> None:
     file = tmp_path / "vgg.yaml"
     file.write_text("partition: gpu\n")
     done = run("--config", str(file), "--dry-run")
@@ -111,7 +111,7 @@ def test_a_line_break_in_a_value_does_not_become_a_line_of_the_script(tmp_path: 
     ]
 
 
-def test_facts_become_lines_of_the_script(tmp_path: Path) -> None:
+def test_settings_become_lines_of_the_script(tmp_path: Path) -> None:
     text = sbatch_text(
         submission(
             tmp_path,
@@ -132,11 +132,11 @@ def test_facts_become_lines_of_the_script(tmp_path: Path) -> None:
 
 
 def test_a_rank_needs_a_gpu_of_its_own() -> None:
-    assert make_layout(2, None, None, ClusterFacts(gpus_per_node=4)).world_size == 8
-    assert make_layout(2, None, None, ClusterFacts()) == Layout(2, 1, 0)
-    assert make_layout(1, 0, 4, ClusterFacts(gpus_per_node=8)) == Layout(1, 4, 0)
+    assert make_layout(2, None, ClusterSettings(gpus_per_node=4)).world_size == 8
+    assert make_layout(2, None, ClusterSettings()) == Layout(2, 1, 0)
+    assert make_layout(1, 4, ClusterSettings(gpus_per_node=0)) == Layout(1, 4, 0)
     with pytest.raises(ConfigError, match="--ranks-per-node is 4"):
-        make_layout(1, 2, 4, ClusterFacts())
+        make_layout(1, 4, ClusterSettings(gpus_per_node=2))
 
 
 def test_help_teaches() -> None:

@@ -142,9 +142,9 @@ def test_a_job_that_cannot_ask_slurm_says_how_to_continue(
     broken.mkdir()
     (broken / "scontrol").write_text("#!/bin/sh\necho 'no controller' >&2\nexit 1\n")
     (broken / "scontrol").chmod(0o755)
-    facts = tmp_path / "cluster.yaml"
-    facts.write_text(f"setup: ['export PATH={broken}:$PATH']\n")
-    job = submit(cluster, overrides, tmp_path / "run", "--cluster", str(facts))
+    settings = tmp_path / "cluster.yaml"
+    settings.write_text(f"setup: ['export PATH={broken}:$PATH']\n")
+    job = submit(cluster, overrides, tmp_path / "run", "--cluster", str(settings))
     wait_for_step(job.run_folder, SOON)
     cluster.run("scancel", "--signal=USR2", job.job)
     ended = job.wait_for_state("FAILED")

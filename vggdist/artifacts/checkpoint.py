@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vggdist.artifacts.files import fsync
 from vggdist.artifacts.formats import MOMENTUM_KEY
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.weights import Description
@@ -97,13 +98,13 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         }
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": manifest}))
         for name in (*manifest, MANIFEST):
-            _fsync(temporary / name)
-        _fsync(temporary)
+            fsync(temporary / name)
+        fsync(temporary)
         if final.exists():
             # The same step again, after falling back past a damaged one.
             final.rename(before)
         temporary.rename(final)
-        _fsync(folder)
+        fsync(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if before.exists() and not final.exists():
@@ -114,9 +115,9 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     shutil.rmtree(before, ignore_errors=True)
     everything = committed(folder)
     until_now = everything[everything.index(final) :]
-    for other in everything:
-        if other not in until_now[:keep]:
-            _move_to_trash(other)
+    for path in everything:
+        if path not in until_now[:keep]:
+            _move_to_trash(path)
     return final
 
 
@@ -207,11 +208,3 @@ def _move_to_trash(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

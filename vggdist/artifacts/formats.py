@@ -1,4 +1,4 @@
-"""Which format a file of weights has, by its first bytes: names say little of what others send."""
+"""Which format a file of weights has, by its first bytes: a file's name proves nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def find_format(path: Path) -> WeightsFormat:
                 "weights.safetensors beside it."
             )
         return "safetensors"
-    for matches, what in _OTHERS:
+    for matches, what in _NOT_WEIGHTS:
         if matches(head, path, names):
             raise WeightsError(f"{quote(path)} is {what}")
     if head.startswith(b"PK"):
@@ -84,7 +84,7 @@ def _holds(pattern: str) -> Callable[[bytes, Path, list[str]], bool]:
     return lambda head, path, names: any(re.fullmatch(pattern, name) for name in names)
 
 
-def _is_other_zip(head: bytes, path: Path, names: list[str]) -> bool:
+def _is_plain_zip(head: bytes, path: Path, names: list[str]) -> bool:
     return bool(names) and not any(name.endswith((".npy", "/data.pkl")) for name in names)
 
 
@@ -114,7 +114,7 @@ def _is_caffe(head: bytes, path: Path, names: list[str]) -> bool:
 _ARRAYS = "save its arrays by their names with numpy.savez, and import that file."
 
 # What a file is, and what to do; the first that matches counts.
-_OTHERS: tuple[tuple[Callable[[bytes, Path, list[str]], bool], str], ...] = (
+_NOT_WEIGHTS: tuple[tuple[Callable[[bytes, Path, list[str]], bool], str], ...] = (
     (
         lambda head, path, names: not head,
         "empty: it was not copied or fetched whole. Fetch it again.",
@@ -157,7 +157,7 @@ _OTHERS: tuple[tuple[Callable[[bytes, Path, list[str]], bool], str], ...] = (
         f"a single array of NumPy, without a name. For weights, {_ARRAYS}",
     ),
     (_is_compressed, "an archive or a compressed file. Unpack it, and give what is in it."),
-    (_is_other_zip, "a zip archive. Unpack it, and give what is in it."),
+    (_is_plain_zip, "a zip archive. Unpack it, and give what is in it."),
     (
         _starts(b"{", b"["),
         "text in JSON, such as the index of weights in several files. Give a file with weights.",

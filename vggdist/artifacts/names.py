@@ -20,14 +20,6 @@ def spelled(name: str) -> str:
     return repr(name) if unicodedata.is_normalized("NFC", name) else ascii(name)
 
 
-def shown(path: str | Path) -> str:
-    """A path as it is, or quoted where there is something in it that cannot be seen."""
-    text = str(path)
-    parts = text.split("/")
-    is_plain = text.isprintable() and all(part == part.strip() for part in parts)
-    return text if is_plain and unicodedata.is_normalized("NFC", text) else spelled(text)
-
-
 def listed(names: Sequence[str]) -> str:
     """A few names for a message, quoted, and how many more there are."""
     return shortened([spelled(name) for name in names[:LARGEST_LIST]], len(names))
@@ -77,7 +69,9 @@ def said_of_twins(names: Iterable[str]) -> str:
     pairs = twins(sorted(names))
     if not pairs:
         return ""
-    shown = ", ".join(f"{spelled(one)} and {spelled(other)}" for one, other in pairs[:LARGEST_LIST])
+    shown = ", ".join(
+        f"{spelled(first)} and {spelled(twin)}" for first, twin in pairs[:LARGEST_LIST]
+    )
     return (
         f"{shown} are equal after Unicode normalization: some systems store an accent as a "
         "character of its own."

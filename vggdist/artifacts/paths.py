@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from vggdist.errors import ConfigError
-
-_LONGEST_NAME = 200  # bytes; file systems allow 255, and something is put before and behind
 
 
 def expand_home(path: str) -> str:
@@ -44,23 +43,25 @@ def require_text(path: str) -> str:
 
 
 def quote(path: str | os.PathLike[str]) -> str:
-    """A path as it is typed in a shell: as it is, or in quotes."""
+    """A path as it is typed in a shell: as it is, or in quotes that show what cannot be seen.
+
+    That is: spaces at an end, control characters, bytes that are not text, decomposed accents.
+    """
     text = os.fspath(path)
-    if text.isprintable():
+    is_composed = unicodedata.is_normalized("NFC", text)
+    if text.isprintable() and is_composed:
         return shlex.quote(text)
-    # Control characters, and bytes that are no text.
-    escaped = (char if char.isprintable() and char not in "'\\" else _escape(char) for char in text)
+    escaped = (
+        char
+        if char.isprintable() and char not in "'\\" and (is_composed or char.isascii())
+        else _escape(char)
+        for char in text
+    )
     return f"$'{''.join(escaped)}'"
 
 
 def _escape(char: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
-
-
-def temporary_beside(path: Path, suffix: str = "") -> Path:
-    """A name in the same folder, for what will be renamed to `path` once it is whole."""
-    name = os.fsencode(path.name)[:_LONGEST_NAME].decode(errors="ignore")
-    return path.with_name(f".{name}.tmp-{os.getpid()}{suffix}")
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
@@ -74,7 +75,7 @@ def require_apart(
     """Refuses to write over what is read, or into a data set.
 
     Args:
-        option: the one that names `out`.
+        option: names `out`.
         out: a file or a folder.
         inputs: files and folders that are read.
         data: images that are read, and folders of such.
@@ -117,8 +118,8 @@ def require_suffix(option: str, out: Path, suffixes: Sequence[str]) -> None:
         )
 
 
-def _is_same(one: str | Path, other: str | Path) -> bool:
+def _is_same(path: str | Path, read: str | Path) -> bool:
     try:
-        return os.path.samefile(one, other)  # hard links too
+        return os.path.samefile(path, read)  # hard links too
     except OSError:
-        return os.path.realpath(one) == os.path.realpath(other)
+        return os.path.realpath(path) == os.path.realpath(read)

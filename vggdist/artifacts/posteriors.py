@@ -7,11 +7,10 @@ these files. A file is a NumPy .npz archive without pickled objects; its parts c
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.paths import quote, temporary_beside
+from vggdist.artifacts.files import pack_names, unpack_names, write_arrays
+from vggdist.artifacts.paths import quote
 from vggdist.errors import WeightsError
 
 FORMAT = 1
@@ -122,25 +122,17 @@ def save_posteriors(path: Path, posteriors: Posteriors) -> None:
         WeightsError: it cannot be written, or the posteriors are no numbers.
     """
     require_finite(posteriors.values, "posteriors", posteriors.names.__getitem__)
-    temporary = temporary_beside(path)
     header = json.dumps({"format": FORMAT, **asdict(posteriors.source)})
+    arrays = {
+        "header": pack_names([header]),
+        "posteriors": np.ascontiguousarray(posteriors.values),
+        "labels": posteriors.labels,
+        "names": pack_names(posteriors.names),
+        "classes": pack_names(posteriors.classes),
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                header=_packed([header]),
-                posteriors=np.ascontiguousarray(posteriors.values),
-                labels=posteriors.labels,
-                names=_packed(posteriors.names),
-                classes=_packed(posteriors.classes),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_arrays(path, arrays)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise WeightsError(f"posteriors file {quote(path)} cannot be written: {error}.") from error
 
 
@@ -173,7 +165,7 @@ def load_posteriors(path: Path) -> Posteriors:
     file = open_posteriors(path)
     (values,) = file.rows(len(file.labels))
     with _archive(path) as archive:
-        names = _unpacked(_read_part(archive, "names"))
+        names = unpack_names(_read_part(archive, "names"))
         if len(names) != len(file.labels):
             raise ValueError("its parts do not belong together")
     return Posteriors(file.source, values, file.labels, names, file.classes)
@@ -186,9 +178,9 @@ def open_posteriors(path: Path) -> PosteriorsFile:
         WeightsError: as `load_posteriors`.
     """
     with _archive(path) as archive:
-        source = _parse_source(path, _unpacked(_read_part(archive, "header"))[0])
+        source = _parse_source(path, unpack_names(_read_part(archive, "header"))[0])
         labels = _read_part(archive, "labels").astype(np.int64, casting="safe")
-        classes = _unpacked(_read_part(archive, "classes"))
+        classes = unpack_names(_read_part(archive, "classes"))
         with archive.open("posteriors.npy") as part:
             shape, dtype = _read_form(part)
         if shape != (len(labels), len(classes)):
@@ -260,12 +252,3 @@ def _read_form(part: IO[bytes]) -> tuple[tuple[int, int], np.dtype[Any]]:
     if column_major or len(shape) != 2 or dtype not in (np.float16, np.float32):
         raise ValueError(f"its posteriors are {dtype} of shape {shape}")
     return shape, dtype
-
-
-def _packed(texts: Sequence[str]) -> NDArray[np.uint8]:
-    """Texts as bytes, each ended by a NUL byte: an array of texts would be pickled or padded."""
-    return np.frombuffer(b"".join(os.fsencode(text) + b"\0" for text in texts), dtype=np.uint8)
-
-
-def _unpacked(packed: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(os.fsdecode(packed.tobytes()).split("\0")[:-1])

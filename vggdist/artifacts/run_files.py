@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vggdist.artifacts.files import JsonLines, write_text
 from vggdist.config import Config, total_steps
 from vggdist.config_file import differences, load_config
 from vggdist.errors import ConfigError
@@ -21,7 +22,8 @@ CHECKPOINTS = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, LOG_FILE, "predictions.png", "lock")
+LOCK_FILE = "lock"
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, LOG_FILE, "predictions.png", LOCK_FILE)
 """Files of a run folder that nothing else is written over."""
 
 MAY_CHANGE = (
@@ -101,17 +103,12 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = folder / f"{RESULT_FILE}.tmp-{os.getpid()}"
-    try:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / RESULT_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
 
 
 def read_curves(folder: Path, config: Config) -> Curves | None:
     """The last points of the curves; None before the first step."""
-    last = _last_points(folder / METRICS_FILE)
+    last = _last_points(folder)
     if not last:
         return None
     train, validation = last.get("train", {}), last.get("validation", {})
@@ -125,20 +122,14 @@ def read_curves(folder: Path, config: Config) -> Curves | None:
     return Curves(step, epoch, train.get("top1_error"), validation.get("top1_error"), seconds_left)
 
 
-def _last_points(path: Path) -> dict[str, dict[str, Any]]:
-    """Split -> its last point; a line that was cut short is no point."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
+def _last_points(folder: Path) -> dict[str, dict[str, Any]]:
+    """Split -> its last point."""
     points: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        try:
-            point = json.loads(line)
-            if point["step"] > 0 and point["epoch"] > 0:
-                points[point["split"]] = point
-        except (ValueError, KeyError, TypeError):
-            continue
+    with contextlib.suppress(OSError):
+        for point in JsonLines(folder / METRICS_FILE).read():
+            with contextlib.suppress(KeyError, TypeError):
+                if point["step"] > 0 and point["epoch"] > 0:
+                    points[point["split"]] = point
     return points
 
 

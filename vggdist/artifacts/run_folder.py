@@ -4,19 +4,17 @@ Holds `config.yaml` (resolved), `checkpoints/`, `metrics.jsonl`, `tensorboard/`,
 the end `result.json` and `predictions.png`.
 """
 
-import fcntl
 import logging
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import TextIO
 
-from vggdist.artifacts import checkpoint
+from vggdist.artifacts import checkpoint, files
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import (
     CHECKPOINTS,
     CONFIG_FILE,
+    LOCK_FILE,
     changed_settings,
     has_begun,
     read_config,
@@ -88,10 +86,7 @@ def prepare(config: Config, folder: Path) -> None:
         ConfigError: it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{CONFIG_FILE}.tmp"
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-        os.replace(temporary, folder / CONFIG_FILE)
+        files.write_text(folder / CONFIG_FILE, to_yaml(config))
     except OSError as error:
         raise not_writable(folder, error) from error
 
@@ -106,40 +101,13 @@ def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
         ConfigError: another job trains there, or it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a+")
-    except OSError as error:
-        raise not_writable(folder, error) from error
-    try:
-        _lock_file(file, patience_seconds)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        return files.lock(folder / LOCK_FILE, patience_seconds, "let no other job train there")
+    except files.LockedError as holder:
         raise ConfigError(
             f"{holder} is training in {quote(folder)}; wait for it, or choose another run.folder."
         ) from None
     except OSError as error:
-        logger.warning("%s cannot be locked (%s); let no other job train there.", folder, error)
-    try:
-        file.truncate(0)
-        # Not through the buffer, which would try again when the file is closed.
-        os.write(file.fileno(), f"process {os.getpid()} on {os.uname().nodename}".encode())
-    except OSError as error:
-        file.close()
         raise not_writable(folder, error) from error
-    return file
-
-
-def _lock_file(file: TextIO, patience_seconds: float) -> None:
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(1.0)
 
 
 def not_writable(folder: Path, error: OSError) -> ConfigError:

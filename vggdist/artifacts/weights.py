@@ -7,10 +7,8 @@ of others, and every command that uses a trained network reads one. Nothing is e
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vggdist.artifacts.files import replacing
 from vggdist.artifacts.formats import find_format
-from vggdist.artifacts.paths import quote, temporary_beside
+from vggdist.artifacts.paths import quote
 from vggdist.config import ModelConfig, Triple
 from vggdist.errors import WeightsError
 
@@ -89,18 +88,11 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], description: Descrip
     Raises:
         WeightsError: it cannot be written.
     """
-    temporary = temporary_beside(path)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(contiguous, temporary, description.to_metadata())
-        temporary.chmod(mode)  # safetensors makes a file that nobody else may read
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(contiguous, temporary, description.to_metadata())
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise WeightsError(f"{quote(path)} cannot be written: {error}.") from error
 
 

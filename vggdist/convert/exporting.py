@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import nn
 
-from vggdist.artifacts.paths import quote, require_suffix, temporary_beside
+from vggdist.artifacts.files import replacing
+from vggdist.artifacts.paths import quote, require_suffix
 from vggdist.artifacts.weights import Description, Weights, load_weights, save_weights
 from vggdist.convert.graphs import DenseLogits, Network, write_onnx, write_torch_export
 from vggdist.convert.importing import input_text
@@ -100,38 +99,34 @@ def export(weights: Weights, out: Path, form: Format, *, dense: bool = False) ->
     _require_possible(weights, network, form, dense)
     require_suffix("--out", out, _SUFFIXES[form])
     original = DenseLogits(network).eval() if dense else network
-    temporary = temporary_beside(out, suffix=_SUFFIXES[form][0])
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _require_space(out, _num_bytes(network))
-        reloaded = _write(form, weights, original, temporary)
-        shapes = _shapes(network, dense)
-        differences = [_compare(original, reloaded, shape, weights.description) for shape in shapes]
-        difference, logit = torch.tensor(differences).amax(dim=0).tolist()  # nan stays nan
-        result = Exported(
-            weights.path,
-            out,
-            form,
-            dense,
-            weights.description,
-            difference,
-            logit,
-            shapes,
-            _how_to_load(form, weights.description, out),
-        )
-        if not difference <= TOLERANCE * logit:
-            raise WeightsError(
-                f"{quote(out)} is not written: its logits differ from the network's by up to "
-                f"{difference:g}, where the largest logit is {logit:g}. Weights that are not "
-                "finite do that; otherwise please report it."
-            )
-        os.replace(temporary, out)
+        with replacing(out, suffix=_SUFFIXES[form][0]) as temporary:
+            _require_space(out, _num_bytes(network))
+            reloaded = _write(form, weights, original, temporary)
+            shapes = _shapes(network, dense)
+            differences = [
+                _compare(original, reloaded, shape, weights.description) for shape in shapes
+            ]
+            difference, logit = torch.tensor(differences).amax(dim=0).tolist()  # nan stays nan
+            if not difference <= TOLERANCE * logit:
+                raise WeightsError(
+                    f"{quote(out)} is not written: its logits differ from the network's by up to "
+                    f"{difference:g}, where the largest logit is {logit:g}. Weights that are not "
+                    "finite do that; otherwise please report it."
+                )
     except OSError as error:
         raise WeightsError(f"{quote(out)} cannot be written: {error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return result
+    return Exported(
+        weights.path,
+        out,
+        form,
+        dense,
+        weights.description,
+        difference,
+        logit,
+        shapes,
+        _how_to_load(form, weights.description, out),
+    )
 
 
 def render_exported(exported: Exported) -> str:

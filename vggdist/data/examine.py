@@ -1,6 +1,6 @@
-"""Examines one image file: DALI decides whether training can use it, Pillow checks strictly.
+"""What an image file is, and whether training can use it: DALI decides, Pillow is the stricter.
 
-Meant for a process that bad images may crash; `isolated.py` starts such processes.
+Meant for a process that may die of what it reads; `prepare/processes.py` starts such processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -113,12 +113,6 @@ def tells_of_damage(line: str) -> bool:
     return _DAMAGE.search(line) is not None
 
 
-def _damage(lines: Sequence[str]) -> str:
-    """The first line that reports damage."""
-    told = next(filter(tells_of_damage, lines), "")
-    return _NUMBER.sub("", told.strip())
-
-
 @functools.cache
 def _window_probe() -> WindowProbe:
     return WindowProbe()
@@ -165,4 +159,5 @@ def _decoded_as_in_training(encoded: NDArray[np.uint8], seen: Examined) -> Exami
             reason=f"DALI does not decode this {seen.format} ({seen.mode}), though Pillow does; "
             "save it again as an RGB JPEG or PNG"
         )
-    return seen._replace(damage=_damage(lines))
+    damage = next(filter(tells_of_damage, lines), "")
+    return seen._replace(damage=_NUMBER.sub("", damage.strip()))

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.artifacts.names import has_control_characters, listed, shortened, shown, spelled
+from vggdist.artifacts.names import has_control_characters, listed, shortened, spelled
+from vggdist.artifacts.paths import quote
 from vggdist.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -96,7 +97,7 @@ def existing_folder(root: str | Path) -> Path:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise DataError(
-            f"The data folder {shown(folder)} {state}; set data.root to a folder with train/ and "
+            f"The data folder {quote(folder)} {state}; set data.root to a folder with train/ and "
             "val/, each with one folder of images per class."
         )
     return folder
@@ -230,8 +231,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise DataError(
-            f"The folder {shown(folder)} cannot be read: {error.strerror}. Make it readable, or "
-            "remove it."
+            f"The folder {quote(folder)} cannot be read: {error.strerror}. Give yourself the right "
+            "to read it, or remove it."
         ) from error
 
 

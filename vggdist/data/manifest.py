@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.names import shown
+from vggdist.artifacts.files import pack_names
+from vggdist.artifacts.paths import quote
 
 _VERSION = 1  # of the digest
 
@@ -47,8 +48,8 @@ class Names(Sequence[bytes]):
 
     @classmethod
     def pack(cls, names: Iterable[str]) -> Names:
-        """Packs names, encoded for the operating system."""
-        return cls(b"".join(os.fsencode(name) + b"\0" for name in names))
+        """The names as the operating system's bytes."""
+        return cls(pack_names(names).tobytes())
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -162,8 +163,8 @@ class Manifest:
 
     def described(self, image: int) -> str:
         """Where an image is, for a message: its path, or its shard and its name."""
-        path = shown(self.path(image))
-        return path if self.shards is None else f"{path} ({shown(self.name(image))})"
+        path = quote(self.path(image))
+        return path if self.shards is None else f"{path} ({quote(self.name(image))})"
 
     def numbers(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Each name (class/file) with the number of its image, or None if there is none."""

@@ -13,15 +13,16 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import ContentsDigest
+from vggdist.artifacts.files import pack_names, unpack_names, write_arrays, write_text
 from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards
 from vggdist.errors import DataError
 
@@ -83,14 +84,11 @@ def save_manifest(
                 for name, array in vars(contents[split]).items()
                 if array is not None
             }
-
-    def write(file: IO[bytes]) -> None:
-        np.savez(file, allow_pickle=False, **arrays)
-
     refusals = []
     for place in places:
         try:
-            _write_atomically(place, write)
+            _require_writable(place.parent)
+            write_arrays(place, arrays)
             return place
         except OSError as error:
             refusals.append(f"{place} ({error.strerror})")
@@ -157,8 +155,9 @@ def save_quarantine(root: Path, unusable: Sequence[Unusable]) -> Path:
     if not unusable:
         path.unlink(missing_ok=True)
         return path
-    text = json.dumps({"quarantine": [vars(one) for one in unusable]}, indent=1) + "\n"
-    _write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    text = json.dumps({"quarantine": [vars(image) for image in unusable]}, indent=1) + "\n"
+    _require_writable(root)
+    write_text(path, text, durable=True)
     return path
 
 
@@ -171,7 +170,7 @@ def load_quarantine(root: Path) -> list[Unusable]:
     path = root / QUARANTINE_NAME
     try:
         listed = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))["quarantine"]
-        return [Unusable(str(one["file"]), str(one["reason"])) for one in listed]
+        return [Unusable(str(image["file"]), str(image["reason"])) for image in listed]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -189,7 +188,7 @@ def with_quarantine(manifest: Manifest) -> Manifest:
     """
     listed = load_quarantine(manifest.folder.parent)
     prefix = f"{manifest.split}/"
-    names = [one.file.removeprefix(prefix) for one in listed if one.file.startswith(prefix)]
+    names = [image.file.removeprefix(prefix) for image in listed if image.file.startswith(prefix)]
     known = dict(manifest.numbers(names))
     unknown = [name for name, number in known.items() if number is None]
     if unknown:
@@ -204,7 +203,7 @@ def with_quarantine(manifest: Manifest) -> Manifest:
 
 def _arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
-        "classes": _packed(manifest.classes),
+        "classes": pack_names(manifest.classes)[:-1],  # in this file, the last name has no end
         "labels": manifest.labels.astype(np.int32),
         "names": np.frombuffer(manifest.names.packed, dtype=np.uint8),
         "digest": np.array(manifest.digest),
@@ -215,7 +214,7 @@ def _arrays(manifest: Manifest) -> dict[str, NDArray[Any]]:
         arrays["num_bytes"] = manifest.num_bytes
     if manifest.shards is not None:
         arrays |= {
-            "shard_files": _packed(manifest.shards.files),
+            "shard_files": pack_names(manifest.shards.files)[:-1],
             "shard_sizes": manifest.shards.sizes,
             "shard_file": manifest.shards.file,
             "shard_offset": manifest.shards.offset,
@@ -227,7 +226,7 @@ def _manifest(folder: Path, split: str, stored: Mapping[str, NDArray[Any]]) -> M
     shards = None
     if f"{split}_shard_files" in stored:
         shards = Shards(
-            _unpacked(stored[f"{split}_shard_files"]),
+            unpack_names(stored[f"{split}_shard_files"]),
             stored[f"{split}_shard_sizes"],
             stored[f"{split}_shard_file"],
             stored[f"{split}_shard_offset"],
@@ -235,7 +234,7 @@ def _manifest(folder: Path, split: str, stored: Mapping[str, NDArray[Any]]) -> M
     return Manifest(
         folder,
         split,
-        _unpacked(stored[f"{split}_classes"]),
+        unpack_names(stored[f"{split}_classes"]),
         stored[f"{split}_labels"].astype(np.int64),
         Names(stored[f"{split}_names"].tobytes()),
         str(stored[f"{split}_resized"]),
@@ -243,14 +242,6 @@ def _manifest(folder: Path, split: str, stored: Mapping[str, NDArray[Any]]) -> M
         shards,
         contents=ContentsDigest(*map(str, stored.get(f"{split}_contents", ()))),
     )
-
-
-def _packed(names: Sequence[str]) -> NDArray[np.uint8]:
-    return np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
-
-
-def _unpacked(packed: NDArray[np.uint8]) -> tuple[str, ...]:
-    return tuple(os.fsdecode(packed.tobytes()).split("\0"))
 
 
 @contextlib.contextmanager
@@ -267,18 +258,8 @@ def _opened(path: Path, root: Path) -> Any:
         ) from error
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.parent.stat().st_mode & 0o222:
-            # root could, but somebody has said that nobody shall.
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+def _require_writable(folder: Path) -> None:
+    """Respects a folder that nobody may write, although root could."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.stat().st_mode & 0o222:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

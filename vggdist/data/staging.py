@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
+import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
+from vggdist.artifacts.files import lock
 from vggdist.artifacts.paths import quote
 from vggdist.data.manifest import Dataset
 from vggdist.errors import ConfigError, DataError
@@ -37,7 +37,8 @@ def staged(dataset: Dataset, folder: Path) -> Dataset:
             "or set data.local_folder=null."
         )
     copy = folder.expanduser().absolute() / _name(dataset)
-    return Dataset(*(replace(one, folder=copy / one.split) for one in (dataset.train, dataset.val)))
+    manifests = (dataset.train, dataset.val)
+    return Dataset(*(replace(found, folder=copy / found.split) for found in manifests))
 
 
 def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = None) -> None:
@@ -56,16 +57,16 @@ def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = No
     target = staged(dataset, folder).root
     with _locked(target):
         missing = [
-            (one.folder / name, target / one.split / name)
-            for one in (dataset.train, dataset.val)
-            for name in one.shards.files  # type: ignore[union-attr]
-            if not _is_copy(one.folder / name, target / one.split / name)
+            (manifest.folder / name, target / manifest.split / name)
+            for manifest in (dataset.train, dataset.val)
+            for name in manifest.shards.files  # type: ignore[union-attr]
+            if not _is_copy(manifest.folder / name, target / manifest.split / name)
         ]
         progress = Progress(len(missing), unit="shards")
         with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
             try:
                 _check_space(missing, target, dataset)
-                copies = [pool.submit(_copy, *one, cancelled) for one in missing]
+                copies = [pool.submit(_copy, *paths, cancelled) for paths in missing]
                 for copy in copies:
                     copy.result()
                     progress.advance()
@@ -83,25 +84,21 @@ def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = No
 def _name(dataset: Dataset) -> str:
     """A folder name that belongs to these very shards."""
     sha = hashlib.sha256()
-    for one in (dataset.train, dataset.val):
-        assert one.shards is not None
-        sha.update(f"{one.digest} {one.shards.files} {one.shards.sizes.tolist()}".encode())
+    for manifest in (dataset.train, dataset.val):
+        shards = manifest.shards
+        assert shards is not None
+        sha.update(f"{manifest.digest} {shards.files} {shards.sizes.tolist()}".encode())
     return f"vggdist-{sha.hexdigest()[:16]}"
 
 
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def _locked(target: Path) -> TextIO:
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        file = open(target / _LOCK, "a")  # noqa: SIM115 (closed below)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        return lock(target / _LOCK, patience_seconds=math.inf)
     except OSError as error:
         raise DataError(
             f"data.local_folder: {quote(target)} cannot be written on this node: {error}. Name a "
             "folder on a disk of the node's own, or set data.local_folder=null."
         ) from error
-    with file:
-        yield
 
 
 def _is_copy(source: Path, copy: Path) -> bool:

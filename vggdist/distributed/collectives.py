@@ -20,15 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 
 from vggdist.distributed.process import WORK_TIMEOUT, gather
+from vggdist.distributed.traffic import PIECE_ELEMENTS
 
 Wait = Callable[[], object]
 """Returns when the result can be used; on a GPU, by work queued after the call."""
-
-PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Elements of a sum sent between nodes at a time; bounds the extra memory.
-
-Each piece waits for its own ring steps, so small pieces are slow on fast links.
-"""
 
 
 class Collectives:

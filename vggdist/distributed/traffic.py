@@ -16,6 +16,15 @@ from vggdist.config import Exchange, Precision
 
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
+BUCKET_ELEMENTS = 1 << 20
+"""Gradients below this many elements travel together, larger ones alone."""
+
+PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Elements of a sum that are between nodes at a time; bounds the memory beside the tensor.
+
+Each piece waits for its own steps of the rings, so on fast links small pieces are slow ones.
+"""
+
 
 def all_reduce_bytes(num_elements: int, world_size: int, element_bytes: int) -> float:
     """Sent by each rank to sum a tensor over all ranks in a ring, 2 (n - 1) / n times its size."""
@@ -58,14 +67,6 @@ def factor_bytes_between_nodes(
     return ranks_per_node * factor_bytes(
         in_features, out_features, images_per_rank, num_nodes, element_bytes
     )
-
-
-def break_even_batch(in_features: int, out_features: int) -> float:
-    """The global batch at which both ways cost the same, at equal precision: 2MN / (M + N).
-
-    7,042 images for VGG's fc6 (25088 x 4096), 4,096 for fc7 and 1,608 for fc8.
-    """
-    return 2 * in_features * out_features / (in_features + out_features)
 
 
 @dataclass(frozen=True)

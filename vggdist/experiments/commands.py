@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from vggdist.artifacts.paths import quote
 from vggdist.commands.arguments import add_input, add_json, check_outputs, show
-from vggdist.slurm.commands import add_cluster_flags, fact_flags
+from vggdist.slurm.commands import add_cluster_flags
 
 if TYPE_CHECKING:
-    from vggdist.experiments.runner import Array
     from vggdist.experiments.stages import Experiment
 
 DESCRIPTION = """\
@@ -102,12 +101,6 @@ def add_verbs(verbs: Any) -> None:
         help="10^12 operations a second that a rank sustains, for the estimate (default: 100 on a "
         "GPU, 0.2 on a CPU)",
     )
-    run.add_argument(
-        "--allow-code-change",
-        action="store_true",
-        help="let later attempts run vggdist as it is then; by default they refuse other code than "
-        "there was at the submission",
-    )
     add_cluster_flags(run)
     run.set_defaults(run=_run)
     status = actions.add_parser(
@@ -136,19 +129,25 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _load(arguments: argparse.Namespace) -> "Experiment":
     from vggdist.experiments.schema import load_experiment
-    from vggdist.experiments.status import look
-    from vggdist.experiments.tables import render_status, status_to_dict
+    from vggdist.experiments.stages import Training
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
-    check_outputs(arguments, _images(experiment))
-    statuses = look(experiment)
-    show(
-        render_status(experiment, statuses),
-        status_to_dict(experiment, statuses),
-        arguments.json,
-    )
+    trainings = (stage for stage in experiment.stages.values() if isinstance(stage, Training))
+    roots = {training.config.data.root for training in trainings}
+    check_outputs(arguments, [root for root in roots if root is not None])
+    return experiment
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from vggdist.experiments.status import read_status
+    from vggdist.experiments.tables import render_status, status_to_dict
+
+    experiment = _load(arguments)
+    statuses = read_status(experiment)
+    text = render_status(experiment, statuses)
+    show(text, status_to_dict(experiment, statuses), arguments.json)
     return 0
 
 
@@ -156,71 +155,67 @@ def _run(arguments: argparse.Namespace) -> int:
     from vggdist.config_file import raise_problems
     from vggdist.experiments import runner
     from vggdist.experiments.estimate import estimate
-    from vggdist.experiments.schema import load_experiment
-    from vggdist.experiments.status import look
+    from vggdist.experiments.stages import JOB_FOLDER
+    from vggdist.experiments.status import read_status
     from vggdist.experiments.tables import render_estimate, render_status
     from vggdist.slurm.queue import require_slurm
-    from vggdist.slurm.settings import load_facts
-    from vggdist.slurm.submit import make_layout, typed_command
+    from vggdist.slurm.settings import load_settings
+    from vggdist.slurm.submit import Submission, make_layout, typed_command
 
-    experiment = load_experiment(arguments.experiment, arguments.overrides)
-    check_outputs(arguments, _images(experiment))
-    facts = load_facts(arguments.cluster, fact_flags(arguments))
-    layout = make_layout(arguments.nodes, arguments.gpus_per_node, arguments.ranks_per_node, facts)
-    statuses = look(experiment)
+    experiment = _load(arguments)
+    settings = load_settings(arguments.cluster, vars(arguments))
+    layout = make_layout(arguments.nodes, arguments.ranks_per_node, settings)
+    statuses = read_status(experiment)
     wanted = runner.missing(statuses)
     on_gpus = layout.gpus_per_node > 0
     costs = estimate(experiment, wanted, layout.world_size, on_gpus, arguments.teraflops)
-    obstacles = runner.obstacles(experiment, wanted, layout)
-    planned = {
+    problems = runner.problems(experiment, wanted, layout)
+    answer = {
         "experiment": experiment.name,
         "folder": str(experiment.folder),
-        "obstacles": obstacles,
+        "problems": problems,
         **costs.to_dict(),
     }
     text = render_estimate(experiment, statuses, costs)
     if arguments.dry_run:
-        lines = [text, *(f"in the way: {sentence}" for sentence in obstacles)]
-        show("\n".join([*lines, "Nothing was submitted (--dry-run)."]), planned, arguments.json)
+        lines = [text, *(f"in the way: {sentence}" for sentence in problems)]
+        show("\n".join([*lines, "Nothing was submitted (--dry-run)."]), answer, arguments.json)
         return 0
     _say(text)
-    if obstacles:
-        raise_problems(obstacles, f"the experiment {experiment.name}")
-    resources = runner.Resources(layout, facts, typed_command(), arguments.allow_code_change)
+    if problems:
+        raise_problems(problems, f"the experiment {experiment.name}")
+    template = Submission(
+        name=experiment.name,
+        payloads=(),
+        layout=layout,
+        settings=settings,
+        folder=experiment.folder / JOB_FOLDER,
+        command=typed_command(),
+        allow_code_change=arguments.allow_code_change,
+    )
     if arguments.local:
-        seconds = {one.stage: 3600 * one.device_hours / layout.world_size for one in costs.stages}
-        exit_code = runner.run_here(experiment, statuses, resources, _say, seconds)
-        text = render_status(experiment, look(experiment))
-        show(text, planned | {"exit_code": exit_code}, arguments.json)
+        seconds = {
+            stage.stage: 3600 * stage.device_hours / layout.world_size for stage in costs.stages
+        }
+        exit_code = runner.run_here(experiment, statuses, template, _say, seconds)
+        text = render_status(experiment, read_status(experiment))
+        show(text, answer | {"exit_code": exit_code}, arguments.json)
         return exit_code
     require_slurm()
-    arrays = runner.submit_missing(experiment, statuses, resources)
-    jobs = {
-        stage: job for array in arrays for stage, job in zip(array.stages, array.jobs, strict=True)
-    }
-    show(_submitted(experiment, arrays), planned | {"submitted": jobs}, arguments.json)
-    return 0
-
-
-def _images(experiment: "Experiment") -> set[str]:
-    """The data sets of all trainings."""
-    from vggdist.experiments.stages import Training
-
-    trainings = (stage for stage in experiment.stages.values() if isinstance(stage, Training))
-    return {root for stage in trainings if (root := stage.config.data.root) is not None}
-
-
-def _submitted(experiment: "Experiment", arrays: "tuple[Array, ...]") -> str:
+    jobs: dict[str, str] = {}
     lines = []
-    for array in arrays:
+    for array in runner.submit_missing(experiment, statuses, template):
+        jobs |= zip(array.stages, array.jobs, strict=True)
         after = f" after {', '.join(array.after)}" if array.after else ""
         lines.append(f"job {', '.join(array.jobs)}: {', '.join(array.stages)}{after}")
+    folder = quote(experiment.folder)
     lines.append(
-        f"`vggdist experiment status {quote(experiment.folder)}` shows how far they are."
-        if arrays
+        f"`vggdist experiment status {folder}` shows how far they are."
+        if jobs
         else "Nothing is missing."
     )
-    return "\n".join(lines)
+    show("\n".join(lines), answer | {"submitted": jobs}, arguments.json)
+    return 0
 
 
 def _say(text: str) -> None:

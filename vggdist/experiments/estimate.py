@@ -16,7 +16,7 @@ from vggdist.config import Config, steps_of_epochs, total_steps, trained_layers
 from vggdist.data.dataset import open_dataset
 from vggdist.data.geometry import map_side
 from vggdist.errors import DataError
-from vggdist.experiments.stages import Evaluation, Experiment, Report, Stage, Training
+from vggdist.experiments.stages import Evaluation, Experiment, Training
 from vggdist.model.size import layer_sizes, multiply_adds
 
 IMAGENET = (1_281_167, 50_000)
@@ -115,12 +115,24 @@ def estimate(
     for stage in experiment.stages.values():
         if stage.name not in wanted:
             continue
-        petaflop = 0.0 if isinstance(stage, Report) else _flop(stage, experiment, images) / 1e15
+        flop, num_bytes, num_epochs = 0.0, 0, None
+        match stage:
+            case Training(config=config):
+                num_epochs = _num_epochs(config, images)
+                flop = _training_flop(config, images)
+                layers = layer_sizes(config.model, config.data.crop_size)
+                parameters = sum(layer.num_parameters for layer in layers)
+                num_bytes = _BYTES_PER_PARAMETER * parameters * config.checkpoint.keep
+            case Evaluation(network=network):
+                config = experiment.training(network).config
+                flop = images.num_val * _evaluation_flop(stage, config)
+                num_files = len(stage.protocols) * max(1, len(stage.scales))
+                values = images.num_val * config.model.num_classes
+                num_bytes = _BYTES_PER_POSTERIOR * values * num_files
+        petaflop = flop / 1e15
         hours = petaflop * 1000 / speed / 3600
-        num_epochs = _num_epochs(stage.config, images) if isinstance(stage, Training) else None
-        num_bytes = _num_bytes(stage, experiment, images)
         estimates.append(StageEstimate(stage.name, num_epochs, petaflop, hours, num_bytes))
-        before = max((ends.get(other, 0.0) for other in stage.needs), default=0.0)
+        before = max((ends.get(need, 0.0) for need in stage.needs), default=0.0)
         ends[stage.name] = before + hours / world_size
     longest = max(ends.values(), default=0.0)
     return Estimate(tuple(estimates), images, speed, world_size, on_gpus, longest)
@@ -128,30 +140,22 @@ def estimate(
 
 def count_images(experiment: Experiment) -> Images:
     """Images of the experiment's data set, or ImageNet's where it cannot be seen from here."""
-    roots = [experiment.data] + [
-        stage.config.data.root
-        for stage in experiment.stages.values()
-        if isinstance(stage, Training)
-    ]
+    trainings = [stage for stage in experiment.stages.values() if isinstance(stage, Training)]
+    roots = (training.config.data.root for training in trainings)
     root = next((root for root in roots if root is not None), None)
     if root is None:
-        return Images(*IMAGENET, "ImageNet's, since data is not set")
-    if not Path(root).exists():
-        return Images(*IMAGENET, f"ImageNet's, since {quote(root)} is not to be seen from here")
-    try:
-        dataset = open_dataset(root)
-    except DataError as error:
-        return Images(*IMAGENET, f"ImageNet's, since there is a problem: {error}")
-    return Images(dataset.train.num_images, dataset.val.num_images, f"counted in {quote(root)}")
-
-
-def _flop(stage: Training | Evaluation, experiment: Experiment, images: Images) -> float:
-    """Floating-point operations; a multiply-add is two."""
-    if isinstance(stage, Training):
-        return _training_flop(stage.config, images)
-    training = experiment.stages[stage.network]
-    assert isinstance(training, Training)
-    return images.num_val * _evaluation_flop(stage, training.config)
+        note = "data is not set"
+    elif not Path(root).exists():
+        note = f"{quote(root)} is not to be seen from here"
+    else:
+        try:
+            dataset = open_dataset(root)
+        except DataError as error:
+            note = f"there is a problem: {error}"
+        else:
+            num_train, num_val = dataset.train.num_images, dataset.val.num_images
+            return Images(num_train, num_val, f"counted in {quote(root)}")
+    return Images(*IMAGENET, f"ImageNet's, since {note}")
 
 
 def _training_flop(config: Config, images: Images) -> float:
@@ -188,21 +192,4 @@ def _evaluation_flop(stage: Evaluation, config: Config) -> float:
 def _num_epochs(config: Config, images: Images) -> float:
     if config.schedule.num_steps is None:
         return config.schedule.num_epochs
-    one = steps_of_epochs(1.0, images.num_train, config.batch.global_)
-    return config.schedule.num_steps / one
-
-
-def _num_bytes(stage: Stage, experiment: Experiment, images: Images) -> int:
-    match stage:
-        case Training(config=config):
-            layers = layer_sizes(config.model, config.data.crop_size)
-            parameters = sum(layer.num_parameters for layer in layers)
-            return _BYTES_PER_PARAMETER * parameters * config.checkpoint.keep
-        case Evaluation(network=network):
-            training = experiment.stages[network]
-            assert isinstance(training, Training)
-            num_files = len(stage.protocols) * max(1, len(stage.scales))
-            values = images.num_val * training.config.model.num_classes
-            return _BYTES_PER_POSTERIOR * values * num_files
-        case _:
-            return 0
+    return config.schedule.num_steps / steps_of_epochs(1.0, images.num_train, config.batch.global_)

@@ -7,27 +7,25 @@ another one when it ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import logging
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
+from vggdist.artifacts import files
+from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.paths import quote
 from vggdist.errors import ConfigError
+from vggdist.slurm.attempts import now
 
-logger = logging.getLogger(__name__)
-
-RECORD_FILE = "jobs.jsonl"
+JOB_LOG_FILE = "jobs.jsonl"
 LOCK_FILE = "lock"
+_PATIENCE_SECONDS = 2.0
+"""`is_held` has the lock for an instant."""
 
 
 @dataclass(frozen=True)
-class JobRecord:
+class LoggedJob:
     """The newest job of a stage."""
 
     stage: str
@@ -51,38 +49,21 @@ def note(
     Raises:
         ConfigError: it cannot be written.
     """
-    record = JobRecord(
-        stage=stage,
-        job=job,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        host=os.uname().nodename,
-        here=here,
-        exit_code=exit_code,
-    )
+    entry = LoggedJob(stage, job, now(), os.uname().nodename, here, exit_code)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / RECORD_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        JsonLines(folder / JOB_LOG_FILE).append(asdict(entry), durable=True)
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise not_writable(folder, error) from error
 
 
-def read(folder: Path) -> dict[str, JobRecord]:
-    """Stage -> its newest job; lines that were cut short are left out."""
-    try:
-        lines = (folder / RECORD_FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    records = {}
-    for line in lines:
-        try:
-            record = JobRecord(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        records[record.stage] = record
-    return records
+def read(folder: Path) -> dict[str, LoggedJob]:
+    """Stage -> its newest job."""
+    jobs = {}
+    for entry in JsonLines(folder / JOB_LOG_FILE).read():
+        with contextlib.suppress(TypeError):
+            jobs[entry["stage"]] = LoggedJob(**entry)
+    return jobs
 
 
 @contextlib.contextmanager
@@ -93,48 +74,25 @@ def hold(folder: Path) -> Iterator[None]:
         ConfigError: somebody runs it, or the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK_FILE).open("a+")
+        held = files.lock(folder / LOCK_FILE, _PATIENCE_SECONDS, "start it only once")
+    except files.LockedError as holder:
+        raise ConfigError(
+            f"{holder} is running the experiment in {quote(folder)}; wait for it, or choose "
+            "another folder."
+        ) from None
     except OSError as error:
-        raise _not_writable(folder, error) from error
-    with file:
-        # `is_held` has it for an instant.
-        for patience in range(20, -1, -1):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if patience == 0:
-                    file.seek(0)
-                    raise ConfigError(
-                        f"{file.read().strip() or 'another process'} is running the experiment in "
-                        f"{quote(folder)}; wait for it, or choose another folder."
-                    ) from None
-                time.sleep(0.1)
-            except OSError as error:
-                logger.warning(
-                    "%s cannot be locked (%s); start it only once.", quote(folder), error
-                )
-                break
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        raise not_writable(folder, error) from error
+    with held:
         yield
 
 
 def is_held(folder: Path) -> bool:
     """Whether somebody runs this experiment now."""
-    try:
-        with (folder / LOCK_FILE).open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return files.is_locked(folder / LOCK_FILE)
 
 
-def _not_writable(folder: Path, error: OSError) -> ConfigError:
+def not_writable(folder: Path, error: OSError) -> ConfigError:
+    """The error for an experiment's folder that cannot be written."""
     return ConfigError(
         f"the experiment's folder {quote(folder)} cannot be written: {error}. Choose another "
         "folder."

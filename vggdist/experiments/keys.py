@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from vggdist.artifacts.posteriors import Protocol
 from vggdist.config import Section, UserPath, WeightsPath
 
+_from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+
+def _some(protocols: tuple[Protocol, ...]) -> tuple[Protocol, ...]:
+    if not protocols:
+        raise ValueError("[] names no protocol; leave it out for dense.")
+    return protocols
 
 
 class ExperimentFile(Section):
@@ -49,26 +53,21 @@ class TrainingStage(Section):
     set: dict[str, Any] = Field(
         {}, description="Sections of a configuration that this training changes."
     )
-    sweep: tuple[str, ...] = Field(
+    sweep: Annotated[tuple[str, ...], _from_list] = Field(
         (),
         description="Trainings in place of one, each with its own section.key=value (several are "
         "joined by a space).",
     )
-
-    @field_validator("sweep", mode="before")
-    @classmethod
-    def _list(cls, value: object) -> object:
-        return _tuple(value)
 
 
 class EvaluationStage(Section):
     """One job that applies a trained network by several protocols at several scales."""
 
     evaluate: str = Field(description="Training whose network is evaluated.")
-    protocols: tuple[Protocol, ...] = Field(
+    protocols: Annotated[tuple[Protocol, ...], _from_list, AfterValidator(_some)] = Field(
         ("dense",), description="Some of center-crop, dense and multi-crop."
     )
-    scales: tuple[int, ...] = Field(
+    scales: Annotated[tuple[int, ...], _from_list] = Field(
         (),
         description="Rescaled shorter sides Q, pixels; none: the middle of the training scales.",
     )
@@ -76,28 +75,13 @@ class EvaluationStage(Section):
         {}, description="Sections of a configuration; the rest is as in the training."
     )
 
-    @field_validator("protocols", "scales", mode="before")
-    @classmethod
-    def _list(cls, value: object) -> object:
-        return _tuple(value)
-
-    @field_validator("protocols")
-    @classmethod
-    def _some(cls, value: tuple[Protocol, ...]) -> tuple[Protocol, ...]:
-        if not value:
-            raise ValueError("[] names no protocol; leave it out for dense.")
-        return value
-
 
 class ReportStage(Section):
     """The paper's tables beside those of some evaluations."""
 
-    report: tuple[str, ...] = Field(min_length=1, description="Evaluations that stand in it.")
-
-    @field_validator("report", mode="before")
-    @classmethod
-    def _list(cls, value: object) -> object:
-        return _tuple(value)
+    report: Annotated[tuple[str, ...], _from_list] = Field(
+        min_length=1, description="Evaluations that stand in it."
+    )
 
 
 StageSection = TrainingStage | EvaluationStage | ReportStage

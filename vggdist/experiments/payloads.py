@@ -13,29 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.posteriors import Protocol
 from vggdist.artifacts.run_files import RESULT_FILE, read_result, write_result
 from vggdist.errors import EXIT_STOPPED, WeightsError
+from vggdist.experiments.stages import Evaluation, Report, definition
 
 if TYPE_CHECKING:
     from vggdist.training.stop import StopSignal
 
 
 @dataclass(frozen=True)
-class EvaluationWork:
+class EvaluationPayload:
     """An evaluation of one network, by all its protocols and at all its scales."""
 
+    stage: Evaluation
     network: str
     """The run folder."""
     root: str
     """The data set."""
-    protocols: tuple[Protocol, ...]
-    scales: tuple[int, ...]
-    settings: tuple[str, ...]
     folder: str
     """Where the posteriors files and the result go."""
-    definition: dict[str, Any]
-    """What the result is of."""
 
     def run(self, stop: StopSignal) -> int:
         """Evaluates on this rank; files that are there are not computed again."""
@@ -47,34 +43,31 @@ class EvaluationWork:
         from vggdist.evaluate import Request, evaluate
         from vggdist.evaluation_report import render_evaluated, summarize
 
-        folder = Path(self.folder)
         evaluated = evaluate(
             Request(
                 network=self.network,
                 root=self.root,
-                protocols=self.protocols,
-                scales=self.scales,
-                out=folder,
-                overrides=self.settings,
+                protocols=self.stage.protocols,
+                scales=self.stage.scales,
+                out=Path(self.folder),
+                overrides=self.stage.settings,
             )
         )
         if evaluated is not None:  # the main rank speaks
             summary = summarize(evaluated)
-            _say(render_evaluated(summary))
-            _write_result(folder, self.definition, summary)
+            _finish(self.stage, self.folder, summary, render_evaluated(summary))
         return 0
 
 
 @dataclass(frozen=True)
-class ReportWork:
+class ReportPayload:
     """The paper's tables beside those of some evaluations."""
 
+    stage: Report
     evaluations: tuple[str, ...]
     """Their folders."""
     folder: str
     """Where the pages and the result go."""
-    definition: dict[str, Any]
-    """What the result is of."""
 
     def run(self, stop: StopSignal) -> int:
         """Writes report.html, report.md and the result."""
@@ -90,11 +83,9 @@ class ReportWork:
         files = [file for folder in self.evaluations for file in _posteriors(Path(folder))]
         report = make_report(files)
         page = write_report(report, Path(self.folder))
-        _say(
-            f"{render_report(report)}\n\nWritten to {quote(page)} and "
-            f"{quote(page.with_suffix('.md'))}"
-        )
-        _write_result(Path(self.folder), self.definition, report.to_dict())
+        written = f"Written to {quote(page)} and {quote(page.with_suffix('.md'))}"
+        text = f"{render_report(report)}\n\n{written}"
+        _finish(self.stage, self.folder, report.to_dict(), text)
         return 0
 
 
@@ -132,13 +123,12 @@ def _posteriors(folder: Path) -> list[Path]:
     return [folder / Path(str(row["file"])).name for row in result["files"]]
 
 
-def _write_result(folder: Path, definition: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    try:
-        write_result(folder, {"stage": definition, **result})
-    except OSError as error:
-        raise WeightsError(f"{quote(folder / RESULT_FILE)} cannot be written: {error}.") from error
-
-
-def _say(text: str) -> None:
+def _finish(stage: Evaluation | Report, folder: str, result: Mapping[str, Any], text: str) -> None:
+    """Shows the result, and leaves it with what it is of."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+    try:
+        write_result(Path(folder), {"stage": definition(stage), **result})
+    except OSError as error:
+        file = Path(folder) / RESULT_FILE
+        raise WeightsError(f"{quote(file)} cannot be written: {error}.") from error

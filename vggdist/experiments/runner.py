@@ -5,50 +5,33 @@ What is done, runs or is queued is left alone, so the same command may be given 
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vggdist.artifacts.paths import quote
+from vggdist.artifacts import files
 from vggdist.config import split_batch
 from vggdist.errors import EXIT_STOPPED, ConfigError
-from vggdist.experiments import job_log as record
-from vggdist.experiments.payloads import EvaluationWork, ReportWork
+from vggdist.experiments import job_log
+from vggdist.experiments.payloads import EvaluationPayload, ReportPayload
 from vggdist.experiments.stages import (
     EXPERIMENT_FILE,
-    JOB_FOLDER,
     Evaluation,
     Experiment,
     Report,
     Stage,
     Training,
 )
-from vggdist.experiments.status import (
-    StageStatus,
-    changed_settings,
-    definition,
-    is_done,
-)
-from vggdist.slurm.job import TrainingWork, Work
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.experiments.status import StageStatus, read_stage_result, settings_problem
+from vggdist.slurm.job import Payload, TrainingPayload
 from vggdist.slurm.submit import Layout, Submission, run_local, submit
 from vggdist.terminal import duration
 
 ALONE = Layout(nodes=1, ranks_per_node=1, gpus_per_node=0)
 """A report adds up files."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What jobs are given, whatever their stage."""
-
-    layout: Layout
-    facts: ClusterFacts
-    command: str
-    """What was typed, and what continues it."""
-    allow_code_change: bool = False
+START_SECONDS = 20.0
+"""What every job takes beside its work."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +51,15 @@ def missing(statuses: Mapping[str, StageStatus]) -> tuple[str, ...]:
     )
 
 
-def obstacles(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> list[str]:
+def problems(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> list[str]:
     """What jobs would meet only after hours of waiting, as sentences."""
-    sentences = changed_settings(experiment)
-    trainings = [stage for name in wanted if isinstance(stage := experiment.stages[name], Training)]
+    trainings = [stage for stage in experiment.stages.values() if isinstance(stage, Training)]
+    sentences = [
+        f"stage {stage.name}: {problem}"
+        for stage in trainings
+        if (problem := settings_problem(experiment, stage))
+    ]
+    trainings = [stage for stage in trainings if stage.name in wanted]
     if any(stage.config.data.root is None for stage in trainings):
         sentences.append("data is not set; give the folder of the data set: data=/data/imagenet.")
     batches: dict[str, list[str]] = defaultdict(list)
@@ -84,40 +72,47 @@ def obstacles(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> 
 
 
 def submit_missing(
-    experiment: Experiment, statuses: Mapping[str, StageStatus], resources: Resources
+    experiment: Experiment, statuses: Mapping[str, StageStatus], template: Submission
 ) -> tuple[Array, ...]:
     """Submits all stages that are missing, each after those that it needs.
 
     Stages that are alike, with the same ranks after the same jobs, are one array.
+
+    Args:
+        template: what all jobs have in common.
 
     Raises:
         DistributedError: there is no SLURM here, or it refuses; what it took is recorded.
         ConfigError: somebody else submits at the moment, or the folder cannot be written.
     """
     waiting = [experiment.stages[name] for name in missing(statuses)]
-    jobs = {name: str(one.job) for name, one in statuses.items() if one.is_live}
+    jobs = {name: str(status.job) for name, status in statuses.items() if status.is_live}
     arrays = []
-    with record.hold(experiment.folder):
+    with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         while waiting:
             left = {stage.name for stage in waiting}
-            ready = [stage for stage in waiting if left.isdisjoint(stage.needs)]
-            waiting = [stage for stage in waiting if stage not in ready]
-            for after, alike in _alike(ready, jobs):
+            alike: dict[tuple[type[Stage], tuple[str, ...]], list[Stage]] = defaultdict(list)
+            for stage in waiting:
+                if left.isdisjoint(stage.needs):
+                    after = tuple(name for name in stage.needs if name in jobs)
+                    alike[type(stage), after].append(stage)
+            for (_, after), stages in alike.items():
                 before = [jobs[name] for name in after]
-                ids = submit(_submission(experiment, alike, resources, before))
-                for stage, job in zip(alike, ids, strict=True):
-                    record.note(experiment.folder, stage.name, job)
-                    jobs[stage.name] = job
-                names = tuple(stage.name for stage in alike)
+                ids = submit(_submission(experiment, stages, template, before))
+                names = tuple(stage.name for stage in stages)
+                for name, job in zip(names, ids, strict=True):
+                    job_log.note(experiment.folder, name, job)
+                    jobs[name] = job
                 arrays.append(Array(names, ids, after))
+            waiting = [stage for stage in waiting if stage.name not in jobs]
     return tuple(arrays)
 
 
 def run_here(
     experiment: Experiment,
     statuses: Mapping[str, StageStatus],
-    resources: Resources,
+    template: Submission,
     say: Callable[[str], None],
     expected_seconds: Mapping[str, float],
 ) -> int:
@@ -126,6 +121,7 @@ def run_here(
     A stage that fails holds back only what needs it.
 
     Args:
+        template: what all jobs have in common.
         say: is told what happens, in sentences.
         expected_seconds: of each stage, for the time that is left; how they compare counts.
 
@@ -134,20 +130,28 @@ def run_here(
         failed.
     """
     names = missing(statuses)
-    clock = _Clock({name: expected_seconds[name] for name in names})
-    exit_code = 0
-    with record.hold(experiment.folder):
+    left = {name: START_SECONDS + expected_seconds[name] for name in names}
+    began, finished, exit_code = time.monotonic(), 0.0, 0
+    with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         for number, name in enumerate(names, start=1):
             stage = experiment.stages[name]
-            lacking = [other for other in stage.needs if not is_done(experiment, other)]
+            lacking = [
+                need
+                for need in stage.needs
+                if read_stage_result(experiment, experiment.stages[need]) is None
+            ]
             if lacking:
                 say(f"stage {name} is held back: {', '.join(lacking)} is not done.")
-                clock.leave_out(name)
+                del left[name]
                 continue
-            say(f"stage {name}, {number} of {len(names)}{clock.left()}")
-            code = _run_one(experiment, stage, resources)
-            clock.finish(name)
+            text = f"stage {name}, {number} of {len(names)}"
+            if finished:
+                seconds = (time.monotonic() - began) * sum(left.values()) / finished
+                text += f", about {duration(seconds)} left"
+            say(text)
+            code = _run_one(experiment, stage, template)
+            finished += left.pop(name)
             if code == EXIT_STOPPED:
                 say("stopped; the same command continues.")
                 return code
@@ -155,102 +159,52 @@ def run_here(
     return exit_code
 
 
-def _run_one(experiment: Experiment, stage: Stage, resources: Resources) -> int:
+def _run_one(experiment: Experiment, stage: Stage, template: Submission) -> int:
     started: list[str] = []
 
     def note_start(job: str) -> None:
         started.append(job)
-        record.note(experiment.folder, stage.name, job, here=True)
+        job_log.note(experiment.folder, stage.name, job, here=True)
 
-    code = run_local(_submission(experiment, [stage], resources), started=note_start)
-    record.note(experiment.folder, stage.name, started[0], here=True, exit_code=code)
+    code = run_local(_submission(experiment, [stage], template), started=note_start)
+    job_log.note(experiment.folder, stage.name, started[0], here=True, exit_code=code)
     return code
-
-
-def _alike(
-    stages: Sequence[Stage], jobs: Mapping[str, str]
-) -> list[tuple[tuple[str, ...], list[Stage]]]:
-    """Stages of one kind that wait for the same jobs, with the stages that these are of."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Stage]] = defaultdict(list)
-    for stage in stages:
-        after = tuple(name for name in stage.needs if name in jobs)
-        groups[type(stage).__name__, after].append(stage)
-    return [(after, alike) for (_, after), alike in groups.items()]
 
 
 def _submission(
     experiment: Experiment,
     stages: Sequence[Stage],
-    resources: Resources,
+    template: Submission,
     jobs_before: Sequence[str] = (),
 ) -> Submission:
     """The job of a stage, or an array of several that are alike."""
     kind = type(stages[0])
     name = stages[0].name if len(stages) == 1 else f"{kind.__name__.lower()}s"
-    return Submission(
+    return replace(
+        template,
         name=f"{experiment.name}.{name}",
-        works=tuple(_work(experiment, stage) for stage in stages),
-        layout=ALONE if kind is Report else resources.layout,
-        facts=resources.facts,
-        folder=experiment.folder / JOB_FOLDER,
-        command=resources.command,
+        payloads=tuple(_payload(experiment, stage) for stage in stages),
+        layout=ALONE if kind is Report else template.layout,
         dependency=":".join(["afterok", *jobs_before]) if jobs_before else None,
-        allow_code_change=resources.allow_code_change,
     )
 
 
-def _work(experiment: Experiment, stage: Stage) -> Work:
+def _payload(experiment: Experiment, stage: Stage) -> Payload:
     folder = str(experiment.folder_of(stage.name))
     match stage:
-        case Training():
-            return TrainingWork(stage.config.model_dump(mode="json"))
-        case Evaluation():
-            training = experiment.stages[stage.network]
-            assert isinstance(training, Training)
-            return EvaluationWork(
-                network=str(experiment.folder_of(stage.network)),
-                root=str(training.config.data.root),
-                protocols=stage.protocols,
-                scales=stage.scales,
-                settings=stage.settings,
-                folder=folder,
-                definition=definition(stage),
-            )
-        case Report():
-            evaluations = tuple(str(experiment.folder_of(name)) for name in stage.evaluations)
-            return ReportWork(evaluations, folder, definition(stage))
+        case Training(config=config):
+            return TrainingPayload(config.model_dump(mode="json"))
+        case Evaluation(network=network):
+            root = str(experiment.training(network).config.data.root)
+            return EvaluationPayload(stage, str(experiment.folder_of(network)), root, folder)
+        case Report(evaluations=evaluations):
+            sources = tuple(str(experiment.folder_of(name)) for name in evaluations)
+            return ReportPayload(stage, sources, folder)
 
 
 def _write_experiment(experiment: Experiment) -> None:
-    """Keeps what is run beside what comes of it."""
-    temporary = experiment.folder / f"{EXPERIMENT_FILE}.tmp"
+    """Keeps the experiment with its results."""
     try:
-        temporary.write_text(experiment.to_yaml(), encoding="utf-8")
-        os.replace(temporary, experiment.folder / EXPERIMENT_FILE)
+        files.write_text(experiment.folder / EXPERIMENT_FILE, experiment.to_yaml())
     except OSError as error:
-        raise ConfigError(f"{quote(experiment.folder)} cannot be written: {error}.") from error
-
-
-class _Clock:
-    """The time that stages will take, by that of those before."""
-
-    START_SECONDS = 20.0
-    """What every job takes beside its work."""
-
-    def __init__(self, expected: Mapping[str, float]) -> None:
-        self._expected = {name: seconds + self.START_SECONDS for name, seconds in expected.items()}
-        self._finished = 0.0
-        self._began_at = time.monotonic()
-
-    def finish(self, name: str) -> None:
-        self._finished += self._expected.pop(name)
-
-    def leave_out(self, name: str) -> None:
-        del self._expected[name]
-
-    def left(self) -> str:
-        """`, about 0:12:00 left`, once something is known."""
-        if not self._finished:
-            return ""
-        pace = (time.monotonic() - self._began_at) / self._finished
-        return f", about {duration(pace * sum(self._expected.values()))} left"
+        raise job_log.not_writable(experiment.folder, error) from error

@@ -17,7 +17,7 @@ import difflib
 import graphlib
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,65 +81,80 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: lists every problem.
     """
-    file = path / EXPERIMENT_FILE if path.is_dir() else path
-    remedy = "give an experiment's file, such as configs/experiments/small.yaml"
-    if path.is_dir():
-        remedy += ", or the folder of one that was run"
-    values, problems = _unshared(read_yaml(file, remedy)), list[str]()
-    if path.is_dir():  # which may have been moved since
-        values["folder"] = str(path)
+    is_folder = path.is_dir()
+    path = path / EXPERIMENT_FILE if is_folder else path
+    hint = "give an experiment's file, such as configs/experiments/small.yaml"
+    hint += ", or the folder of one that was run" if is_folder else ""
+    values, problems = _copied(read_yaml(path, hint)), list[str]()
+    if is_folder:  # which may have been moved since
+        values["folder"] = str(path.parent)
     typed = apply_overrides(overrides, values, problems, _takes_text)
-    top, found = check(ExperimentFile, values, typed=typed)
+    file, found = check(ExperimentFile, values, typed=typed)
     problems += found
-    if top is None:
-        raise_problems(problems, name_source(file, typed, problems))
-    folder = Path(top.folder)
-    described = _Described(top, folder, file.parent, typed)
-    stages = described.stages()
-    problems += described.problems
-    stages, found = _in_order(stages)
-    problems += found
-    if problems:
+    stages: dict[str, Stage] = {}
+    if file is not None:
+        reader = _StageReader(file, path.parent, typed)
+        stages, found = _in_order(reader.read())
+        problems += [*reader.problems, *found]
+    if file is None or problems:
         problems = list(dict.fromkeys(problems))
-        raise_problems(problems, name_source(file, typed, problems))
+        raise_problems(problems, name_source(path, typed, problems))
+    folder = Path(file.folder)
     return Experiment(
-        name=folder.absolute().name if path.is_dir() else file.stem,
+        name=folder.absolute().name if is_folder else path.stem,
         folder=folder,
-        data=top.data,
         stages=stages,
-        source=_absolute(top, values, file.parent),
+        source=_absolute(file, values, path.parent),
     )
 
 
-class _Described:
-    """The stages of a file, each checked by itself and against those that it names."""
+class _StageReader:
+    """Makes the stages of a file, each checked by itself and against those that it names.
 
-    def __init__(
-        self, file: ExperimentFile, folder: Path, base: Path, typed: Mapping[str, str]
-    ) -> None:
-        self._file, self._folder, self._base, self._typed = file, folder, base, typed
+    Args:
+        base: folder that paths of configurations are seen from.
+        typed: key -> the override that set it.
+    """
+
+    def __init__(self, file: ExperimentFile, base: Path, typed: Mapping[str, str]) -> None:
+        self._file, self._base, self._typed = file, base, typed
         self.problems: list[str] = []
         self._sections: dict[str, StageSection] = {}
-        self._configs: dict[str, Config] = {}
+        self._trainings: dict[str, Training] = {}
+        """By name, also those of sweeps; without the network that each starts from."""
         self._in_configs: dict[str, list[str]] = {}
         """A problem of a configuration -> the stages that have it."""
 
-    def stages(self) -> dict[str, Stage]:
+    def read(self) -> dict[str, Stage]:
         """All that can be made of the file; what cannot is in `problems`."""
         for name, values in self._file.stages.items():
-            self._read(name, values)
+            self._check(name, values)
         for name, section in self._sections.items():
-            if isinstance(section, TrainingStage) and not section.sweep:
-                self._configure(name, name, section)
-        made = [
-            stage for name, section in self._sections.items() for stage in self._make(name, section)
-        ]
+            if isinstance(section, TrainingStage):
+                self._configure(name, section)
+        stages: dict[str, Stage] = {}
+        for name, section in self._sections.items():
+            match section:
+                case TrainingStage(start=start):
+                    if start is not None:
+                        self._require(name, "start", [start], TrainingStage)
+                    for training in self._trainings.values():
+                        if name in (training.name, training.sweep):
+                            stages[training.name] = self._started(training)
+                case EvaluationStage(evaluate=network, protocols=protocols, scales=scales):
+                    self._require(name, "evaluate", [network], TrainingStage)
+                    if (settings := self._settings(name, section)) is not None:
+                        stages[name] = Evaluation(name, network, protocols, scales, settings)
+                case ReportStage(report=evaluations):
+                    self._require(name, "report", evaluations, EvaluationStage)
+                    stages[name] = Report(name, evaluations)
         for problem, names in self._in_configs.items():
             label = "stage" if len(names) == 1 else "stages"
             self.problems.append(f"{label} {', '.join(names)}: {problem}")
-        return {stage.name: stage for stage in made}
+        return stages
 
-    def _read(self, name: str, values: Mapping[str, Any]) -> None:
+    def _check(self, name: str, values: Mapping[str, Any]) -> None:
+        """The name and the keys of a stage."""
         where = f"stages.{name}"
         if not _NAME.fullmatch(name):
             self.problems.append(
@@ -163,40 +178,51 @@ class _Described:
         if section is not None:
             self._sections[name] = section
 
-    def _make(self, name: str, section: StageSection) -> Iterator[Stage]:
-        match section:
-            case TrainingStage():
-                yield from self._make_training(name, section)
-            case EvaluationStage():
-                self._require(name, "evaluate", [section.evaluate], TrainingStage)
-                settings = self._settings(name, section)
-                if settings is not None:
-                    yield Evaluation(
-                        name, section.evaluate, section.protocols, section.scales, settings
-                    )
-            case ReportStage():
-                self._require(name, "report", section.report, EvaluationStage)
-                yield Report(name, section.report)
-
-    def _make_training(self, name: str, section: TrainingStage) -> Iterator[Training]:
-        if section.start is not None:
-            self._require(name, "start", [section.start], TrainingStage)
-        if not section.sweep:
-            if (config := self._configs.get(name)) is not None:
-                yield self._started(Training(name, config, section.start))
-            return
-        names: list[str] = []
-        for text in (" ".join(text.split()) for text in section.sweep):
-            full = f"{name}/{_folder_name(text)}"
-            if full in names:
+    def _configure(self, name: str, section: TrainingStage) -> None:
+        """A training, or those of a sweep: the file, then what all, this stage and this one set."""
+        full_names: set[str] = set()
+        for text in (" ".join(text.split()) for text in section.sweep or [""]):
+            full_name = f"{name}/{_folder_name(text)}" if section.sweep else name
+            if full_name in full_names:
                 self.problems.append(
                     f"stages.{name}.sweep: {text!r} is there already, or has the same folder."
                 )
                 continue
-            names.append(full)
-            config = self._configure(full, name, section, text)
-            if config is not None:
-                yield self._started(Training(full, config, section.start, name, text))
+            full_names.add(full_name)
+            try:
+                values = read_yaml(
+                    self._base / section.config, "config is a path seen from the experiment's file"
+                )
+            except ConfigError as error:
+                self.problems.append(f"stages.{name}.config: {error}")
+                return
+            for sections in (self._file.set, section.set):
+                _merge(values, sections)
+            typed = _below("set.", self._typed) | _below(f"stages.{name}.set.", self._typed)
+            found: list[str] = []
+            try:
+                typed |= apply_overrides(shlex.split(text), values, found)
+            except ValueError as error:
+                found.append(f"sweep {text!r} cannot be split into overrides: {error}.")
+            _merge(values, {"run": {"folder": f"{Path(self._file.folder) / full_name}"}})
+            if self._file.data is not None:
+                _merge(values, {"data": {"root": self._file.data}})
+            if (config := self._check_config(full_name, values, typed, found)) is not None:
+                sweep = name if section.sweep else ""
+                self._trainings[full_name] = Training(full_name, config, section.start, sweep, text)
+
+    def _check_config(
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        typed: Mapping[str, str],
+        found: Iterable[str] = (),
+    ) -> Config | None:
+        """A configuration of a stage; notes its problems, and those that were found before."""
+        config, problems = check(Config, values, typed=typed)
+        for problem in [*found, *problems]:
+            self._in_configs.setdefault(problem, []).append(name)
+        return config
 
     def _started(self, training: Training) -> Training:
         """The training with the network that it starts from in its configuration."""
@@ -204,96 +230,60 @@ class _Described:
         if start is None:
             return training
         if self._file.glorot:
-            other = self._configs.get(start)
-            if other is None or other.model.configuration != model.configuration:
+            source = self._trainings.get(start)
+            if source is None or source.config.model.configuration != model.configuration:
                 start = None
-        path = None if start is None else str(self._folder / start)
+        path = None if start is None else str(Path(self._file.folder) / start)
         model = model.model_copy(update={"initialize_from": path})
         config = training.config.model_copy(update={"model": model})
         return replace(training, config=config, start=start)
 
-    def _configure(
-        self, full_name: str, name: str, section: TrainingStage, sweep: str = ""
-    ) -> Config | None:
-        """The training's configuration: its file, then what all, this stage and this one set."""
-        try:
-            values = read_yaml(
-                self._base / section.config, "config is a path seen from the experiment's file"
-            )
-        except ConfigError as error:
-            self.problems.append(f"stages.{name}.config: {error}")
-            return None
-        found: list[str] = []
-        for sections in (self._file.set, section.set):
-            _merge(values, sections)
-        typed = _below("set.", self._typed) | _below(f"stages.{name}.set.", self._typed)
-        try:
-            typed |= apply_overrides(shlex.split(sweep), values, found)
-        except ValueError as error:
-            found.append(f"sweep {sweep!r} cannot be split into overrides: {error}.")
-        own: dict[str, Any] = {"run": {"folder": str(self._folder / full_name)}}
-        if self._file.data is not None:
-            own["data"] = {"root": self._file.data}
-        _merge(values, own)
-        config, problems = check(Config, values, typed=typed)
-        if config is not None:
-            self._configs[full_name] = config
-        for problem in [*found, *problems]:
-            self._in_configs.setdefault(problem, []).append(full_name)
-        return config
-
     def _settings(self, name: str, section: EvaluationStage) -> tuple[str, ...] | None:
-        training = self._configs.get(section.evaluate)
+        """What an evaluation sets, and what it takes over from its training."""
+        training = self._trainings.get(section.evaluate)
         if training is None:
             return None
-        self._check_scales(name, section.scales, training.data.crop_size)
-        values = training.model_dump(mode="json")
-        _merge(values, section.set)
-        typed = _below(f"stages.{name}.set.", self._typed)
-        config, found = check(Config, values, typed=typed)
-        for problem in found:
-            self._in_configs.setdefault(problem, []).append(name)
-        flat, own = flatten(values), flatten(section.set)
-        default = flatten(Config().model_dump(mode="json"))
-        wanted = [
-            key
-            for key in flat
-            if key in own or (key.startswith(AS_TRAINED) and flat[key] != default[key])
-        ]
-        return None if config is None else tuple(to_override(key, flat[key]) for key in wanted)
-
-    def _check_scales(self, name: str, scales: Sequence[int], crop_size: int) -> None:
-        small = [str(scale) for scale in scales if scale < crop_size]
+        crop_size = training.config.data.crop_size
+        small = [str(scale) for scale in section.scales if scale < crop_size]
         if small:
             self.problems.append(
                 f"stages.{name}.scales: at a shorter side of {', '.join(small)} pixels images are "
                 f"smaller than the network's input of {crop_size} x {crop_size}; use scales of "
                 f"{crop_size} or more."
             )
+        values = training.config.model_dump(mode="json")
+        _merge(values, section.set)
+        typed = _below(f"stages.{name}.set.", self._typed)
+        if self._check_config(name, values, typed) is None:
+            return None
+        own, default = flatten(section.set), flatten(Config().model_dump(mode="json"))
+        return tuple(
+            to_override(key, value)
+            for key, value in flatten(values).items()
+            if key in own or (key.startswith(AS_TRAINED) and value != default[key])
+        )
 
-    def _require(
-        self, name: str, key: str, others: Iterable[str], kind: type[StageSection]
-    ) -> None:
+    def _require(self, name: str, key: str, needs: Iterable[str], kind: type[StageSection]) -> None:
         """Notes the stages that are not there, or are not of a kind."""
         what = "a training" if kind is TrainingStage else "an evaluation"
         known = [
-            other
-            for other, section in self._sections.items()
+            stage
+            for stage, section in self._sections.items()
             if isinstance(section, kind) and not getattr(section, "sweep", ())
         ]
-        for other in others:
-            if other in known:
+        for need in needs:
+            if need in known:
                 continue
-            if other in self._sections:
-                problem = f"stage {other} is not {what}; name {what} that is not a sweep."
+            if need in self._sections:
+                problem = f"stage {need} is not {what}; name {what} that is not a sweep."
                 if kind is EvaluationStage:
-                    problem = f"stage {other} is not {what}."
-            elif other in self._file.stages:
+                    problem = f"stage {need} is not {what}."
+            elif need in self._file.stages:
                 continue  # it is there, and has problems of its own
             else:
-                near = difflib.get_close_matches(other, known, n=1)
+                near = difflib.get_close_matches(need, known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-                problem = f"there is no stage {other}; {hint if known else 'describe it.'}"
+                problem = f"there is no stage {need}; {hint if known else 'describe it.'}"
             self.problems.append(f"stages.{name}.{key}: {problem}")
 
 
@@ -309,16 +299,13 @@ def _takes_text(names: Sequence[str]) -> bool:
 
 def _below(prefix: str, typed: Mapping[str, str]) -> dict[str, str]:
     """The overrides of what is below a place, by their keys from there."""
-    return {key.removeprefix(prefix): one for key, one in typed.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): typed[key] for key in typed if key.startswith(prefix)}
 
 
 def _in_order(stages: Mapping[str, Stage]) -> tuple[dict[str, Stage], list[str]]:
     """The stages, each behind those it needs, else as in the file; and what keeps them from it."""
     sorter = graphlib.TopologicalSorter(
-        {
-            name: [other for other in stage.needs if other in stages]
-            for name, stage in stages.items()
-        }
+        {name: [need for need in stage.needs if need in stages] for name, stage in stages.items()}
     )
     try:
         sorter.prepare()
@@ -328,19 +315,19 @@ def _in_order(stages: Mapping[str, Stage]) -> tuple[dict[str, Stage], list[str]]
             f"these stages wait for each other in a circle: {circle}; take one of the links out."
         ]
     ordered: dict[str, Stage] = {}
-    places = {name: place for place, name in enumerate(stages)}
+    places = list(stages)
     while sorter.is_active():
-        ready = sorted(sorter.get_ready(), key=places.__getitem__)
+        ready = sorted(sorter.get_ready(), key=places.index)
         ordered |= {name: stages[name] for name in ready}
         sorter.done(*ready)
     return ordered, []
 
 
-def _unshared(values: Any) -> Any:
+def _copied(values: Any) -> Any:
     """A copy in which what stands in two places (`*anchor`) is two things."""
     if isinstance(values, Mapping):
-        return {key: _unshared(value) for key, value in values.items()}
-    return [_unshared(value) for value in values] if isinstance(values, list) else values
+        return {key: _copied(value) for key, value in values.items()}
+    return [_copied(value) for value in values] if isinstance(values, list) else values
 
 
 def _merge(values: dict[str, Any], sections: Mapping[str, Any]) -> None:
@@ -351,7 +338,7 @@ def _merge(values: dict[str, Any], sections: Mapping[str, Any]) -> None:
             values[key] = inner if isinstance(inner, dict) else {}
             _merge(values[key], value)
         else:
-            values[key] = _unshared(value)
+            values[key] = _copied(value)
 
 
 def _folder_name(overrides: str) -> str:
@@ -361,11 +348,11 @@ def _folder_name(overrides: str) -> str:
 
 def _absolute(file: ExperimentFile, values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The file's values, readable from anywhere."""
-    moved: dict[str, Any] = _unshared(values)
+    moved: dict[str, Any] = _copied(values)
     moved["folder"] = str(Path(file.folder).absolute())
     if file.data is not None:
         moved["data"] = str(Path(file.data).absolute())
     for stage in moved["stages"].values():
-        if isinstance(stage, dict) and isinstance(stage.get("config"), str):
+        if "config" in stage:
             stage["config"] = str((base / expand_home(stage["config"])).absolute())
     return moved

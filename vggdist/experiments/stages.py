@@ -7,7 +7,7 @@ them, is left to others.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,20 @@ class Report:
 Stage = Training | Evaluation | Report
 
 
+def definition(stage: Evaluation | Report) -> dict[str, Any]:
+    """What a result is of, ready for JSON: another definition makes it anew."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(stage).items()
+    }
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A graph of stages."""
 
     name: str
     folder: Path
-    data: str | None
     stages: Mapping[str, Stage]
     """By name; a stage stands behind those that it needs."""
     source: Mapping[str, Any] = field(repr=False)
@@ -89,6 +96,12 @@ class Experiment:
     def folder_of(self, stage: str) -> Path:
         """Where a stage leaves what it makes; a training's run folder."""
         return self.folder / stage
+
+    def training(self, name: str) -> Training:
+        """A stage that is known to be a training."""
+        stage = self.stages[name]
+        assert isinstance(stage, Training)
+        return stage
 
     def to_yaml(self) -> str:
         """What stands in the experiment's folder."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vggdist.artifacts.paths import quote
-from vggdist.experiments.estimate import Estimate, StageEstimate
+from vggdist.experiments.estimate import Estimate
 from vggdist.experiments.stages import Evaluation, Experiment, Report, Stage, Training
 from vggdist.experiments.status import StageStatus
 from vggdist.terminal import duration
@@ -27,35 +27,47 @@ def render_estimate(
 ) -> str:
     """What is missing and what it will take, with all that is assumed; the caller prints it."""
     device = "GPU" if estimate.on_gpus else "rank"
-    table = Table()
-    table.add_column("stage")
-    table.add_column("what")
-    for name in ("epochs", f"{device} hours", "disk"):
-        table.add_column(name, justify="right")
-    for one in estimate.stages:
-        stage = experiment.stages[one.stage]
-        table.add_row(one.stage, _what(stage), *_costs(one))
-    total = f"{estimate.device_hours:,.2f}", _bytes(estimate.num_bytes)
-    table.add_section()
-    table.add_row(f"{len(estimate.stages)} jobs", "", "", *total)
+    rows = [
+        (
+            stage.stage,
+            _what(experiment.stages[stage.stage]),
+            "" if stage.num_epochs is None else f"{stage.num_epochs:g}",
+            f"{stage.device_hours:,.2f}" if stage.petaflop else "",
+            _bytes(stage.num_bytes) if stage.num_bytes else "",
+        )
+        for stage in estimate.stages
+    ]
+    hours, num_bytes = f"{estimate.device_hours:,.2f}", _bytes(estimate.num_bytes)
+    total = (f"{len(rows)} jobs", "", "", hours, num_bytes)
+    columns = ("stage", "what", "epochs", f"{device} hours", "disk")
     title = f"Experiment {quote(experiment.name)}: what is missing"
-    return "\n".join([title, _drawn(table), *_assumptions(experiment, statuses, estimate)])
+    drawn = _draw(columns, rows, num_texts=2, total=total)
+    return "\n".join([title, drawn, *_assumptions(experiment, statuses, estimate)])
 
 
 def render_status(experiment: Experiment, statuses: Mapping[str, StageStatus]) -> str:
     """How far every stage is, and a table of results for each sweep; the caller prints it."""
-    table = Table()
-    table.add_column("stage")
-    table.add_column("state", no_wrap=True)
-    table.add_column("")
-    for name, status in statuses.items():
-        table.add_row(name, status.state, escape(_said(status)))
+    rows = [(name, status.state, _describe(status)) for name, status in statuses.items()]
     counts = Counter(status.state for status in statuses.values())
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    title = f"Experiment {quote(experiment.name)}: {quote(experiment.folder)}"
-    parts = [title, _drawn(table), f"{len(statuses)} stages: {summary}"]
-    for name, rows in sweeps(experiment, statuses).items():
-        parts.append("\n" + _drawn(_sweep_table(name, rows)))
+    parts = [
+        f"Experiment {quote(experiment.name)}: {quote(experiment.folder)}",
+        _draw(("stage", "state", ""), rows, num_texts=3),
+        f"{len(statuses)} stages: {summary}",
+    ]
+    columns = ("overrides", "state", "epochs", "top-1 error", "top-5 error")
+    for name, sweep in sweeps(experiment, statuses).items():
+        rows_of_sweep = [
+            (
+                row["overrides"],
+                row["state"],
+                "" if row["epoch"] is None else f"{row['epoch']:.2f}",
+                _percent(row["top1_error"]),
+                _percent(row["top5_error"]),
+            )
+            for row in sweep
+        ]
+        parts.append("\n" + _draw(columns, rows_of_sweep, num_texts=2, title=f"Sweep {name}"))
     return "\n".join(parts)
 
 
@@ -65,7 +77,7 @@ def status_to_dict(experiment: Experiment, statuses: Mapping[str, StageStatus]) 
         "experiment": experiment.name,
         "folder": str(experiment.folder),
         "counts": Counter(status.state for status in statuses.values()),
-        "stages": {name: status.to_dict() for name, status in statuses.items()},
+        "stages": {name: asdict(status) for name, status in statuses.items()},
         "sweeps": sweeps(experiment, statuses),
     }
 
@@ -91,60 +103,40 @@ def sweeps(
     return found
 
 
-def _sweep_table(name: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"Sweep {name}", title_justify="left")
-    table.add_column("overrides")
-    table.add_column("state")
-    for column in ("epochs", "top-1 error", "top-5 error"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        epoch = "" if row["epoch"] is None else f"{row['epoch']:.2f}"
-        errors = _percent(row["top1_error"]), _percent(row["top5_error"])
-        table.add_row(escape(row["overrides"]), row["state"], epoch, *errors)
-    return table
-
-
-def _said(status: StageStatus) -> str:
+def _describe(status: StageStatus) -> str:
     """What there is to say of a stage, in one line."""
-    parts = list(_parts(status))
+    parts: list[str] = []
+    is_running = status.state == "running"
+    match status.state:
+        case "waiting":
+            parts = [f"for {_few(status.waits_for)}" if status.waits_for else "to be run"]
+        case "queued":
+            parts = [status.reason]
+        case "done" if status.top1_error is not None:
+            parts = [
+                f"top-1 error {_percent(status.top1_error)}",
+                f"top-5 error {_percent(status.top5_error)}",
+            ]
+        case "failed":
+            parts = [status.error]
+        case "running" | "stopped":
+            if status.epoch is not None:
+                parts.append(f"epoch {status.epoch:.2f}")
+            if status.top1_error is not None:
+                parts.append(f"top-1 error {_percent(status.top1_error)}")
+            if status.train_error is not None:
+                parts.append(f"in training {_percent(status.train_error)}")
+            if is_running and status.seconds_left is not None:
+                parts.append(f"about {duration(status.seconds_left)} left")
+            if is_running and status.elapsed_seconds is not None:
+                parts.append(f"for {duration(status.elapsed_seconds)}")
+            if status.error:
+                parts.append(status.error)
     if status.requeued:
-        times = "once" if status.requeued == 1 else f"{status.requeued} times"
-        parts.append(f"requeued {times}")
+        parts.append("requeued " + ("once" if status.requeued == 1 else f"{status.requeued} times"))
     if status.is_live and status.job:
         parts.append(f"job {status.job}")
     return ", ".join(parts)
-
-
-def _parts(status: StageStatus) -> Iterator[str]:
-    match status.state:
-        case "waiting":
-            waits_for = f"for {_few(status.waits_for)}" if status.waits_for else "to be run"
-            yield waits_for
-        case "queued":
-            yield status.reason
-        case "done":
-            if status.top1_error is not None:
-                yield f"top-1 error {_percent(status.top1_error)}"
-                yield f"top-5 error {_percent(status.top5_error)}"
-        case "failed":
-            yield status.error
-        case "running" | "stopped":
-            yield from _progress(status)
-            if status.error:
-                yield status.error
-
-
-def _progress(status: StageStatus) -> Iterator[str]:
-    if status.epoch is not None:
-        yield f"epoch {status.epoch:.2f}"
-    if status.top1_error is not None:
-        yield f"top-1 error {_percent(status.top1_error)}"
-    if status.train_error is not None:
-        yield f"in training {_percent(status.train_error)}"
-    if status.state == "running" and status.seconds_left is not None:
-        yield f"about {duration(status.seconds_left)} left"
-    if status.state == "running" and status.elapsed_seconds is not None:
-        yield f"for {duration(status.elapsed_seconds)}"
 
 
 def _assumptions(
@@ -166,7 +158,8 @@ def _assumptions(
         f"stages that wait for each other take {estimate.longest_hours:,.2f} hours, if no job "
         "waits for its turn."
     )
-    free = _free_bytes(experiment.folder)
+    folder = experiment.folder.absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
     if free < estimate.num_bytes:
         yield (
             f"warning: {quote(experiment.folder)} has {_bytes(free)} of free space, less than the "
@@ -176,21 +169,13 @@ def _assumptions(
 
 def _what(stage: Stage) -> str:
     match stage:
-        case Training(start=None):
-            return "training"
         case Training(start=start):
-            return f"training from {start}"
+            return "training" if start is None else f"training from {start}"
         case Evaluation(network=network, protocols=protocols, scales=scales):
             at = f" at {', '.join(map(str, scales))}" if scales else ""
             return f"{' + '.join(protocols)}{at} of {network}"
         case Report(evaluations=evaluations):
             return f"report on {_few(evaluations)}"
-
-
-def _costs(one: StageEstimate) -> tuple[str, str, str]:
-    epochs = "" if one.num_epochs is None else f"{one.num_epochs:g}"
-    hours = f"{one.device_hours:,.2f}" if one.petaflop else ""
-    return epochs, hours, _bytes(one.num_bytes) if one.num_bytes else ""
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -211,12 +196,28 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _free_bytes(folder: Path) -> int:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return shutil.disk_usage(there).free
+def _draw(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    num_texts: int,
+    total: Sequence[str] = (),
+    title: str | None = None,
+) -> str:
+    """A table as text.
 
-
-def _drawn(table: Table) -> str:
+    Args:
+        num_texts: columns of words; the others hold numbers.
+        total: the last row, behind a line.
+    """
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        is_text = place < num_texts
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "state")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if total:
+        table.add_section()
+        table.add_row(*total)
     console = Console(width=None if Console().is_terminal else _WIDTH)
     with console.capture() as captured:
         console.print(table)

@@ -1,14 +1,11 @@
-"""How large a network is, counted from its configuration: no torch, no weights.
-
-`vggdist/model/summary.py` counts the same on the network itself.
-"""
+"""How large a network is for images of any size: the counts of `model/summary.py` by place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vggdist.config import FULLY_CONNECTED, ModelConfig
-from vggdist.model.configurations import Convolution
+from vggdist.config import ModelConfig
+from vggdist.model.summary import summarize
 
 
 @dataclass(frozen=True)
@@ -31,22 +28,19 @@ def layer_sizes(model: ModelConfig, crop_size: int) -> tuple[LayerSize, ...]:
     Args:
         crop_size: side of the network's input, pixels; fc6 is as large as it makes the last map.
     """
-    layers, channels = [], 3
-    for block, parts in enumerate(model.blocks()):
-        convolutions = [part for part in parts if isinstance(part, Convolution)]
-        for number, part in enumerate(convolutions, start=1):
-            weights = part.kernel_size**2 * channels * part.channels
-            extra = part.channels * (3 if model.batch_norm else 1)
-            name = f"conv{block + 1}_{number}"
-            layers.append(LayerSize(name, weights + extra, weights, 2**block))
-            channels = part.channels
-    side = crop_size >> len(model.blocks())
-    inputs = channels * side * side
-    widths = (model.fc_width, model.fc_width, model.num_classes)
-    for name, outputs in zip(FULLY_CONNECTED, widths, strict=True):
-        layers.append(LayerSize(name, (inputs + 1) * outputs, inputs * outputs, 0))
-        inputs = outputs
-    return tuple(layers)
+    sizes = []
+    for layer, *behind in summarize(model, crop_size).weight_layers():
+        is_convolution = len(layer.output_shape) == 3
+        side = layer.output_shape[1] if is_convolution else 1
+        sizes.append(
+            LayerSize(
+                layer.name,
+                sum(row.num_parameters for row in (layer, *behind)),
+                layer.multiply_adds // side**2,
+                crop_size // side if is_convolution else 0,
+            )
+        )
+    return tuple(sizes)
 
 
 def multiply_adds(layers: tuple[LayerSize, ...], height: int, width: int, num_places: int) -> int:

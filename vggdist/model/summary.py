@@ -1,15 +1,13 @@
-"""What a network costs before it exists: weight layers, parameters, multiply-adds and shapes."""
+"""The layers of a network counted from its configuration: shapes, parameters, multiply-adds.
 
-from collections.abc import Callable
+No torch and no weights; a test holds the counts to those of the network itself.
+"""
+
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import Tensor, nn
-
-from vggdist.config import ModelConfig
-from vggdist.layers.local_response_norm import LocalResponseNorm
-from vggdist.layers.maxpool_layer import MaxPoolLayer
-from vggdist.model.vgg import build_vgg, layer_name
+from vggdist.config import FULLY_CONNECTED, ModelConfig
+from vggdist.model.configurations import Convolution
 
 
 @dataclass(frozen=True)
@@ -38,28 +36,67 @@ class ModelSummary:
         """The number in the head of Table 1: convolutions and fully connected layers."""
         return sum(layer.multiply_adds > 0 for layer in self.layers)
 
+    def weight_layers(self) -> Iterator[tuple[LayerSummary, ...]]:
+        """Each weight layer with the layers without a matrix that follow it."""
+        starts = [number for number, layer in enumerate(self.layers) if layer.multiply_adds]
+        for start, end in zip(starts, [*starts[1:], len(self.layers)], strict=True):
+            yield self.layers[start:end]
+
     def to_dict(self) -> dict[str, object]:
         """The fields as dictionaries, tuples, strings and integers, ready for JSON."""
         return asdict(self)
 
 
-def summarize(config: ModelConfig, crop_size: int) -> ModelSummary:
-    """Counts by sending a shape through the network on torch's meta device: no memory, no weights.
+def summarize(config: ModelConfig, crop_size: int, fc6_side: int | None = None) -> ModelSummary:
+    """Counts layer by layer, in the order in which an image passes them.
 
     Multiply-adds are those of convolutions and fully connected layers without biases, as
     torchvision counts its `_ops`.
 
+    Args:
+        config: the network.
+        crop_size: side of the images in pixels.
+        fc6_side: of the maps that fc6 takes, if something pools them to it; none: what the last
+            max-pooling leaves.
+
     Raises:
         ValueError: `crop_size` cannot be halved once per block.
     """
-    model = build_vgg(config, crop_size, device="meta").eval()
+    blocks = config.blocks()
+    require_halves(crop_size, len(blocks))
     layers: list[LayerSummary] = []
-    for path, module in model.named_modules():
-        if isinstance(
-            module, nn.Conv2d | nn.BatchNorm2d | LocalResponseNorm | MaxPoolLayer | nn.Linear
-        ):
-            module.register_forward_hook(_counting(layer_name(path), layers))
-    model(torch.empty(1, 3, crop_size, crop_size, device="meta"))
+    channels, side = 3, crop_size
+    for block, parts in enumerate(blocks, start=1):
+        number = 0
+        for part in parts:
+            if isinstance(part, Convolution):
+                number += 1
+                size, weights = part.kernel_size, part.kernel_size**2 * channels * part.channels
+                channels = part.channels
+                rows = [("conv", f"convolution {size}x{size}", weights + channels, weights)]
+                if config.batch_norm:
+                    rows.append(("norm", "batch normalization", 2 * channels, 0))
+            else:
+                rows = [("lrn", "LRN", 0, 0)]
+            layers += [
+                LayerSummary(
+                    f"{name}{block}_{number}",
+                    kind,
+                    (channels, side, side),
+                    num_parameters,
+                    num_weights * side * side,
+                )
+                for name, kind, num_parameters, num_weights in rows
+            ]
+        side //= 2
+        layers.append(LayerSummary(f"pool{block}", "max-pooling 2x2", (channels, side, side), 0, 0))
+    inputs = channels * (fc6_side or side) ** 2
+    widths = (config.fc_width, config.fc_width, config.num_classes)
+    for name, width in zip(FULLY_CONNECTED, widths, strict=True):
+        layers.append(
+            LayerSummary(name, "fully connected", (width,), (inputs + 1) * width, inputs * width)
+        )
+        inputs = width
     return ModelSummary(
         configuration=config.configuration,
         crop_size=crop_size,
@@ -69,42 +106,17 @@ def summarize(config: ModelConfig, crop_size: int) -> ModelSummary:
     )
 
 
-def _counting(
-    name: str, layers: list[LayerSummary]
-) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-    """A forward hook that appends the layer to `layers`."""
+def require_halves(crop_size: int, num_blocks: int) -> None:
+    """Each block ends in a pooling that halves the maps.
 
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        shape = tuple(output.shape[1:])
-        num_parameters = sum(parameter.numel() for parameter in module.parameters())
-        layers.append(
-            LayerSummary(name, _kind(module), shape, num_parameters, _multiply_adds(module, shape))
+    Raises:
+        ValueError: `crop_size` cannot be halved once per block.
+    """
+    if crop_size % 2**num_blocks:
+        raise ValueError(
+            f"crop_size {crop_size} cannot be halved {num_blocks} times, once per block; "
+            f"use a multiple of {2**num_blocks}."
         )
-
-    return count
-
-
-def _kind(module: nn.Module) -> str:
-    """What a layer is called in the table."""
-    match module:
-        case nn.Conv2d():
-            return f"convolution {module.kernel_size[0]}x{module.kernel_size[0]}"
-        case nn.BatchNorm2d():
-            return "batch normalization"
-        case LocalResponseNorm():
-            return "LRN"
-        case MaxPoolLayer():
-            return "max-pooling 2x2"
-        case _:
-            return "fully connected"
-
-
-def _multiply_adds(module: nn.Module, output_shape: tuple[int, ...]) -> int:
-    """Of one image: every weight once per output pixel; none in layers without a matrix."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        num_pixels = output_shape[1] * output_shape[2] if len(output_shape) == 3 else 1
-        return module.weight.numel() * num_pixels
-    return 0
 
 
 def render_summary(summary: ModelSummary) -> str:

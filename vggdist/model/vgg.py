@@ -17,6 +17,7 @@ from vggdist.layers.fc_layer import FCLayer
 from vggdist.layers.flatten_layer import FlattenLayer
 from vggdist.layers.maxpool_layer import MaxPoolLayer
 from vggdist.model.configurations import Configuration
+from vggdist.model.summary import require_halves
 
 
 class VGG(nn.Module):
@@ -50,11 +51,7 @@ class VGG(nn.Module):
             ValueError: `crop_size` cannot be halved once per block.
         """
         super().__init__()
-        if crop_size % 2 ** len(blocks):
-            raise ValueError(
-                f"crop_size {crop_size} cannot be halved {len(blocks)} times, once per block; "
-                f"use a multiple of {2 ** len(blocks)}."
-            )
+        require_halves(crop_size, len(blocks))
         self.crop_size = crop_size
         channels, side = 3, crop_size
         features: OrderedDict[str, nn.Module] = OrderedDict()

@@ -1,4 +1,4 @@
-"""A plan as a picture: a step's timeline for each way of exchange, and efficiency by ranks."""
+"""An estimate as a picture: a step's timeline for each way of exchange, and efficiency by ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from vggdist.artifacts.paths import quote
 from vggdist.errors import VggdistError
-from vggdist.planning.plan import Plan
+from vggdist.planning.estimate import Estimate
 from vggdist.planning.step import StepTime
 
 INK, MUTED, FAINT, PAPER = "#1f2733", "#667085", "#d5dae3", "#ffffff"
@@ -19,11 +19,11 @@ NAMES = {"all_reduce": "fp32 all-reduce, one ring", "factors": "factors", "ours"
 SHADES = {"compute": "#5c6675", "multiply": "#7a55a8", "bus": "#1f8a8a", "network": "#2f6fb5"}
 
 
-def draw_plan(plan: Plan, path: Path, description: str = "") -> None:
+def draw_estimate(estimate: Estimate, path: Path, description: str = "") -> None:
     """Writes the picture as PNG.
 
     Args:
-        plan: what is drawn.
+        estimate: what is drawn.
         path: the file.
         description: for the file's text field Description.
 
@@ -32,17 +32,17 @@ def draw_plan(plan: Plan, path: Path, description: str = "") -> None:
     """
     figure = Figure(figsize=(11, 8), dpi=150, facecolor=PAPER, layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(1.15, 1))
-    _draw_steps(figure.add_subplot(grid[0]), plan)
-    _draw_efficiency(figure.add_subplot(grid[1]), plan)
+    _draw_steps(figure.add_subplot(grid[0]), estimate)
+    _draw_efficiency(figure.add_subplot(grid[1]), estimate)
     try:
         figure.savefig(path, format="png", metadata={"Software": None, "Description": description})
     except OSError as error:
         raise VggdistError(f"--out {quote(path)} cannot be written: {error}.") from error
 
 
-def _draw_steps(axes: Axes, plan: Plan) -> None:
+def _draw_steps(axes: Axes, estimate: Estimate) -> None:
     labels: list[str] = []
-    for name, step in plan.ways.items():
+    for name, step in estimate.ways.items():
         _draw_step(axes, step, len(labels))
         axes.text(
             1e3 * step.seconds,
@@ -65,9 +65,9 @@ def _draw_steps(axes: Axes, plan: Plan) -> None:
     axes.set_xlabel("milliseconds", color=MUTED, loc="left")
     axes.margins(x=0.09)
     axes.set_xlim(left=0)
-    cluster = plan.cluster
+    cluster = estimate.cluster
     title = (
-        f"One step of {plan.work.images_per_rank} images a rank on {cluster.nodes} x "
+        f"One step of {estimate.work.images_per_rank} images a rank on {cluster.nodes} x "
         f"{cluster.ranks_per_node} {cluster.device.name}, {cluster.bits_per_second / 1e9:g} Gb/s"
     )
     _finish(axes, title, 4)
@@ -87,12 +87,12 @@ def _draw_step(axes: Axes, step: StepTime, top: int) -> None:
         )
 
 
-def _draw_efficiency(axes: Axes, plan: Plan) -> None:
-    worlds = list(plan.efficiency)
+def _draw_efficiency(axes: Axes, estimate: Estimate) -> None:
+    worlds = list(estimate.efficiency)
     for name, color in COLORS.items():
-        values = [100 * plan.efficiency[world][name] for world in worlds]
+        values = [100 * estimate.efficiency[world][name] for world in worlds]
         axes.plot(worlds, values, color=color, linewidth=2, marker="o", label=NAMES[name])
-    axes.axvline(plan.cluster.world_size, color=FAINT, linewidth=6, zorder=0)
+    axes.axvline(estimate.cluster.world_size, color=FAINT, linewidth=6, zorder=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(worlds)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))

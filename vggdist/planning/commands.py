@@ -1,6 +1,7 @@
 """The verb plan: a training in numbers before it is started."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from vggdist.commands.arguments import (
@@ -15,12 +16,12 @@ from vggdist.commands.arguments import (
 )
 
 PLAN_DESCRIPTION = """\
-Simulates a training step layer by layer, with the gradients that travel beside the backward pass,
-and says what the whole training would take: time of a step, efficiency on 1 to 1024 ranks, memory,
-what disks and CPU cores have to supply, hours, and how far apart checkpoints should be. Nothing is
-started, and no data is opened.
+Simulates a training step layer by layer, with the gradients that are sent meanwhile, and says what
+the whole training would take: time of a step, efficiency on 1 to 1024 ranks, memory, what disks and
+CPU cores have to supply, hours, and how far apart checkpoints should be. Nothing is started, and no
+data is opened.
 
-  fp32 all-reduce  one ring over all ranks, as in the published records
+  fp32 all-reduce  one ring over all ranks, as behind the published results
   factors          fully connected layers exchange the factors of their gradients, always
   ours             what exchange=auto would run
 
@@ -42,20 +43,11 @@ def add_verbs(verbs: Any) -> None:
         "          vggdist plan --config configs/vgg_d.yaml --nodes 1 --gpus-per-node 8 "
         "--device a100 --network 100gbit batch.global=512 --json plan.json",
     )
-    plan.add_argument("--nodes", type=positive, required=True, metavar="N", help="machines")
-    plan.add_argument(
-        "--gpus-per-node",
-        type=positive,
-        required=True,
-        metavar="G",
-        help="ranks on each, one for a GPU",
-    )
-    plan.add_argument(
-        "--micro-batch",
-        type=positive,
-        metavar="IMAGES",
-        help="of each rank and step (default: batch.global shared by the ranks)",
-    )
+    count = partial(plan.add_argument, type=positive)
+    count("--nodes", required=True, metavar="N", help="machines")
+    count("--gpus-per-node", required=True, metavar="G", help="ranks on each, one for a GPU")
+    micro = "of each rank and step (default: batch.global shared by the ranks)"
+    count("--micro-batch", metavar="IMAGES", help=micro)
     add_input(
         plan,
         "--device",
@@ -67,23 +59,11 @@ def add_verbs(verbs: Any) -> None:
     plan.add_argument(
         "--network", required=True, metavar="RATE", help="such as 25gbit, of each node"
     )
-    plan.add_argument(
-        "--images",
-        type=positive,
-        default=1_281_167,
-        metavar="COUNT",
-        help="training images (default: 1281167, ImageNet's)",
-    )
-    plan.add_argument(
-        "--validation-images",
-        type=positive,
-        default=50_000,
-        metavar="COUNT",
-        help="of each evaluation (default: 50000)",
-    )
-    plan.add_argument(
-        "--cores-per-node", type=positive, metavar="CORES", help="CPU cores that decode images"
-    )
+    images = "training images (default: 1281167, ImageNet's)"
+    count("--images", default=1_281_167, metavar="COUNT", help=images)
+    validation = "of each evaluation (default: 50000)"
+    count("--validation-images", default=50_000, metavar="COUNT", help=validation)
+    count("--cores-per-node", metavar="CORES", help="CPU cores that decode images")
     add_output(plan, "--out", suffixes=(".png",), metavar="FILE", help="also draw it, as PNG")
     add_config(plan)
     add_json(plan)
@@ -92,10 +72,10 @@ def add_verbs(verbs: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from vggdist.planning.devices import load_device
+    from vggdist.planning.estimate import estimate_training
     from vggdist.planning.links import Cluster, parse_rate
-    from vggdist.planning.plan import make_plan
     from vggdist.planning.run import Images
-    from vggdist.planning.table import render_plan
+    from vggdist.planning.table import render_estimate
 
     cluster = Cluster(
         arguments.nodes,
@@ -103,7 +83,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         load_device(arguments.device),
         parse_rate(arguments.network),
     )
-    plan = make_plan(
+    estimate = estimate_training(
         configured(arguments),
         cluster,
         micro_batch=arguments.micro_batch,
@@ -111,7 +91,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         num_cores=arguments.cores_per_node,
     )
     if arguments.out is not None:
-        from vggdist.planning.chart import draw_plan
+        from vggdist.planning.chart import draw_estimate
 
-        draw_plan(plan, arguments.out)
-    show(render_plan(plan), plan.to_dict(), arguments.json)
+        draw_estimate(estimate, arguments.out)
+    show(render_estimate(estimate), estimate.to_dict(), arguments.json)

@@ -1,4 +1,4 @@
-"""What a plan knows of machines: published figures of GPUs, or a file that was measured.
+"""What the cost model knows of machines: published figures of GPUs, or a file that was measured.
 
 `vggdist bench machine` writes such a file. What no one has published is an estimate, and its
 `source` says so.
@@ -47,7 +47,7 @@ class Device(Section):
         0.0,
         ge=0.0,
         description="What memory that the system has just given costs, beyond its use. Our steps "
-        "keep what they have; other programs' on a CPU often do not.",
+        "keep what they have; other programs on a CPU often do not.",
     )
     step_spread: float = Field(
         0.02,
@@ -81,14 +81,14 @@ class Device(Section):
         """The sustained rate, and the arithmetic that it was measured in, the nearest there is."""
         order: tuple[Precision, ...] = ("bf16", "fp16", "tf32", "fp32")
         nearest = [precision, *(order if precision in ("bf16", "fp16") else order[::-1])]
-        known = next(one for one in nearest if one in self.sustained_teraflops)
+        known = next(name for name in nearest if name in self.sustained_teraflops)
         return self.sustained_teraflops[known], known
 
 
 # Latencies of a ring's step: NCCL's own model of them (src/graph/tuning.cc, ring, simple
 # protocol): 3.4 us over NVLink, 5.7 over PCIe, 14 over a network. Memory: 80 % of the published
 # rate. Bus: 80 % of NVLink's published rate in one direction.
-_NVLINK, _PCIE, _NETWORK = 3.4, 5.7, 14.0
+_NVLINK, _PCIE, NETWORK_LATENCY_MICROSECONDS = 3.4, 5.7, 14.0
 
 DEVICES = {
     "h100": Device(
@@ -101,7 +101,7 @@ DEVICES = {
         memory_gigabytes_per_second=2680.0,
         bus_gigabytes_per_second=360.0,
         bus_latency_microseconds=_NVLINK,
-        network_latency_microseconds=_NETWORK,
+        network_latency_microseconds=NETWORK_LATENCY_MICROSECONDS,
     ),
     "a100": Device(
         name="A100 SXM, 80 GB",
@@ -113,7 +113,7 @@ DEVICES = {
         memory_gigabytes_per_second=1630.0,
         bus_gigabytes_per_second=240.0,
         bus_latency_microseconds=_NVLINK,
-        network_latency_microseconds=_NETWORK,
+        network_latency_microseconds=NETWORK_LATENCY_MICROSECONDS,
     ),
     "v100": Device(
         name="V100 SXM2",
@@ -125,7 +125,7 @@ DEVICES = {
         memory_gigabytes_per_second=720.0,
         bus_gigabytes_per_second=120.0,
         bus_latency_microseconds=_NVLINK,
-        network_latency_microseconds=_NETWORK,
+        network_latency_microseconds=NETWORK_LATENCY_MICROSECONDS,
     ),
     "p100": Device(
         name="P100",
@@ -137,7 +137,7 @@ DEVICES = {
         memory_gigabytes_per_second=586.0,
         bus_gigabytes_per_second=10.0,
         bus_latency_microseconds=_PCIE,
-        network_latency_microseconds=_NETWORK,
+        network_latency_microseconds=NETWORK_LATENCY_MICROSECONDS,
     ),
     "cpu": Device(
         name="2 CPU cores",
@@ -178,7 +178,8 @@ def load_device(name: str) -> Device:
         return Device.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(
-            f"  - {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            f"  - {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+            for problem in error.errors()
         )
         raise ConfigError(
             f"--device {name} does not describe a device; `vggdist bench machine --out FILE` "

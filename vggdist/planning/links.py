@@ -1,7 +1,7 @@
 """What a message costs on the way: rings inside a node and between nodes.
 
 A transfer takes its bytes divided by the rate, and a latency for each step of its ring. How many
-bytes travel is counted by `distributed/traffic.py`.
+bytes are sent is counted by `distributed/traffic.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vggdist.distributed import traffic
+from vggdist.distributed.traffic import PIECE_ELEMENTS
 from vggdist.errors import ConfigError
 from vggdist.planning.devices import Device
 
@@ -27,10 +28,7 @@ LAUNCH_SECONDS = 8.4e-6
 
 TREE_HOPS, TREE_RATE = 2, 0.92
 """Of NCCL's trees: a level takes as long as two steps of a ring, the data 92 % of its rate (same
-source). NCCL has had them since 2.4, after the published records."""
-
-PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Elements of a sum that are between nodes at a time, as in `distributed/collectives.py`."""
+source). NCCL has had them since 2.4, after the published results."""
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vggdist.config import Config
-from vggdist.distributed import traffic
-from vggdist.planning.exchange import BUCKET_ELEMENTS, Work
+from vggdist.distributed.traffic import BUCKET_ELEMENTS, ELEMENT_BYTES
+from vggdist.planning.messages import Work
 
 FP32_BYTES, INDEX_BYTES = 4, 8
 
 
-def plan_memory(
+def estimate_memory(
     config: Config, work: Work, world_size: int, ways: Mapping[str, str]
 ) -> dict[str, int]:
     """Bytes by what they are for, and their sum, `total`.
@@ -21,13 +21,13 @@ def plan_memory(
 
     Args:
         work: of a rank.
-        ways: how each fully connected gradient travels.
+        ways: how each fully connected gradient is sent.
     """
     layers = work.layers
     parameters = sum(layer.num_parameters for layer in layers)
     never_whole = sum(layer.num_parameters for layer in work.never_whole(ways))
     trained = sum(layer.num_parameters for layer in layers if layer.is_trained)
-    element = traffic.ELEMENT_BYTES[work.precision]
+    element = ELEMENT_BYTES[work.precision]
     pixels = 3 * config.data.crop_size**2
     kept = sum(element * layer.kept_elements + INDEX_BYTES * layer.kept_indices for layer in layers)
     # The gradients of a layer's outputs and inputs are there at once, both of the largest's size.
@@ -40,22 +40,18 @@ def plan_memory(
         "weights_for_arithmetic": 0 if element == 4 else element * parameters,
         "activations": work.micro * (kept + passing),
         "images": work.micro * pixels * (FP32_BYTES + element + config.data.prefetch + 1),
-        "exchange": _exchange(work, world_size, ways),
+        "exchange": 0 if world_size == 1 else _exchange(work, world_size, ways),
     }
     return {**memory, "total": sum(memory.values())}
 
 
 def _exchange(work: Work, world_size: int, ways: Mapping[str, str]) -> int:
-    """Factors of all ranks; 16-bit copies of what is all-reduced, else of what travels together."""
-    if world_size == 1:
-        return 0
-    total = 0
+    """Factors of all ranks; 16-bit copies of what is all-reduced, else of what is sent together."""
+    total, element = 0, ELEMENT_BYTES[work.exchange_precision]
     for layer in work.layers:
         if ways.get(layer.name) == "factors" and layer.matrix is not None:
             images = work.images_per_rank * (world_size + 1)
-            total += images * sum(layer.matrix) * traffic.ELEMENT_BYTES[work.precision]
-        elif layer.is_trained:
-            element = traffic.ELEMENT_BYTES[work.exchange_precision]
-            if element < FP32_BYTES or layer.num_parameters < BUCKET_ELEMENTS:
-                total += element * layer.num_parameters
+            total += images * sum(layer.matrix) * ELEMENT_BYTES[work.precision]
+        elif layer.is_trained and (element < FP32_BYTES or layer.num_parameters < BUCKET_ELEMENTS):
+            total += element * layer.num_parameters
     return total

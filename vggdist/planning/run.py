@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vggdist.config import Config, steps_of_epochs, total_steps
 from vggdist.planning.devices import Device
+from vggdist.planning.layers import Layer
 from vggdist.planning.links import Cluster
-from vggdist.planning.network import PlannedLayer
 
 IMAGE_BYTES = 115_400
 """Mean of ImageNet's training images: ILSVRC2012_img_train.tar, 147.9 GB, by 1,281,167."""
@@ -67,7 +67,7 @@ class Run:
     checkpoint_hours: float
 
 
-def plan_supply(
+def estimate_supply(
     images_per_rank: int, cluster: Cluster, step_seconds: float, num_cores: int | None
 ) -> Supply:
     """From the images of a step and the time that it takes without waiting for them.
@@ -91,8 +91,8 @@ def plan_supply(
     )
 
 
-def plan_checkpoints(
-    layers: tuple[PlannedLayer, ...], device: Device, world_size: int, step_seconds: float
+def estimate_checkpoints(
+    layers: tuple[Layer, ...], device: Device, world_size: int, step_seconds: float
 ) -> Checkpoints:
     """Weights and momentum in fp32, written by one rank while the others wait."""
     parameters = sum(layer.num_parameters for layer in layers)
@@ -120,7 +120,7 @@ class Images:
     validation: int = 50_000
 
 
-def plan_run(
+def estimate_run(
     config: Config,
     world_size: int,
     images: Images,
@@ -144,17 +144,8 @@ def plan_run(
     )
     num_evaluations = math.ceil(epochs / config.evaluation.every_epochs)
     evaluation = images.validation / global_batch * step_seconds * FORWARD_SHARE
-    hours = {
-        "training": steps * step_seconds / 3600,
-        "evaluation": num_evaluations * evaluation / 3600,
-        "checkpoint": math.ceil(steps / every) * checkpoint_seconds / 3600,
-    }
-    total = sum(hours.values())
-    return Run(
-        steps=steps,
-        epochs=epochs,
-        hours=total,
-        device_hours=total * world_size,
-        evaluation_hours=hours["evaluation"],
-        checkpoint_hours=hours["checkpoint"],
-    )
+    training_hours = steps * step_seconds / 3600
+    evaluation_hours = num_evaluations * evaluation / 3600
+    checkpoint_hours = math.ceil(steps / every) * checkpoint_seconds / 3600
+    hours = training_hours + evaluation_hours + checkpoint_hours
+    return Run(steps, epochs, hours, hours * world_size, evaluation_hours, checkpoint_hours)

@@ -1,17 +1,18 @@
-"""The time of a training step: each layer's arithmetic, and the gradients that travel beside it.
+"""The time of a training step: each layer's arithmetic, and the gradients that are sent meanwhile.
 
-Fitted on nothing that a plan reports: a device's rate is that of one device alone, a link's that of
-its bits. Not modelled: that collectives take some of a GPU's units and of its memory's rate.
+Fitted on nothing that an estimate reports: a device's rate is that of one device alone, a link's
+that of its bits. Not modelled: that collectives take some of a GPU's units and memory rate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from vggdist.planning.exchange import Exchange, Way, Work, choose_ways
+from vggdist.planning.layers import Layer
 from vggdist.planning.links import Cluster
-from vggdist.planning.network import PlannedLayer
+from vggdist.planning.messages import Exchange, Way, Work, choose_ways
 from vggdist.planning.timeline import Message, Task, Timeline, ready_times, simulate
 
 WEIGHT_BYTES = 4
@@ -29,7 +30,7 @@ class StepTime:
         straggling_seconds: by which the slowest rank takes longer than the mean.
         exposed_seconds: by which exchange makes the step longer.
         hidden_seconds: of exchange, behind the backward pass.
-        ways: how each fully connected gradient travels.
+        ways: how each fully connected gradient is sent.
         sent_bytes: by each rank.
     """
 
@@ -47,19 +48,14 @@ def time_step(work: Work, cluster: Cluster, way: Way) -> StepTime:
     """Simulates a step of `work` on every rank of `cluster`."""
     ways = choose_ways(work, cluster.world_size, way)
     slowest = 1.0 + cluster.device.step_spread * largest_of(cluster.world_size)
-    forward, backward, update = _arithmetic(work, cluster, ways, slowest)
-    global_batch = work.images_per_rank * cluster.world_size
-    multiply = {
-        layer.name: slowest * _multiply_seconds(layer, work, cluster, global_batch)
-        for layer in work.layers
-        if ways.get(layer.name) == "factors"
-    }
+    rank = _Rank(work, cluster, ways, slowest)
+    forward, backward = rank.tasks()
     messages: list[Message] = []
     if cluster.world_size > 1:
-        exchange = Exchange(work, cluster, ways, multiply)
+        exchange = Exchange(work, cluster, ways, rank.multiply_seconds())
         ready = ready_times(forward, backward)
-        messages = list(exchange.record(ready) if way == "record" else exchange.messages())
-    timeline = simulate(forward, backward, messages, update)
+        messages = list(exchange.fp32_ring(ready) if way == "fp32_ring" else exchange.messages())
+    timeline = simulate(forward, backward, messages, rank.update_seconds())
     compute = compute_seconds(work, cluster)
     exposed = max(0.0, timeline.seconds - slowest * compute)
     return StepTime(
@@ -75,9 +71,10 @@ def time_step(work: Work, cluster: Cluster, way: Way) -> StepTime:
 
 
 def compute_seconds(work: Work, cluster: Cluster) -> float:
-    """A step on one device that has no one to exchange with."""
-    forward, backward, update = _arithmetic(work, cluster, {}, 1.0)
-    return sum(task.seconds for task in (*forward, *backward)) + update
+    """A step on one device that exchanges nothing."""
+    rank = _Rank(work, cluster, {}, 1.0)
+    forward, backward = rank.tasks()
+    return sum(task.seconds for task in (*forward, *backward)) + rank.update_seconds()
 
 
 def largest_of(count: int) -> float:
@@ -85,48 +82,57 @@ def largest_of(count: int) -> float:
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
-def _arithmetic(
-    work: Work, cluster: Cluster, ways: dict[str, str], slowest: float
-) -> tuple[list[Task], list[Task], float]:
-    """Tasks up to the last micro batch's forward pass, of its backward pass, and the update."""
-    forward = [
-        Task(layer.name, slowest * _seconds(layer, work, cluster, 1, work.micro))
-        for layer in work.layers
-    ]
-    backward = []
-    for layer in reversed(work.layers):
-        # A gradient whose factors travel is not multiplied before they are there.
-        passes = layer.backward_passes - (ways.get(layer.name) == "factors")
-        seconds = slowest * _seconds(layer, work, cluster, passes, work.micro)
-        backward.append(Task(layer.name, seconds))
-    never_whole = work.never_whole(ways)
-    update = slowest * sum(
-        (UPDATE_PASSES_BY_BLOCKS if layer in never_whole else UPDATE_PASSES)
-        * _pass_seconds(layer, cluster)
-        for layer in work.layers
-        if layer.is_trained
-    )
-    before = (forward + backward) * (work.accumulation_steps - 1)
-    return before + forward, backward, update
+@dataclass(frozen=True)
+class _Rank:
+    """The arithmetic of a rank that takes `slowness` times as long as the mean."""
 
+    work: Work
+    cluster: Cluster
+    ways: Mapping[str, str]
+    slowness: float
 
-def _multiply_seconds(layer: PlannedLayer, work: Work, cluster: Cluster, images: int) -> float:
-    """Of all ranks' factors into a gradient, which then lies in memory or not."""
-    written = 0 if work.by_blocks else _pass_seconds(layer, cluster)
-    return _arithmetic_seconds(layer, work, cluster, images) + written
+    def tasks(self) -> tuple[list[Task], list[Task]]:
+        """Up to the last micro batch's forward pass, and of its backward pass."""
+        # A gradient whose factors are sent is not multiplied before they have arrived.
+        forward = [self._task(layer, 1) for layer in self.work.layers]
+        backward = [
+            self._task(layer, layer.backward_passes - (self.ways.get(layer.name) == "factors"))
+            for layer in reversed(self.work.layers)
+        ]
+        return (forward + backward) * (self.work.accumulation_steps - 1) + forward, backward
 
+    def update_seconds(self) -> float:
+        never_whole = self.work.never_whole(self.ways)
+        return self.slowness * sum(
+            (UPDATE_PASSES_BY_BLOCKS if layer in never_whole else UPDATE_PASSES)
+            * self._memory_seconds(layer)
+            for layer in self.work.layers
+            if layer.is_trained
+        )
 
-def _seconds(layer: PlannedLayer, work: Work, cluster: Cluster, passes: int, images: int) -> float:
-    """Passes through a layer: its arithmetic, and its weights or their gradient in memory."""
-    arithmetic = _arithmetic_seconds(layer, work, cluster, images)
-    return passes * (arithmetic + _pass_seconds(layer, cluster))
+    def multiply_seconds(self) -> dict[str, float]:
+        """By layer: of all ranks' factors into a gradient, which then lies in memory or not."""
+        images = self.work.images_per_rank * self.cluster.world_size
+        return {
+            layer.name: self.slowness
+            * (
+                self._arithmetic_seconds(layer, images)
+                + (0 if self.work.by_blocks else self._memory_seconds(layer))
+            )
+            for layer in self.work.layers
+            if self.ways.get(layer.name) == "factors"
+        }
 
+    def _task(self, layer: Layer, passes: int) -> Task:
+        """Passes through a layer: its arithmetic, and its weights or their gradient in memory."""
+        arithmetic = self._arithmetic_seconds(layer, self.work.micro)
+        seconds = passes * (arithmetic + self._memory_seconds(layer))
+        return Task(layer.name, self.slowness * seconds)
 
-def _arithmetic_seconds(layer: PlannedLayer, work: Work, cluster: Cluster, images: int) -> float:
-    rate = cluster.device.teraflops(work.precision)[0] * 1e12
-    return 2 * layer.multiply_adds * images / rate
+    def _arithmetic_seconds(self, layer: Layer, images: int) -> float:
+        rate = self.cluster.device.teraflops(self.work.precision)[0] * 1e12
+        return 2 * layer.multiply_adds * images / rate
 
-
-def _pass_seconds(layer: PlannedLayer, cluster: Cluster) -> float:
-    """Of the memory, to read or write all weights."""
-    return WEIGHT_BYTES * layer.num_parameters / cluster.device.memory_rate
+    def _memory_seconds(self, layer: Layer) -> float:
+        """To read or write all weights."""
+        return WEIGHT_BYTES * layer.num_parameters / self.cluster.device.memory_rate

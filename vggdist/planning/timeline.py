@@ -1,14 +1,15 @@
-"""A training step as a timeline: layer after layer, and the messages that travel meanwhile.
+"""A training step as a timeline: layer after layer, and the messages that are sent meanwhile.
 
 A gradient can leave when the backward pass has gone through its layer, the last layer first. One
-message travels at a time, in the order in which they are ready, as `distributed/collectives.py` and
+message is sent at a time, in the order in which they are ready, as `distributed/collectives.py` and
 NCCL's streams have it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from vggdist.planning.links import Leg
 
@@ -23,7 +24,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Message:
-    """Gradients on their way.
+    """Gradients that are sent together.
 
     Attributes:
         after: number of the task of the backward pass behind which they are ready.
@@ -57,7 +58,7 @@ class Timeline:
 
     Attributes:
         seconds: from the first layer to the updated weights.
-        exchange_seconds: of these, in which a message travels or factors are multiplied.
+        exchange_seconds: of these, in which a message is sent or factors are multiplied.
     """
 
     spans: tuple[Span, ...]
@@ -67,11 +68,8 @@ class Timeline:
 
 def ready_times(forward: Sequence[Task], backward: Sequence[Task]) -> list[float]:
     """When each task of the backward pass is done."""
-    now, times = sum(task.seconds for task in forward), []
-    for task in backward:
-        now += task.seconds
-        times.append(now)
-    return times
+    done = accumulate(task.seconds for task in (*forward, *backward))
+    return list(done)[len(forward) :]
 
 
 def simulate(
@@ -89,42 +87,30 @@ def simulate(
         update_seconds: of the optimizer, once everything has arrived.
     """
     spans: list[Span] = []
-    now = 0.0
+
+    def run(row: str, name: str, start: float, seconds: float) -> float:
+        spans.append(Span(row, name, start, start + seconds))
+        return start + seconds
+
+    now, ready = 0.0, []
     for task in forward:
-        spans.append(Span("compute", task.name, now, now + task.seconds))
-        now += task.seconds
-    ready = []
+        now = run("compute", task.name, now, task.seconds)
     for number, task in enumerate(backward):
-        spans.append(Span("compute", task.name, now, now + task.seconds))
-        now += task.seconds
+        now = run("compute", task.name, now, task.seconds)
         ready.append(now)
         now += sum(message.held_up_seconds for message in messages if message.after == number)
-    arrivals, travels = _travel(messages, ready)
-    spans += travels
-    for arrived, message in sorted(zip(arrivals, messages, strict=True), key=lambda pair: pair[0]):
-        if message.multiply_seconds:
-            now = max(now, arrived)
-            spans.append(Span("multiply", message.name, now, now + message.multiply_seconds))
-            now += message.multiply_seconds
-    now = max([now, *arrivals])
-    spans.append(Span("compute", "update", now, now + update_seconds))
-    exchange = _covered([span for span in spans if span.row != "compute"])
-    return Timeline(tuple(spans), now + update_seconds, exchange)
-
-
-def _travel(messages: Sequence[Message], ready: Sequence[float]) -> tuple[list[float], list[Span]]:
-    """When each message has arrived, and what the links carry when."""
-    spans, arrivals, now = [], [], 0.0
+    link_is_free = 0.0
     for message in messages:
-        now = max(now, ready[message.after])
+        link_is_free = max(link_is_free, ready[message.after])
         for leg in message.legs:
-            spans.append(Span(leg.link, message.name, now, now + leg.seconds))
-            now += leg.seconds
-        arrivals.append(now)
-    return arrivals, spans
+            link_is_free = run(leg.link, message.name, link_is_free, leg.seconds)
+        if message.multiply_seconds:
+            now = run("multiply", message.name, max(now, link_is_free), message.multiply_seconds)
+    now = run("compute", "update", max(now, link_is_free), update_seconds)
+    return Timeline(tuple(spans), now, _covered(span for span in spans if span.row != "compute"))
 
 
-def _covered(spans: Sequence[Span]) -> float:
+def _covered(spans: Iterable[Span]) -> float:
     """Length of the time in which at least one span goes on."""
     total, until = 0.0, 0.0
     for span in sorted(spans, key=lambda span: span.start):

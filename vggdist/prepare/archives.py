@@ -93,15 +93,14 @@ class ImageNetArchives:
 
     def identity(self) -> dict[str, Any]:
         """Path, size and time of change of each archive."""
-        described: dict[str, Any] = {}
-        for name, path in self._paths.items():
-            status = path.stat()
-            described[name] = {
+        return {
+            name: {
                 "path": str(path.absolute()),
-                "num_bytes": status.st_size,
+                "num_bytes": (status := path.stat()).st_size,
                 "changed_at_ns": status.st_mtime_ns,
             }
-        return described
+            for name, path in self._paths.items()
+        }
 
     def images(self, skip: int = 0) -> Iterator[SourceImage]:
         """The images in the order in which they lie in the archives."""

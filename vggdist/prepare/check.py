@@ -1,31 +1,25 @@
-"""Looks at every image of a data set before a training does; nothing is moved or changed.
+"""Examines every image of a data set before a training; nothing is moved or changed.
 
-Images are examined in processes that may crash. What training could not use goes to the quarantine
-list beside the images, and sizes and hashes into their manifest.
+Images that training could not use go to the quarantine list next to the images, and sizes and
+hashes into their manifest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from PIL import Image
 
 from vggdist.artifacts.paths import quote
 from vggdist.data.dataset import open_images
-from vggdist.data.examine import (
-    DALI_FORMATS,
-    Examined,
-    examine_image,
-    lacks_decoder,
-    prepare_process,
-)
+from vggdist.data.examine import DALI_FORMATS, examine_image, lacks_decoder
 from vggdist.data.folders import (
     IMAGE_SUFFIXES,
     OTHER_SUFFIX,
@@ -36,7 +30,7 @@ from vggdist.data.folders import (
     list_images,
 )
 from vggdist.data.known_contents import digest
-from vggdist.data.manifest import Dataset, Manifest, Place, from_classes
+from vggdist.data.manifest import Dataset, Manifest, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
@@ -48,8 +42,8 @@ from vggdist.data.manifest_file import (
 )
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.errors import DataError
-from vggdist.prepare.findings import CheckResult, SplitFindings, put_together
-from vggdist.prepare.isolated import Isolated
+from vggdist.prepare.findings import CheckResult, Findings
+from vggdist.prepare.processes import Examine, examine_all
 from vggdist.terminal import Progress
 
 logger = logging.getLogger(__name__)
@@ -65,7 +59,7 @@ def check(
     data: str | Path,
     jobs: int | None = None,
     *,
-    examine: Callable[[Place], Examined] = examine_image,
+    examine: Examine = examine_image,
     longest_seconds: float = LONGEST_SECONDS,
 ) -> CheckResult:
     """Examines every image of a folder, and the set as a whole.
@@ -89,11 +83,20 @@ def check(
     if stored or all((root / split).is_dir() for split in SPLITS):
         survey = survey_dataset(root)
     manifests = survey.splits if survey else (_images(root),)
-    found = [SplitFindings(one, root, before.get(one.split)) for one in manifests]
-    _examine_all(found, jobs or len(os.sched_getaffinity(0)), examine, longest_seconds)
+    findings = Findings(root, manifests, before)
+    places = (split.place(image) for split in manifests for image in range(split.num_images))
+    with (
+        closing(
+            examine_all(examine, places, jobs or len(os.sched_getaffinity(0)), longest_seconds)
+        ) as results,
+        closing(Progress(sum(split.num_images for split in manifests))) as progress,
+    ):
+        for image, examined in enumerate(results):
+            findings.add(image, examined)
+            progress.advance()
     if survey:
-        _save(survey, found)
-    return put_together(root, found, *_other_files(root, manifests))
+        _save(survey, findings)
+    return findings.result(*_other_files(root, manifests))
 
 
 def _images(root: Path) -> Manifest:
@@ -110,41 +113,18 @@ def _images(root: Path) -> Manifest:
     return from_classes(root, "", tree.items())
 
 
-def _examine_all(
-    found: Sequence[SplitFindings],
-    jobs: int,
-    examine: Callable[[Place], Examined],
-    longest_seconds: float,
-) -> None:
-    places = (split.manifest.place(image) for split, image in _numbered(found))
-    total = sum(split.manifest.num_images for split in found)
-    with (
-        Isolated(examine, jobs, longest_seconds, prepare_process) as processes,
-        contextlib.closing(Progress(total)) as progress,
-    ):
-        for (split, image), examined in zip(_numbered(found), processes.map(places), strict=True):
-            split.add(image, examined)
-            progress.advance()
-
-
-def _numbered(found: Sequence[SplitFindings]) -> Iterator[tuple[SplitFindings, int]]:
-    return ((split, image) for split in found for image in range(split.manifest.num_images))
-
-
-def _save(survey: Survey, found: Sequence[SplitFindings]) -> None:
-    """Writes manifest and quarantine list beside the images, if the folder lets us."""
+def _save(survey: Survey, findings: Findings) -> None:
+    """Writes the manifest and the quarantine list next to the images, if the folder is writable."""
     root = survey.dataset.root
     manifests, contents = [], {}
-    for split in found:
-        manifest = split.manifest
-        noted = survey.contents[manifest.split]
-        known = replace(noted, sizes=split.contents.sizes, sha256=split.contents.sha256)
+    for number, manifest in enumerate(survey.splits):
+        found = findings.contents(number)
+        known = replace(survey.contents[manifest.split], sizes=found.sizes, sha256=found.sha256)
         contents[manifest.split] = known
         manifests.append(replace(manifest, contents=digest(manifest, known)))
-    unusable = sorted(chain(*(split.unusable() for split in found)), key=lambda one: one.file)
     try:
         save_manifest(Dataset(*manifests), [root / MANIFEST_NAME], contents)
-        save_quarantine(root, unusable)
+        save_quarantine(root, sorted(findings.bad, key=attrgetter("file")))
     except (DataError, OSError) as error:
         logger.warning(
             "What was found cannot be written beside the images, so a training will not know of "
@@ -159,18 +139,18 @@ def _other_files(
     """Files that training does not list: images that its suffixes exclude, and the others."""
     Image.init()
     refused, left_out = [], defaultdict[str, Counter[str]](Counter)
-    for one in _skipped(root, manifests):
-        suffix = os.path.splitext(one.name)[1].lower()
+    for entry in _skipped(root, manifests):
+        suffix = os.path.splitext(entry.name)[1].lower()
         kind = Image.registered_extensions().get(suffix)
-        if one.reason == OTHER_SUFFIX and kind in DALI_FORMATS:
+        if entry.reason == OTHER_SUFFIX and kind in DALI_FORMATS:
             reason = (
                 f"training does not look at files that end in {suffix}; convert it to JPEG or PNG"
             )
-            refused.append(Unusable(one.name, reason))
-        elif one.reason == OTHER_SUFFIX and kind in Image.OPEN and kind not in _NO_PICTURES:
-            refused.append(Unusable(one.name, lacks_decoder(kind)))
+            refused.append(Unusable(entry.name, reason))
+        elif entry.reason == OTHER_SUFFIX and kind in Image.OPEN and kind not in _NO_PICTURES:
+            refused.append(Unusable(entry.name, lacks_decoder(kind)))
         else:
-            left_out[one.reason][one.kind] += 1
+            left_out[entry.reason][entry.kind] += 1
     return refused, left_out
 
 
@@ -182,11 +162,9 @@ def _skipped(root: Path, manifests: Sequence[Manifest]) -> Iterator[Skipped]:
         if not manifest.split:
             yield from list_folder(root).skipped
             continue
-        classes, beside = class_folders(manifest.folder)
-        parts = chain(
-            [("", beside)],
-            ((f"{name}/", list_folder(manifest.folder / name).skipped) for name in classes),
-        )
-        for prefix, skipped in parts:
-            for one in skipped:
-                yield one._replace(name=f"{manifest.split}/{prefix}{one.name}")
+        classes, loose = class_folders(manifest.folder)
+        for entry in loose:
+            yield entry._replace(name=f"{manifest.split}/{entry.name}")
+        for name in classes:
+            for entry in list_folder(manifest.folder / name).skipped:
+                yield entry._replace(name=f"{manifest.split}/{name}/{entry.name}")

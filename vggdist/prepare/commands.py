@@ -155,9 +155,8 @@ def _prepare_folder(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -> None:
-    from vggdist.prepare.packing import Resize
-    from vggdist.prepare.prepare import prepare, render_prepared
-    from vggdist.prepare.writers import Packing
+    from vggdist.prepare.packing import Packing, Resize
+    from vggdist.prepare.preparation import prepare, render_prepared
 
     side = arguments.shorter_side
     packing = Packing(
@@ -172,7 +171,7 @@ def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -
 
 def _check(arguments: argparse.Namespace) -> None:
     from vggdist.prepare.check import check
-    from vggdist.prepare.check_report import render_check
+    from vggdist.prepare.findings import render_check
 
     result = check(arguments.data, arguments.jobs)
     show(render_check(result, arguments.json), result.to_dict(), arguments.json)

@@ -1,25 +1,25 @@
-"""What a packing has finished, so that a killed one goes on where it was.
+"""What a preparation has finished, so that a killed one continues where it was.
 
-A part is a shard, or some thousand files. Once its bytes are on the disk, one file that lists its
-images is put into the journal, a hidden folder beside them; what no part lists is written again.
+A part is a shard, or some thousand files. It is done when its index exists: a file in the journal,
+a hidden folder beside the images, that lists them and is written once their bytes are on the disk.
+Images without such an index are written again.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import io
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.artifacts import files
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.artifacts.names import listed
 from vggdist.artifacts.paths import quote
@@ -32,86 +32,85 @@ Request = Mapping[str, Any]
 """What was asked for: plain JSON values."""
 
 
+COLUMNS = ("labels", "sizes", "num_bytes", "sha256", "offsets")
+Part = dict[str, NDArray[Any]]
+"""The arrays of an index: split; names, packed as in `Names`; and `COLUMNS`, (num_images, ...), in
+the order in which the images were packed."""
+
+
 class Entry(NamedTuple):
     """An image of a part."""
 
-    label: int
     name: str
-    width: int
-    height: int
+    """File name relative to the class folder."""
+    label: int
+    size: tuple[int, int]
+    """Width and height, pixels; 0 where no header could be read."""
     num_bytes: int
     sha256: bytes
-    offset: int
-
-
-class Part(NamedTuple):
-    """The images of a part, in the order in which they were packed."""
-
-    split: str
-    names: Names
-    labels: NDArray[np.int64]
-    sizes: NDArray[np.int32]
-    num_bytes: NDArray[np.int64]
-    sha256: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
+    offset: int = 0
+    """Of the encoded image in its shard."""
 
 
 class Journal:
-    """The journal of one folder; also keeps other processes from writing there.
+    """The journal of a folder, locked against other processes.
 
     Args:
         folder: the data set's folder; made if it is not there.
         request: what is asked for.
 
     Raises:
-        DataError: the folder holds something else, or another process is at work there.
+        DataError: the folder holds something else, or another process writes there.
         OSError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, request: Request) -> None:
         self._root = folder
         self._folder = folder / JOURNAL_NAME
-        _refuse_others(folder)
+        present = sorted(os.listdir(folder)) if folder.exists() else []
+        if present and JOURNAL_NAME not in present:
+            raise DataError(
+                f"{quote(folder)} is not empty and holds no preparation to continue (it has "
+                f"{listed(present)}); nothing in it was touched. Choose another folder, or remove "
+                "this one."
+            )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._folder / "lock", folder)
         stored = self._folder / "request.json"
         if stored.exists():
-            _check_same(request, stored, folder)
+            _require_same(request, stored, folder)
         else:
-            _write_durably(stored, _json(request))
+            self._put(stored.name, lambda file: file.write(_json(request)))
         self.parts = [self._load(path) for path in sorted(self._folder.glob("part-*.npz"))]
         """What is finished."""
 
     @property
     def num_images(self) -> int:
         """Images of all finished parts."""
-        return sum(len(part.names) for part in self.parts)
+        return sum(len(part["labels"]) for part in self.parts)
 
     def of_split(self, split: str) -> list[Part]:
         """The finished parts of a split."""
-        return [part for part in self.parts if part.split == split]
+        return [part for part in self.parts if part["split"] == split]
 
     def commit(self, split: str, entries: Sequence[Entry]) -> None:
-        """Makes a part lasting, with everything that was written before."""
-        _sync_file_system(self._root)
-        part = Part(
-            split,
-            Names.pack(entry.name for entry in entries),
-            np.array([entry.label for entry in entries], dtype=np.int64),
-            np.array([(entry.width, entry.height) for entry in entries], dtype=np.int32),
-            np.array([entry.num_bytes for entry in entries], dtype=np.int64),
-            np.frombuffer(b"".join(entry.sha256 for entry in entries), np.uint8).reshape(-1, 32),
-            np.array([entry.offset for entry in entries], dtype=np.int64),
-        )
-        arrays = part._asdict()
-        arrays["names"] = np.frombuffer(part.names.packed, dtype=np.uint8)
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, **arrays)
-        _write_durably(self._folder / f"part-{len(self.parts):06d}.npz", content.getvalue())
+        """Makes a part durable, with everything that was written before it."""
+        names, labels, sizes, num_bytes, sha256, offsets = zip(*entries, strict=True)
+        part = {
+            "split": np.array(split),
+            "names": np.frombuffer(Names.pack(names).packed, np.uint8),
+            "labels": np.array(labels, np.int64),
+            "sizes": np.array(sizes, np.int32),
+            "num_bytes": np.array(num_bytes, np.int64),
+            "sha256": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
+            "offsets": np.array(offsets, np.int64),
+        }
+        name = f"part-{len(self.parts):06d}.npz"
+        self._put(name, lambda file: np.savez(file, allow_pickle=False, **part))
         self.parts.append(part)
 
     def finish(self) -> None:
-        """The data set is complete: only what was asked for is kept."""
+        """The data set is complete: of the journal only the request is kept."""
         os.replace(self._folder / "request.json", self._root / FINISHED_NAME)
         _sync_file_system(self._root)
         shutil.rmtree(self._folder)
@@ -120,15 +119,21 @@ class Journal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Lets other processes in."""
+        """Releases the lock."""
         self._lock.close()
+
+    def _put(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Adds a file once it and everything that was written before are on the disk."""
+        # Durably: some file systems answer syncfs at once.
+        with files.replacing(self._folder / name, durable=True) as temporary:
+            with temporary.open("wb") as file:
+                write(file)
+            _sync_file_system(self._root)
 
     def _load(self, path: Path) -> Part:
         try:
             with np.load(path, allow_pickle=False) as stored:
-                arrays = dict(stored)
-            arrays["names"] = Names(arrays["names"].tobytes())
-            return Part(**{**arrays, "split": str(arrays["split"])})
+                return {name: stored[name] for name in ("split", "names", *COLUMNS)}
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"The record {quote(path)} of an unfinished preparation is damaged ({error}). "
@@ -145,22 +150,12 @@ def is_finished(folder: Path, request: Request) -> bool:
     stored = folder / FINISHED_NAME
     if not stored.exists():
         return False
-    _check_same(request, stored, folder)
+    _require_same(request, stored, folder)
     shutil.rmtree(folder / JOURNAL_NAME, ignore_errors=True)  # a kill may have left it
     return True
 
 
-def _refuse_others(folder: Path) -> None:
-    there = sorted(os.listdir(folder)) if folder.exists() else []
-    if there and JOURNAL_NAME not in there:
-        raise DataError(
-            f"{quote(folder)} is not empty and holds no preparation to continue (it has "
-            f"{listed(there)}); nothing in it was touched. Choose another folder, or remove this "
-            "one."
-        )
-
-
-def _check_same(request: Request, stored: Path, folder: Path) -> None:
+def _require_same(request: Request, stored: Path, folder: Path) -> None:
     try:
         before = json.loads(stored.read_bytes())
     except ValueError as error:
@@ -168,7 +163,7 @@ def _check_same(request: Request, stored: Path, folder: Path) -> None:
             f"{quote(stored)} is damaged ({error}). Remove {quote(folder)} and start again."
         ) from error
     now = json.loads(_json(request))
-    contents = [ContentsDigest.from_mapping(one.pop("contents", {})) for one in (before, now)]
+    contents = [ContentsDigest.from_mapping(each.pop("contents", {})) for each in (before, now)]
     differences = list(_differences(flatten(before), flatten(now)))
     if contents[0].same_as(contents[1]) is False:
         differences.append("images have changed under their names")
@@ -197,32 +192,14 @@ def _json(request: Request) -> bytes:
     return (json.dumps(request, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _locked(path: Path, folder: Path) -> IO[bytes]:
-    file = path.open("wb")
+def _locked(path: Path, folder: Path) -> TextIO:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        return files.lock(path, without_locks="prepare it only once at a time")
+    except files.LockedError as holder:
         raise DataError(
-            f"Another process is preparing {quote(folder)}. Wait for it, or choose another folder."
-        ) from error
-    except OSError:
-        pass  # a file system without locks: then nobody watches
-    return file
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+            f"Another process is preparing {quote(folder)}: {holder}. Wait for it, or choose "
+            "another folder."
+        ) from None
 
 
 def _sync_file_system(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Where images to be packed come from, as an ordered stream that can begin anywhere.
 
 The order is always the same, so a packing that was interrupted after n images goes on by leaving
-out the first n. ImageNet's archives are a source of their own in `data/archives.py`.
+out the first n. ImageNet's archives are a source of their own in `archives.py`.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class FolderSource:
             logger.info("%s", remark)
         self._dataset = survey.dataset
         require_several_classes(self._dataset.train)
-        self.contents = ContentsDigest.joined(one.contents for one in survey.splits)
+        self.contents = ContentsDigest.joined(split.contents for split in survey.splits)
         self.classes = self._dataset.train.classes
         self.num_images = self._dataset.train.num_images + self._dataset.val.num_images
         self.resized = self._dataset.train.resized

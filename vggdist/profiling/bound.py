@@ -1,6 +1,6 @@
 """What a training waits for: images, arithmetic or the exchange of gradients; and what to change.
 
-Judges measurements and makes none: `benchmark/step.py` does.
+Judges measurements and makes none: `step.py` does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vggdist.config import BatchSplit, Config
 from vggdist.distributed.precision import is_native
 from vggdist.distributed.process import Process
+from vggdist.terminal import render_table
 
 Bound = Literal["input", "compute", "exchange"]
 
@@ -108,7 +109,7 @@ def render_bound(result: dict[str, Any]) -> list[str]:
     """The rows of `describe`, and its advice as the last line."""
     world_size = result["world_size"]
     images = result["micro_batch"] * result["accumulation_steps"] * world_size
-    rows = [f"{'':<26}{'seconds/step':>14}{'images/s/rank':>15}{'images/s, all ranks':>21}"]
+    rows = []
     for name, key in (
         ("loader alone", "loader"),
         ("step on synthetic images", "step"),
@@ -117,10 +118,12 @@ def render_bound(result: dict[str, Any]) -> list[str]:
     ):
         rate = result[f"{key}_images_per_second"]
         if rate is not None:
-            rows.append(f"{name:<26}{images / rate:>14.4f}{rate / world_size:>15.2f}{rate:>21.2f}")
+            rows.append((name, f"{images / rate:.4f}", f"{rate / world_size:.2f}", f"{rate:.2f}"))
+    head = ("", "seconds/step", "images/s/rank", "images/s, all ranks")
+    lines = render_table(head, rows).splitlines()
     if result["data_wait"] is not None:
-        rows.append(f"both together: data wait {100 * result['data_wait']:.1f} %")
-    return [*rows, result["advice"]]
+        lines.append(f"both together: data wait {100 * result['data_wait']:.1f} %")
+    return [*lines, result["advice"]]
 
 
 def _input(timings: Timings, setting: Setting) -> str:
@@ -149,9 +152,11 @@ def _input(timings: Timings, setting: Setting) -> str:
         remedies.append(
             f"make the images smaller once (vggdist prepare folder --shorter-side {side})"
         )
-    first, *others = remedies
-    text += f". {first[0].upper()}{first[1:]}" + "".join(f", or {one}" for one in others)
-    return f"{text}; `vggdist tune data` finds the loader's fastest settings."
+    advice = ", or ".join(remedies)
+    return (
+        f"{text}. {advice[0].upper()}{advice[1:]}; `vggdist tune data` finds the loader's fastest "
+        "settings."
+    )
 
 
 def _exchange(timings: Timings, setting: Setting) -> str:
@@ -169,7 +174,7 @@ def _exchange(timings: Timings, setting: Setting) -> str:
         f"{split.global_batch}), so that there are more images to an exchange, or put the ranks "
         "on fewer nodes or a faster network"
     )
-    return text + "".join(f", or set {one}" for one in cheaper) + "."
+    return text + "".join(f", or set {change}" for change in cheaper) + "."
 
 
 def _compute(timings: Timings, setting: Setting) -> str:

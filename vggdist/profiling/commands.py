@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ from vggdist.commands.arguments import (
 from vggdist.commands.ranks import start_ranks
 
 STEP_DESCRIPTION = """\
-Times, in turn: a training step beside a bare PyTorch loop with the same network; the loader alone;
-the step on synthetic images; both together; and, with several ranks, the step without the exchange
-of gradients. Then says what the training is bound by and which setting to change. Without
+Times, in turn: a training step and that of a bare PyTorch loop with the same network; the loader
+alone; the step on synthetic images; both together; and, with several ranks, the step without the
+exchange of gradients. Then says what the training is bound by and which setting to change. Without
 data.root the loader is left out. Nothing is written and no weights are kept.
+"""
+
+EVALUATION_DESCRIPTION = """\
+Times, in turn: whole images of real shapes through our dense evaluation; one image and its mirror
+image at a time, fc6 to fc8 as convolutions; images of one shape; and multi-crop evaluation with and
+without shared layers. The images are in memory and the weights random.
 """
 
 EXCHANGE_DESCRIPTION = """\
@@ -54,85 +61,51 @@ Start it under torchrun with a node's ranks if they share its cores. The loader 
 def add_verbs(verbs: Any) -> None:
     """Adds these verbs to the command line."""
     bench = verbs.add_parser("bench").add_subparsers(required=True, metavar="WHAT")
-    _add_bench_data(bench)
-    _add_bench_step(bench)
-    _add_bench_evaluation(bench)
-    _add_bench_exchange(bench)
-    _add_bench_machine(bench)
-    _add_tune(verbs)
-
-
-def _add_bench_data(bench: Any) -> None:
-    data = bench.add_parser(
+    data = _add(
+        bench,
         "data",
-        help="the input pipeline beside torchvision's and DALI's usual ones",
+        _bench_data,
+        help="the input pipeline compared with torchvision's and DALI's usual ones",
         epilog="example: vggdist bench data --data /data/imagenet --json input.json",
     )
-    add_input(
-        data,
-        "--data",
-        images=True,
-        required=True,
-        metavar="ROOT",
-        help="class folders, or train/ and val/",
-    )
+    _add_images(data, "class folders, or train/ and val/", required=True)
     add_json(data)
-    data.set_defaults(run=_bench_data)
 
-
-def _add_bench_step(bench: Any) -> None:
-    step = bench.add_parser(
+    step = _add(
+        bench,
         "step",
-        help="what bounds a training: images, arithmetic or exchange; and our step beside a bare "
-        "PyTorch loop's",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _bench_step,
+        help="what bounds a training: images, arithmetic or exchange; and our step compared with a "
+        "bare PyTorch loop's",
         description=STEP_DESCRIPTION,
         epilog="examples: vggdist bench step --config configs/vgg_d.yaml data.root=/data/imagenet\n"
         "          torchrun --standalone --nproc-per-node 2 -m vggdist bench step "
         "batch.global=32\n"
         "          vggdist bench step --rounds 5 model.configuration=A precision=fp32",
     )
-    step.add_argument(
-        "--rounds", type=int, default=15, help="timings of everything, in turn (default: 15)"
-    )
+    _add_count(step, "--rounds", 15, "timings of everything, in turn", type=int)
     add_config(step)
     add_json(step)
-    step.set_defaults(run=_bench_step)
 
-
-def _add_bench_evaluation(bench: Any) -> None:
-    evaluation = bench.add_parser(
+    evaluation = _add(
+        bench,
         "evaluation",
-        help="dense and multi-crop evaluation beside the usual ways",
-        description="Times, in turn: whole images of real shapes through our dense evaluation; one "
-        "image and its mirror image at a time, fc6 to fc8 as convolutions; images of one shape; "
-        "and multi-crop evaluation with and without shared layers. The images are in memory and "
-        "the weights random.",
+        _bench_evaluation,
+        help="dense and multi-crop evaluation compared with the usual ways",
+        description=EVALUATION_DESCRIPTION,
         epilog="example: vggdist bench evaluation --data /data/imagenet --scale 256 precision=fp32",
     )
-    add_input(
-        evaluation,
-        "--data",
-        images=True,
-        metavar="ROOT",
-        help="images (default: random ones in usual shapes)",
-    )
-    evaluation.add_argument(
-        "--scale", type=positive, default=256, metavar="Q", help="shorter side (default: 256)"
-    )
-    evaluation.add_argument(
-        "--rounds", type=positive, default=5, help="timings of everything, in turn (default: 5)"
-    )
+    _add_images(evaluation, "images (default: random ones in usual shapes)")
+    _add_count(evaluation, "--scale", 256, "shorter side", metavar="Q")
+    _add_count(evaluation, "--rounds", 5, "timings of everything, in turn")
     add_config(evaluation)
     add_json(evaluation)
-    evaluation.set_defaults(run=_bench_evaluation)
 
-
-def _add_bench_exchange(bench: Any) -> None:
-    exchange = bench.add_parser(
+    exchange = _add(
+        bench,
         "exchange",
-        help="our exchange of gradients beside DDP's and DeepSpeed's, over a slow cable",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _bench_exchange,
+        help="our exchange of gradients compared with DDP's and DeepSpeed's, over a slow cable",
         description=EXCHANGE_DESCRIPTION,
         epilog="examples: sudo vggdist bench exchange --rate 1gbit --json exchange.json\n"
         "          sudo vggdist bench exchange --rate none --only ours,deepspeed_0 --rounds 3",
@@ -143,16 +116,9 @@ def _add_bench_exchange(bench: Any) -> None:
         metavar="RATE",
         help="of the cable, such as 200mbit or 10gbit; none: no limit (default: 1gbit)",
     )
-    exchange.add_argument(
-        "--steps", type=positive, default=5, help="timed, after two that are not (default: 5)"
-    )
-    exchange.add_argument(
-        "--rounds",
-        type=positive,
-        default=1,
-        help="how often each is started anew, in turn; ratios are then shown with their range "
-        "(default: 1)",
-    )
+    _add_count(exchange, "--steps", 5, "timed, after two that are not")
+    rounds = "how often each is started anew, in turn; ratios are then shown with their range"
+    _add_count(exchange, "--rounds", 1, rounds)
     exchange.add_argument(
         "--only",
         type=lambda text: text.split(","),
@@ -167,74 +133,70 @@ def _add_bench_exchange(bench: Any) -> None:
         help="on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce",
     )
     add_json(exchange)
-    exchange.set_defaults(run=_bench_exchange)
 
-
-def _add_bench_machine(bench: Any) -> None:
-    machine = bench.add_parser(
+    machine = _add(
+        bench,
         "machine",
+        _bench_machine,
         help="this machine's figures, for `vggdist plan --device FILE`",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=MACHINE_DESCRIPTION,
         epilog="examples: vggdist bench machine --out machine.json --ranks 8\n"
         "          vggdist plan --nodes 4 --gpus-per-node 8 --micro-batch 64 --device machine.json "
         "--network 100gbit",
     )
-    add_output(
-        machine,
-        "--out",
-        suffixes=(".json",),
-        default=Path("machine.json"),
-        metavar="FILE",
-        help="JSON file to write (default: machine.json); a checkpoint is tried beside it",
-    )
-    machine.add_argument(
-        "--ranks",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="ranks on this machine, as in training: its GPUs (default: 1)",
-    )
-    machine.add_argument(
-        "--rounds", type=positive, default=10, help="training steps to time (default: 10)"
-    )
+    out = "JSON file to write (default: machine.json); a checkpoint is tried in its folder"
+    _add_out(machine, "machine.json", (".json",), out)
+    ranks = "ranks on this machine, as in training: its GPUs"
+    _add_count(machine, "--ranks", 1, ranks, metavar="N")
+    _add_count(machine, "--rounds", 10, "training steps to time")
     add_config(machine)
-    machine.set_defaults(run=_bench_machine)
 
-
-def _add_tune(verbs: Any) -> None:
     tune = verbs.add_parser("tune").add_subparsers(required=True, metavar="WHAT")
-    data = tune.add_parser(
+    loader = _add(
+        tune,
         "data",
+        _tune_data,
         help="threads, queues and, on a GPU, the hardware decoder's share of the loader",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=TUNE_DESCRIPTION,
         epilog="example: vggdist tune data --data /data/imagenet --config configs/vgg_d.yaml "
         "--out tuned.txt\n"
         "         python launch/train.py --config configs/vgg_d.yaml data.root=/data/imagenet "
         "@tuned.txt",
     )
-    add_input(
-        data,
-        "--data",
-        images=True,
-        metavar="ROOT",
-        help="a data set, class folders or a folder of images (default: data.root)",
+    images = "a data set, class folders or a folder of images (default: data.root)"
+    _add_images(loader, images)
+    _add_out(loader, "tuned.txt", (".txt", ""), "file of settings to write (default: tuned.txt)")
+    _add_count(loader, "--rounds", 5, "pairs of timings of each change", type=int)
+    add_config(loader)
+    add_json(loader)
+
+
+def _add(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], object], **texts: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, formatter_class=argparse.RawDescriptionHelpFormatter, **texts
     )
-    add_output(
-        data,
-        "--out",
-        suffixes=(".txt", ""),
-        default=Path("tuned.txt"),
-        metavar="FILE",
-        help="file of settings to write (default: tuned.txt)",
-    )
-    data.add_argument(
-        "--rounds", type=int, default=5, help="pairs of timings of each change (default: 5)"
-    )
-    add_config(data)
-    add_json(data)
-    data.set_defaults(run=_tune_data)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_images(parser: argparse.ArgumentParser, text: str, **settings: Any) -> None:
+    add_input(parser, "--data", images=True, metavar="ROOT", help=text, **settings)
+
+
+def _add_out(
+    parser: argparse.ArgumentParser, name: str, suffixes: tuple[str, ...], text: str
+) -> None:
+    out = {"default": Path(name), "metavar": "FILE", "help": text}
+    add_output(parser, "--out", suffixes=suffixes, **out)
+
+
+def _add_count(
+    parser: argparse.ArgumentParser, name: str, default: int, text: str, **settings: Any
+) -> None:
+    settings = {"type": positive, "default": default, **settings}
+    parser.add_argument(name, help=f"{text} (default: {default})", **settings)
 
 
 def _bench_data(arguments: argparse.Namespace) -> None:

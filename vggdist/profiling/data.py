@@ -13,8 +13,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from vggdist.data.dataset import open_images
 from vggdist.data.manifest import Manifest
 from vggdist.profiling.data_baselines import dali_reference, decode_only, torchvision_batches
-from vggdist.profiling.feed import (
+from vggdist.profiling.loader import (
     measure_cold,
     measure_first_batch,
     measure_memory,
@@ -31,7 +32,8 @@ from vggdist.profiling.feed import (
     our_batches,
 )
 from vggdist.profiling.sample import packed, sample
-from vggdist.terminal import StatusLine
+from vggdist.profiling.timing import median_ratio, take_turns
+from vggdist.terminal import StatusLine, render_table
 
 MOST_IMAGES = 2000
 """Of larger sets a part is measured: what counts is the decoder, and that it fits into memory."""
@@ -39,9 +41,7 @@ MOST_IMAGES = 2000
 # Batches that each way makes before its clock starts: more than any of them has in its queues.
 _WARM_UP = 16
 # Seconds in which the way before fills its queues and falls silent.
-_SETTLE = 1.0
-
-Way = Callable[[], Any]
+_SETTLE_SECONDS = 1.0
 
 
 def measure_data(
@@ -74,77 +74,70 @@ def measure_data(
         folder = Path(temporary)
         images = sample(open_images(root), folder / "folders", MOST_IMAGES)
         shards = packed(images, folder / "shards")
-        ways: dict[str, Way] = {
+        sizes = batch_size, num_threads
+        ways: dict[str, AbstractContextManager[Iterator[Any]]] = {
             # First: its workers are forked before other threads start.
-            "torchvision": lambda: torchvision_batches(images, batch_size, num_threads),
-            "dali_reference": lambda: dali_reference(images, batch_size, num_threads),
-            "decode_only": lambda: decode_only(images, batch_size, num_threads),
-            "vggdist": lambda: our_batches(images, batch_size, num_threads),
-            "vggdist_float": lambda: _floats(images, batch_size, num_threads),
-            "vggdist_shards": lambda: our_batches(shards, batch_size, num_threads),
+            "torchvision": torchvision_batches(images, *sizes),
+            "dali_reference": dali_reference(images, *sizes),
+            "decode_only": decode_only(images, *sizes),
+            "vggdist": our_batches(images, *sizes),
+            "vggdist_float": _floats(images, *sizes),
+            "vggdist_shards": our_batches(shards, *sizes),
         }
-        rounds = _take_turns(ways, images, batch_size, num_batches, num_rounds)
-        result: dict[str, Any] = {name: statistics.median(rates) for name, rates in rounds.items()}
+        status = StatusLine()
+        with ExitStack() as stack:
+            sources = {name: stack.enter_context(way) for name, way in ways.items()}
+            for i in range(images.num_images):
+                images.path(i).read_bytes()
+            rates = {
+                name: partial(_rate, batches, batch_size, num_batches)
+                for name, batches in sources.items()
+            }
+            take_turns(rates, 1, status, "memory is still fresh, ")  # does not count
+            rounds = take_turns(rates, num_rounds, status)
+        result: dict[str, Any] = {name: statistics.median(own) for name, own in rounds.items()}
         result["ratios"] = {
-            name: statistics.median(
-                ours / theirs for ours, theirs in zip(rounds["vggdist"], rates, strict=True)
-            )
-            for name, rates in rounds.items()
+            name: median_ratio(rounds["vggdist"], own) for name, own in rounds.items()
         }
-        StatusLine().show("cold caches, start, memory and pixels")
+        status.show("cold caches, start, memory and pixels")
         for name, manifest in (("vggdist_cold", images), ("vggdist_shards_cold", shards)):
             result[name] = measure_cold(manifest, batch_size, num_threads, num_batches)
         result |= measure_first_batch(images, folder / "many", batch_size, num_threads)
         result |= measure_memory(images, batch_size, num_threads)
         result |= measure_pixels(images, batch_size, num_threads)
-        StatusLine().clear()
+        status.clear()
     return result
 
 
 def render_data(result: dict[str, Any]) -> str:
     """Tables of what `measure_data` returns."""
-    lines = [f"{'way':<22}{'images/s':>10}{'vggdist is':>14}"]
-    for name, ratio in result["ratios"].items():
-        lines.append(f"{name:<22}{result[name]:>10.0f}{ratio:>12.2f} x")
-    lines += [
-        f"{name:<22}{result[name]:>10.0f}" for name in ("vggdist_cold", "vggdist_shards_cold")
+    rows = [
+        (name, f"{result[name]:.0f}", f"{ratio:.2f} x") for name, ratio in result["ratios"].items()
     ]
-    lines += [
+    cold = ("vggdist_cold", "vggdist_shards_cold")
+    rows += [(name, f"{result[name]:.0f}", "") for name in cold]
+    lines = [
+        render_table(("way", "images/s", "vggdist is"), rows),
         "",
         f"first batch with 1,281,167 entries: {result['first_batch_seconds']:.2f} s "
         f"(the list: {result['manifest_seconds']:.2f} s)",
         f"memory of a loading process: at most {result['peak_megabytes']:.0f} MB, "
         f"{result['growth_megabytes']:+.1f} MB over 20 epochs",
-        f"crops beside Pillow's antialiased resize: {result['pillow_mean_difference']:.4f} grey "
-        f"levels on average, {result['pillow_max_difference']:.0f} at most",
+        f"crops compared with Pillow's antialiased resize: {result['pillow_mean_difference']:.4f} "
+        f"grey levels on average, {result['pillow_max_difference']:.0f} at most",
     ]
     return "\n".join(lines)
 
 
-def _take_turns(
-    ways: dict[str, Way], images: Manifest, batch_size: int, num_batches: int, num_rounds: int
-) -> dict[str, list[float]]:
-    """Way -> images per second in each round."""
-    rounds: dict[str, list[float]] = {name: [] for name in ways}
-    status = StatusLine()
-    with ExitStack() as stack:
-        stack.callback(status.clear)
-        sources = {name: stack.enter_context(way()) for name, way in ways.items()}
-        for i in range(images.num_images):
-            images.path(i).read_bytes()
-        for number in range(-1, num_rounds):  # the first does not count: memory is fresh
-            for name, batches in sources.items():
-                status.show(f"round {number + 1} of {num_rounds}: {name}")
-                time.sleep(_SETTLE)
-                for _ in range(_WARM_UP):
-                    next(batches)
-                start = time.perf_counter()
-                for _ in range(num_batches):
-                    next(batches)
-                elapsed_seconds = time.perf_counter() - start
-                if number >= 0:
-                    rounds[name].append(num_batches * batch_size / elapsed_seconds)
-    return rounds
+def _rate(batches: Iterator[Any], batch_size: int, num_batches: int) -> float:
+    """Images per second."""
+    time.sleep(_SETTLE_SECONDS)
+    for _ in range(_WARM_UP):
+        next(batches)
+    started_at = time.perf_counter()
+    for _ in range(num_batches):
+        next(batches)
+    return num_batches * batch_size / (time.perf_counter() - started_at)
 
 
 @contextmanager

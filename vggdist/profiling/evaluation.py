@@ -1,4 +1,4 @@
-"""How fast whole images are evaluated: ours beside one image and its mirror image at a time.
+"""How fast whole images are evaluated: ours compared with one image and its mirror image at a time.
 
 Only the network is timed; images are in memory. All ways use the same weights in the same type,
 cast once.
@@ -10,9 +10,9 @@ import itertools
 import math
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from vggdist.model.dense import WINDOW_BYTES, DenseNetwork
 from vggdist.model.initialization import build_initialized
 from vggdist.model.summary import summarize
 from vggdist.model.vgg import VGG
-from vggdist.terminal import StatusLine
+from vggdist.profiling.timing import Clock, median_ratio, take_turns
+from vggdist.terminal import StatusLine, render_table
 
 NUM_IMAGES = 36
 # Height and width of ImageNet's commonest images, in tenths of the set; each other is alone.
@@ -45,9 +46,6 @@ class Whole:
 
     images: Tensor
     """(n, 3, height, width)."""
-
-
-Ways = dict[str, Callable[[], object]]
 
 
 def measure_evaluation(
@@ -68,43 +66,47 @@ def measure_evaluation(
         measured on; memory.
     """
     config, why = resolve_precision(config, process)
-    StatusLine(speaks=process.is_main).note(why)
+    status = StatusLine(speaks=process.is_main)
+    status.note(why)
     network = build_initialized(config.model, config.data.crop_size, config.seed).eval()
     dense = DenseNetwork(network, DTYPES[config.resolved_precision], process.device)
     group = _from_files(config, root, scale, process) if root else _random_images(config, scale)
-    group = [Whole(one.images.to(process.device, dense.dtype)) for one in group]
+    group = [Whole(part.images.to(process.device, dense.dtype)) for part in group]
     fixed = [_fixed_shape(group)]
     max_pixels = most_pixels(config.evaluation.max_megapixels, process.device)
-    sizes = [len(one.images) for one in group]
-    few = [Whole(one.images[:1]) for one in sorted(group, key=lambda one: -len(one.images))[:1]]
+    sizes = [len(part.images) for part in group]
+    few = [Whole(_commonest(group)[:1])]
 
     def ours(images: list[Whole]) -> Callable[[], object]:
         return lambda: dense_posteriors(dense, images, True, "logits", max_pixels)
 
     memory = peak_growth(ours(group), process.device)
     expected = _expected_memory(config, network, max_pixels, group, process)
-    alone = OneAtATime(network, dense, process.device)
-    ways: Ways = {
+    alone, clock = OneAtATime(network, dense, process.device), Clock(process)
+    works: dict[str, Callable[[], object]] = {
         "dense": ours(group),
-        "one_at_a_time": lambda: [alone.posteriors(one.images) for one in group],
+        "one_at_a_time": lambda: [alone.posteriors(part.images) for part in group],
         "fixed_shape": ours(fixed),
         "multi_crop": lambda: multi_crop_posteriors(dense, few, True, max_pixels),
         "multi_crop_plain": lambda: _plain_crops(dense, few[0].images, max_pixels),
     }
-    seconds = _take_turns(ways, rounds, process)
+    for work in works.values():  # once, to warm up
+        work()
+    ways = {name: partial(clock.seconds, work) for name, work in works.items()}
+    seconds = take_turns(ways, rounds, status)
     pixels = {"dense": _num_pixels(group), "fixed_shape": _num_pixels(fixed)}
     per_pixel = {
-        name: [1e9 * one / count for one in seconds[name]] for name, count in pixels.items()
+        name: [1e9 * own / count for own in seconds[name]] for name, count in pixels.items()
     }
-    counts = dict.fromkeys(ways, sum(sizes)) | {"multi_crop": 1, "multi_crop_plain": 1}
+    counts = dict.fromkeys(works, sum(sizes)) | {"multi_crop": 1, "multi_crop_plain": 1}
     return {
         **{name: statistics.median(times) / counts[name] for name, times in seconds.items()},
         "ratios": {
-            "one_at_a_time": _ratio(seconds["one_at_a_time"], seconds["dense"]),
-            "fixed_shape_per_pixel": _ratio(per_pixel["dense"], per_pixel["fixed_shape"]),
-            "multi_crop_plain": _ratio(seconds["multi_crop_plain"], seconds["multi_crop"]),
+            "one_at_a_time": median_ratio(seconds["one_at_a_time"], seconds["dense"]),
+            "fixed_shape_per_pixel": median_ratio(per_pixel["dense"], per_pixel["fixed_shape"]),
+            "multi_crop_plain": median_ratio(seconds["multi_crop_plain"], seconds["multi_crop"]),
         },
-        "nanoseconds_per_pixel": {name: statistics.median(one) for name, one in per_pixel.items()},
+        "nanoseconds_per_pixel": {name: statistics.median(own) for name, own in per_pixel.items()},
         "num_images": sum(sizes),
         "num_shapes": len(sizes),
         "num_alone": sizes.count(1),
@@ -119,26 +121,34 @@ def measure_evaluation(
 def render_evaluation(result: dict[str, Any]) -> str:
     """Tables of what `measure_evaluation` returns."""
     ratios, per_pixel = result["ratios"], result["nanoseconds_per_pixel"]
+    fixed_ratio = f"{1 / ratios['fixed_shape_per_pixel']:.2f} x per pixel"
+    rows = [
+        (name, f"{1 / result[key]:.3f}", f"{per_pixel[key]:.0f}" if key in per_pixel else "", ratio)
+        for name, key, ratio in (
+            ("vggdist, dense", "dense", ""),
+            (
+                "dense, one image and its mirror image at a time",
+                "one_at_a_time",
+                f"{ratios['one_at_a_time']:.2f} x",
+            ),
+            ("vggdist, dense, all images of one shape", "fixed_shape", fixed_ratio),
+            ("vggdist, multi-crop of 50 crops", "multi_crop", ""),
+            (
+                "multi-crop, each crop by itself",
+                "multi_crop_plain",
+                f"{ratios['multi_crop_plain']:.2f} x",
+            ),
+        )
+    ]
     return "\n".join(
         [
             f"configuration {result['configuration']}, {result['precision']}, Q = "
             f"{result['scale']}; {result['num_images']} images of {result['num_shapes']} shapes, "
             f"{result['num_alone']} alone in theirs; with mirror images",
             "",
-            f"{'dense':<44}{'images/s':>10}{'ns/pixel':>10}{'vggdist is':>14}",
-            f"{'vggdist':<44}{1 / result['dense']:>10.2f}{per_pixel['dense']:>10.0f}",
-            f"{'one image and its mirror image at a time':<44}{1 / result['one_at_a_time']:>10.2f}"
-            f"{'':>10}{ratios['one_at_a_time']:>12.2f} x",
-            f"{'vggdist, all images of one shape':<44}{1 / result['fixed_shape']:>10.2f}"
-            f"{per_pixel['fixed_shape']:>10.0f}{1 / ratios['fixed_shape_per_pixel']:>12.2f} x per "
-            "pixel",
+            render_table(("", "images/s", "ns/pixel", "vggdist is"), rows),
             "",
-            f"{'multi-crop, 50 crops':<44}{'images/s':>10}{'':>10}{'vggdist is':>14}",
-            f"{'vggdist':<44}{1 / result['multi_crop']:>10.3f}",
-            f"{'each crop by itself':<44}{1 / result['multi_crop_plain']:>10.3f}"
-            f"{'':>10}{ratios['multi_crop_plain']:>12.2f} x",
-            "",
-            f"memory of a dense pass: {result['peak_growth_megabytes']:.0f} MB beside weights and "
+            f"memory of a dense pass: {result['peak_growth_megabytes']:.0f} MB besides weights and "
             f"images; expected of evaluation.max_megapixels: {result['expected_megabytes']:.0f} MB",
         ]
     )
@@ -201,7 +211,7 @@ def _from_files(config: Config, root: Path, scale: int, process: Process) -> lis
         only=only.tolist(),
         num_threads=process.num_cores,
     ) as groups:
-        return [Whole(one.images) for group in groups for one in group]
+        return [Whole(part.images) for group in groups for part in group]
 
 
 def _random_images(config: Config, scale: int) -> list[Whole]:
@@ -217,37 +227,20 @@ def _random_images(config: Config, scale: int) -> list[Whole]:
     ]
 
 
+def _commonest(group: list[Whole]) -> Tensor:
+    """The images of the commonest shape."""
+    return max(group, key=lambda part: len(part.images)).images
+
+
 def _fixed_shape(group: list[Whole]) -> Whole:
     """As many images, all of the commonest shape."""
-    commonest = max(group, key=lambda one: len(one.images)).images
-    count = sum(len(one.images) for one in group)
+    commonest = _commonest(group)
+    count = sum(len(part.images) for part in group)
     return Whole(commonest[torch.arange(count) % len(commonest)].clone())
 
 
 def _num_pixels(group: list[Whole]) -> int:
-    return sum(one.images[:, 0].numel() for one in group)
-
-
-def _take_turns(ways: Ways, rounds: int, process: Process) -> dict[str, list[float]]:
-    status, seconds = StatusLine(), dict[str, list[float]]()
-    for way in ways.values():  # once, to warm up
-        way()
-    started_at = time.perf_counter()
-    for number in range(rounds):
-        for name, way in ways.items():
-            began_at = time.perf_counter()
-            way()
-            if process.device.type == "cuda":
-                torch.cuda.synchronize(process.device)
-            seconds.setdefault(name, []).append(time.perf_counter() - began_at)
-        left = (time.perf_counter() - started_at) / (number + 1) * (rounds - number - 1)
-        status.show(f"round {number + 1} of {rounds}, {left:.0f} s left")
-    status.clear()
-    return seconds
-
-
-def _ratio(one: list[float], other: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+    return sum(part.images[:, 0].numel() for part in group)
 
 
 def peak_growth(work: Callable[[], object], device: torch.device) -> float:
@@ -270,7 +263,7 @@ def peak_growth(work: Callable[[], object], device: torch.device) -> float:
 def _expected_memory(
     config: Config, network: VGG, max_pixels: int, group: list[Whole], process: Process
 ) -> int:
-    """Bytes that a dense pass takes beside weights and images.
+    """Bytes that a dense pass takes besides weights and images.
 
     The largest two maps in memory together; the windows of fc6; the most images of one shape with
     their mirror images; and on a CPU a copy of fc6's weights, which the library lays out anew.
@@ -281,8 +274,8 @@ def _expected_memory(
         for layer in summarize(config.model, crop).layers
         if len(layer.output_shape) == 3
     ]
-    maps = max(one + other for one, other in itertools.pairwise(per_pixel))
-    pixels = max(max_pixels, *(one.images[0, 0].numel() for one in group))
-    images = 2 * max(one.images.numel() for one in group)
+    maps = max(map(sum, itertools.pairwise(per_pixel)))
+    pixels = max(max_pixels, *(part.images[0, 0].numel() for part in group))
+    images = 2 * max(part.images.numel() for part in group)
     copy = network.fc6.linear.weight.numel() if process.device.type == "cpu" else 0
     return int((maps * pixels + images + copy) * size) + WINDOW_BYTES

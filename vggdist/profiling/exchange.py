@@ -1,12 +1,11 @@
-"""What exchanging gradients costs: our way beside DDP's and DeepSpeed's, over a slow cable.
+"""What exchanging gradients costs: our way compared with DDP's and DeepSpeed's, over a slow cable.
 
-Two hosts on this machine (`benchmark/hosts.py`) with one rank each run one contender after the
-other (`benchmark/contenders.py`).
+Two hosts on this machine (`hosts.py`) with one rank each run one way after the other
+(`exchange_baselines.py`).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -14,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config
 from vggdist.errors import ConfigError, VggdistError
 from vggdist.profiling.hosts import Hosts
-from vggdist.terminal import StatusLine
+from vggdist.profiling.timing import ratios
+from vggdist.terminal import StatusLine, render_table
 
 NAMES = {
     "ours": "vggdist",
@@ -33,7 +35,7 @@ NAMES = {
     "zero_1_bf16": "ZeRO-1 at its best",
     "zero_2_bf16": "ZeRO-2 at its best",
 }
-"""A contender's key in the result -> what people are shown."""
+"""A way's key in the result -> what people are shown."""
 
 DEFAULTS = (
     "batch.global=32",
@@ -55,7 +57,7 @@ def measure_exchange(
     overrides: Sequence[str],
     num_rounds: int = 1,
 ) -> dict[str, Any]:
-    """Runs contenders on two hosts of one rank each.
+    """Runs ways to exchange gradients on two hosts of one rank each.
 
     Args:
         rate: of the cable both ways, such as 1gbit; none: no limit.
@@ -80,20 +82,22 @@ def measure_exchange(
     settings = _settings(overrides)
     config = load_config(None, settings)
     _check(config)
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    progress = _Progress(len(answers) * num_rounds, NUM_WARM + num_steps)
-    port = itertools.count(_FIRST_PORT)
+    rounds: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
+    progress = _Progress(len(rounds) * num_rounds, NUM_WARM + num_steps)
     with Hosts(rate) as hosts:
-        for name in [*answers] * num_rounds:
+        for port, name in enumerate([*rounds] * num_rounds, start=_FIRST_PORT):
             command = [
                 *[sys.executable, "-m", "vggdist.profiling.exchange_baselines", name],
                 *[str(num_steps), str(NUM_WARM), *settings],
             ]
-            answers[name] += _run(hosts, next(port), command, NAMES[name], progress)
+            show = partial(progress.show, NAMES[name])
+            rounds[name].append(_run(hosts, port, command, show))
+    progress.clear()
     result: dict[str, Any] = {"setting": _setting(rate, num_steps, num_rounds, config)}
-    for name, of_ranks in answers.items():
+    for name, answers in rounds.items():
+        of_ranks = [answer for ranks in answers for answer in ranks]
         # Of the first rank in each round; both wait for each other in every step.
-        seconds = [statistics.median(answer["seconds"]) for answer in of_ranks[::2]]
+        seconds = [statistics.median(first["seconds"]) for first, _ in answers]
         result[name] = {
             "megabytes_per_step": statistics.mean(a["bytes"] for a in of_ranks) / num_steps / 1e6,
             "seconds_per_step": statistics.median(seconds),
@@ -101,38 +105,37 @@ def measure_exchange(
             "loss": of_ranks[-1]["loss"],
             "peak_memory_megabytes": max(a["peak_memory"] for a in of_ranks) / 1e6,
         }
-    progress.clear()
     return result
 
 
 def render_exchange(result: Mapping[str, Any]) -> str:
     """The table of `measure_exchange`."""
-    setting = result["setting"]
-    ours = result.get("ours")
-    rows = [
+    setting, ours = result["setting"], result.get("ours")
+    rows = []
+    for name, label in NAMES.items():
+        if name not in result:
+            continue
+        own = result[name]
+        pairs = ratios(own["seconds_of_rounds"], ours["seconds_of_rounds"]) if ours else []
+        rows.append(
+            (
+                label,
+                f"{own['megabytes_per_step']:.2f}",
+                f"{own['seconds_per_step']:.3f}",
+                f"{statistics.median(pairs):.2f}" if pairs else "",
+                f"{own['loss']:.4f}",
+                f"{own['peak_memory_megabytes']:.0f}",
+                f"{min(pairs):.2f} to {max(pairs):.2f} x ours" if len(pairs) > 1 else "",
+            )
+        )
+    title = (
         f"configuration {setting['configuration']}, {setting['images_per_rank']} images of "
         f"{setting['crop_size']} px per rank, {setting['precision']}, 2 ranks, "
         f"cable {setting['rate']}, median of {setting['steps']} steps"
-        + (f" in each of {setting['rounds']} rounds" if setting["rounds"] > 1 else ""),
-        f"{'exchange':<26}{'MB/step':>10}{'s/step':>10}{'x ours':>8}{'loss':>9}{'peak MB':>10}",
-    ]
-    for name, label in NAMES.items():
-        if name in result:
-            one = result[name]
-            ratios = _ratios(one, ours) if ours else []
-            ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
-            spread = f"  {min(ratios):.2f} to {max(ratios):.2f} x ours" if len(ratios) > 1 else ""
-            rows.append(
-                f"{label:<26}{one['megabytes_per_step']:>10.2f}{one['seconds_per_step']:>10.3f}"
-                f"{ratio:>8}{one['loss']:>9.4f}{one['peak_memory_megabytes']:>10.0f}{spread}"
-            )
-    return "\n".join(rows)
-
-
-def _ratios(one: Mapping[str, Any], ours: Mapping[str, Any]) -> list[float]:
-    """How many times as long as ours it took, round by round."""
-    pairs = zip(one["seconds_of_rounds"], ours["seconds_of_rounds"], strict=True)
-    return [seconds / own for seconds, own in pairs]
+        + (f" in each of {setting['rounds']} rounds" if setting["rounds"] > 1 else "")
+    )
+    head = ("exchange", "MB/step", "s/step", "x ours", "loss", "peak MB", "")
+    return f"{title}\n{render_table(head, rows)}"
 
 
 def _settings(overrides: Sequence[str]) -> list[str]:
@@ -174,80 +177,66 @@ def _setting(rate: str, num_steps: int, num_rounds: int, config: Config) -> dict
 
 
 def _run(
-    hosts: Hosts, port: int, command: Sequence[str], label: str, progress: _Progress
+    hosts: Hosts, port: int, command: Sequence[str], show: Callable[[int], None]
 ) -> list[dict[str, Any]]:
-    """The last line of each rank of a contender."""
-    progress.show(label, 0)
-    ranks: list[_Rank] = []
-    last: list[dict[str, Any]] = [{}, {}]
-    try:
-        for number in (0, 1):
-            ranks.append(_Rank(hosts, number, port, command))
-        for number, rank in enumerate(ranks):
-            for last[number] in rank.lines():
-                if number == 0 and "step" in last[0]:
-                    progress.show(label, last[0]["step"])
-    finally:
-        for started in ranks:
-            started.end()
-    return last
+    """The last lines, JSON, of two ranks that run the command, one on each host.
 
+    Args:
+        show: is told the number of each step that the main rank has done; 0: it starts.
 
-class _Rank:
-    """A process on one of the hosts that tells how it goes in lines of JSON."""
-
-    def __init__(self, hosts: Hosts, rank: int, port: int, command: Sequence[str]) -> None:
-        environment = {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": hosts.address,
-            "MASTER_PORT": str(port),
-            "GLOO_SOCKET_IFNAME": hosts.interface,
-        }
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the process
-        self._process = subprocess.Popen(
-            hosts.command(rank, command),
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """What it tells, as it tells it.
-
-        Raises:
-            VggdistError: it has failed.
-        """
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            yield json.loads(line)
-        if self._process.wait():
-            self._errors.seek(0)
-            last = self._errors.read().strip().splitlines()[-_LINES_OF_ERROR:]
-            raise VggdistError(
-                f"a rank ended with code {self._process.returncode}; its last words: "
-                + "\n".join(last)
+    Raises:
+        VggdistError: a rank has failed.
+    """
+    show(0)
+    answers: list[dict[str, Any]] = [{}, {}]
+    with ExitStack() as stack:
+        ranks = []
+        for rank in (0, 1):
+            environment = {
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "0",
+                "MASTER_ADDR": hosts.address,
+                "MASTER_PORT": str(port),
+                "GLOO_SOCKET_IFNAME": hosts.interface,
+            }
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
+                hosts.command(rank, command),
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
-
-    def end(self) -> None:
-        """Ends it, if it has not ended by itself."""
-        self._process.kill()
-        self._process.wait()
-        self._errors.close()
+            stack.enter_context(process)  # waits for its end
+            stack.callback(process.kill)
+            ranks.append((process, errors))
+        for rank, (process, errors) in enumerate(ranks):
+            assert process.stdout is not None
+            for line in process.stdout:
+                answers[rank] = json.loads(line)
+                if rank == 0 and "step" in answers[0]:
+                    show(answers[0]["step"])
+            if process.wait():
+                errors.seek(0)
+                last = errors.read().strip().splitlines()[-_LINES_OF_ERROR:]
+                raise VggdistError(
+                    f"a rank ended with code {process.returncode}; its last words: "
+                    + "\n".join(last)
+                )
+    return answers
 
 
 class _Progress:
-    """Which contender is at which step, and how long the others will take at this pace."""
+    """Which way is at which step, and how long all of them will still take at this pace."""
 
-    def __init__(self, num_contenders: int, num_steps: int) -> None:
+    def __init__(self, num_runs: int, num_steps: int) -> None:
         self._line = StatusLine()
-        self._num_steps, self._total = num_steps, num_contenders * num_steps
+        self._num_steps, self._total = num_steps, num_runs * num_steps
         self._done, self._began_at = 0, time.monotonic()
 
     def show(self, label: str, number: int) -> None:
-        """Step `number` of a contender is done; 0: it starts."""
+        """Step `number` of a way is done; 0: it starts."""
         self._done += number > 0
         text = f"{label}: step {number} of {self._num_steps}"
         if self._done:

@@ -1,6 +1,6 @@
 """The ways to exchange gradients that `bench exchange` compares, and the rank that runs one.
 
-All train the same network on the same batches with the same optimizer. Each contender is a function
+All train the same network on the same batches with the same optimizer. Each way is a function
 that builds a network for its way, and returns the step.
 """
 
@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling.hosts import Hosts, bytes_sent
-from vggdist.profiling.loops import synthetic_batch
+from vggdist.profiling.loops import synthetic_batch, torch_sgd
 from vggdist.training.engine import Engine, quiet_deepspeed
 from vggdist.training.flags import SharedFlags
 from vggdist.training.step import Meter, train_step
@@ -44,7 +45,7 @@ POOLED_SIDE = 7
 
 
 def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
-    """One rank of one contender; tells how it goes in lines of JSON on stdout.
+    """One rank that exchanges gradients in one way; tells how it goes in lines of JSON on stdout.
 
     The last line of each rank holds `seconds` of each timed step, `bytes` sent in them, `loss` (of
     the last step, mean over ranks) and `peak_memory` (bytes).
@@ -59,7 +60,7 @@ def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
     ]
     # DeepSpeed prints on stdout.
     with contextlib.redirect_stdout(sys.stderr):
-        step = CONTENDERS[name](config, split, process)
+        step = WAYS[name](config, split, process)
     seconds, sent = [], 0
     for number in range(num_warm + num_steps):
         if number == num_warm:
@@ -104,12 +105,12 @@ def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
     return step
 
 
-def _ddp(config: Config, process: Process, hook: Any = None) -> Step:
+def _ddp(hook: Any, config: Config, split: BatchSplit, process: Process) -> Step:
     network = full_network(config).to(memory_format=torch.channels_last)
     parallel = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     if hook is not None:
         parallel.register_comm_hook(None, hook)
-    optimizer = _sgd(network, config)
+    optimizer = torch_sgd(network, config)
 
     def step(batch: Batch) -> Tensor:
         loss = _loss(parallel, batch, config)
@@ -122,14 +123,18 @@ def _ddp(config: Config, process: Process, hook: Any = None) -> Step:
 
 
 def _deepspeed(
-    config: Config, split: BatchSplit, process: Process, settings: dict[str, Any]
+    zero: dict[str, Any],
+    settings: dict[str, Any],
+    config: Config,
+    split: BatchSplit,
+    process: Process,
 ) -> Step:
     network = full_network(config)
     whole_bf16 = "bf16" in settings
     with quiet_deepspeed(process) as deepspeed:
         engine, *_ = deepspeed.initialize(
             model=network,
-            optimizer=_sgd(network, config),
+            optimizer=torch_sgd(network, config),
             config={
                 "train_batch_size": split.global_batch,
                 "train_micro_batch_size_per_gpu": split.micro,
@@ -137,11 +142,12 @@ def _deepspeed(
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 2**31,
                 "timers": {"throughput": {"enabled": False}},
-            }
-            | settings,
+                "zero_optimization": zero,
+                **settings,
+            },
             dist_init_required=False,
         )
-    if settings["zero_optimization"]["stage"] == 0:
+    if zero["stage"] == 0:
         engine.module.to(memory_format=torch.channels_last)
 
     def step(batch: Batch) -> Tensor:
@@ -162,44 +168,20 @@ def _loss(network: Any, batch: Batch, config: Config, *, weights_are_bf16: bool 
     return F.cross_entropy(logits.float(), batch.labels)
 
 
-def _sgd(network: nn.Module, config: Config) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=config.optimizer.learning_rate,
-        momentum=config.optimizer.momentum,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
+_BF16_SENT = {"communication_data_type": "bf16"}
+_OVERLAP = {"overlap_comm": True, "contiguous_gradients": True}
+_ALL_BF16 = {"bf16": {"enabled": True}, **_BF16_SENT}
+"""Weights and gradients too."""
 
-
-def _zero(stage: int) -> dict[str, Any]:
-    return {"zero_optimization": {"stage": stage}}
-
-
-def _zero_at_its_best(stage: int) -> dict[str, Any]:
-    """With weights, gradients and communication in bf16, and overlap."""
-    return {
-        "zero_optimization": {"stage": stage, "overlap_comm": True, "contiguous_gradients": True},
-        "bf16": {"enabled": True},
-        "communication_data_type": "bf16",
-    }
-
-
-def _with_deepspeed(settings: dict[str, Any]) -> Build:
-    return lambda config, split, process: _deepspeed(config, split, process, settings)
-
-
-CONTENDERS: dict[str, Build] = {
+WAYS: dict[str, Build] = {
     "ours": _ours,
-    "ddp_fp32": lambda config, split, process: _ddp(config, process),
-    "ddp_bf16": lambda config, split, process: _ddp(config, process, bf16_compress_hook),
-    "deepspeed_0": _with_deepspeed(
-        {"zero_optimization": {"stage": 0}, "communication_data_type": "bf16"}
-    ),
-    "zero_1": _with_deepspeed(_zero(1)),
-    "zero_2": _with_deepspeed(_zero(2)),
-    "zero_1_bf16": _with_deepspeed(_zero_at_its_best(1)),
-    "zero_2_bf16": _with_deepspeed(_zero_at_its_best(2)),
+    "ddp_fp32": partial(_ddp, None),
+    "ddp_bf16": partial(_ddp, bf16_compress_hook),
+    "deepspeed_0": partial(_deepspeed, {"stage": 0}, _BF16_SENT),
+    "zero_1": partial(_deepspeed, {"stage": 1}, {}),
+    "zero_2": partial(_deepspeed, {"stage": 2}, {}),
+    "zero_1_bf16": partial(_deepspeed, {"stage": 1, **_OVERLAP}, _ALL_BF16),
+    "zero_2_bf16": partial(_deepspeed, {"stage": 2, **_OVERLAP}, _ALL_BF16),
 }
 
 

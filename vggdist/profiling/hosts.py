@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vggdist.errors import VggdistError
+from vggdist.errors import ConfigError, VggdistError
+from vggdist.planning.links import parse_rate
 
-_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _SMALLEST_BURST = 128_000  # bytes; a packet of 64 kB must fit
 _NETWORK = "10.213.7"
 
@@ -26,13 +25,13 @@ def bits_per_second(rate: str) -> float | None:
     """
     if rate == "none":
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", rate)
-    if match is None or float(match[1]) == 0:
+    try:
+        return parse_rate(rate)
+    except ConfigError:
         raise VggdistError(
             f"--rate is {rate!r}; give a number above 0 with kbit, mbit or gbit, such as 1gbit, or "
             "none for no limit."
-        )
-    return float(match[1]) * _UNITS[match[2]]
+        ) from None
 
 
 class Hosts:

@@ -27,14 +27,7 @@ class BareLoop:
 
     def __init__(self, network: nn.Module, config: Config, device: torch.device) -> None:
         self._network = network.to(device).to(memory_format=torch.channels_last)
-        settings = config.optimizer
-        self._optimizer = torch.optim.SGD(
-            self._network.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer = torch_sgd(self._network, config)
         self._dtype = DTYPES[config.resolved_precision]
         self._scaler = torch.amp.GradScaler(
             device.type, enabled=config.resolved_precision == "fp16"
@@ -89,6 +82,18 @@ class OurLoop:
         assert exchange is not None
         with exchange.paused():
             yield
+
+
+def torch_sgd(network: nn.Module, config: Config) -> torch.optim.SGD:
+    """PyTorch's own optimizer with the configured settings."""
+    settings = config.optimizer
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
 
 
 def synthetic_batch(config: Config, micro: int, device: torch.device, number: int = 0) -> Batch:

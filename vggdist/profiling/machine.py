@@ -1,4 +1,4 @@
-"""What a plan has to know of this machine: one device's arithmetic, memory, links, images, disk.
+"""This machine for `vggdist plan`: one device's arithmetic, memory, links, images, disk.
 
 All ranks of a node are measured at the same time, since they share its cores and its memory; the
 slowest counts. The network to other nodes is not measured: `vggdist plan --network` says its rate.
@@ -12,8 +12,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from statistics import NormalDist
@@ -23,49 +23,43 @@ import torch
 from torch import distributed
 
 from vggdist.artifacts import checkpoint
-from vggdist.artifacts.paths import quote
 from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.distributed import process as world
 from vggdist.distributed import traffic
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.vgg import build_vgg
-from vggdist.planning.devices import Device, load_device
-from vggdist.planning.exchange import Work
+from vggdist.planning.devices import NETWORK_LATENCY_MICROSECONDS, Device, load_device
+from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
-from vggdist.planning.network import plan_layers
+from vggdist.planning.messages import Work
 from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.loops import OurLoop, synthetic_batch
+from vggdist.profiling.outputs import require_own_file
 from vggdist.profiling.sample import QUALITY, photo
+from vggdist.profiling.timing import Clock, with_small_steps
 from vggdist.terminal import StatusLine, duration
 from vggdist.training.optimizer import MaskedSGD
-
-NETWORK_LATENCY_MICROSECONDS = 14.0
-"""NCCL's, where the network is not that of this machine (src/graph/tuning.cc)."""
 
 _LARGE, _SMALL = 1 << 24, 1 << 8  # elements of an all-reduce that measures rate, latency
 _REPEATS, _SMALL_REPEATS = 5, 50
 _FRESH_IMAGES, _FRESH_MATRIX = 16, (4096, 25088)  # of fc6
-_LEARNING_RATE = 1e-6  # weights must not run away
 _CHECKPOINT_ELEMENTS = 1 << 25
 _NUM_IMAGES, _HEIGHT, _WIDTH = 64, 375, 500  # ImageNet's usual shape
 
 
 def require_writable(out: Path) -> None:
     """Raises a ConfigError if `out` is anything but a new file or an earlier measurement."""
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--out {quote(out)}: {quote(out.absolute().parent)} is no folder; make it first."
-        )
-    try:
-        if out.exists():
+
+    def is_ours() -> bool:
+        try:
             load_device(str(out))
-    except ConfigError:
-        raise ConfigError(
-            f"--out {quote(out)} exists and was not written by `vggdist bench machine`; it is left "
-            "as it is. Give another file."
-        ) from None
+        except ConfigError:
+            return False
+        return True
+
+    require_own_file(out, is_ours, "vggdist bench machine")
 
 
 def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any] | None:
@@ -87,13 +81,12 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
     """
     if rounds < 3:
         raise ConfigError(f"--rounds is {rounds}; a spread needs at least three rounds.")
-    with ExitStack() as stack:
-        process = stack.enter_context(world.joined(config.device))
+    with world.joined(config.device) as process:
         config, why = resolve_precision(config, process)
         status = StatusLine(speaks=process.is_main)
         status.note(why)
         split = split_batch(config.batch, process.world_size)
-        clock = _Clock(process)
+        clock = Clock(process)
         status.show("memory: updates of the network's weights")
         # Before an engine is built, which keeps what it frees.
         fresh = _fresh_seconds(clock) if process.device.type == "cpu" else 0.0
@@ -135,24 +128,24 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
 
 
 def sustained_teraflops(config: Config, split: BatchSplit, device: Device, seconds: float) -> float:
-    """The rate with which a plan takes just as long for a step as was measured.
+    """The rate at which an estimated step takes just as long as the measured one.
 
     Args:
         device: with the measured rate of its memory.
         seconds: of a step on one rank, without exchange.
     """
-    layers = plan_layers(config)
+    layers = count_layers(config)
     work = Work(
         layers, config.resolved_precision, "fp32", "fp32", split.micro, split.accumulation_steps
     )
 
-    def planned(rate: float) -> float:
+    def estimated(rate: float) -> float:
         rates = {"sustained_teraflops": {config.resolved_precision: rate}}
         return compute_seconds(work, Cluster(1, 1, device.model_copy(update=rates), 1e9))
 
     # Arithmetic falls with the rate, what the memory takes does not.
-    arithmetic = planned(1.0) - planned(1e12)
-    return arithmetic / max(seconds - planned(1e12), 0.1 * seconds)
+    arithmetic = estimated(1.0) - estimated(1e12)
+    return arithmetic / max(seconds - estimated(1e12), 0.1 * seconds)
 
 
 def render_machine(values: dict[str, Any]) -> str:
@@ -175,42 +168,21 @@ def render_machine(values: dict[str, Any]) -> str:
     return "\n".join([*head, *(f"{name:<34}{text}" for name, text in rows.items())])
 
 
-class _Clock:
-    """Times what all ranks do at the same time."""
-
-    def __init__(self, process: world.Process) -> None:
-        self.process = process
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of the slowest rank."""
-        return max(self.of_ranks(work))
-
-    def of_ranks(self, work: Callable[[], object]) -> list[float]:
-        """Seconds of each rank."""
-        world.all_agree(True, self.process.device)
-        started_at = time.perf_counter()
-        work()
-        if self.process.device.type == "cuda":
-            torch.cuda.synchronize(self.process.device)
-        return world.gather(time.perf_counter() - started_at)
-
-
-def _memory_rate(config: Config, clock: _Clock) -> float:
+def _memory_rate(config: Config, clock: Clock) -> float:
     """Bytes per second of the optimizer's passes over all weights."""
     network = build_vgg(config.model, config.data.crop_size, device=str(clock.process.device))
     parameters = list(network.parameters())
     for parameter in parameters:
         torch.nn.init.ones_(parameter)
         parameter.grad = torch.zeros_like(parameter)
-    settings = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
-    optimizer = MaskedSGD(parameters, settings)
+    optimizer = MaskedSGD(parameters, with_small_steps(config).optimizer)
     optimizer.step()
     seconds = statistics.median(clock.seconds(optimizer.step) for _ in range(_REPEATS))
     num_bytes = WEIGHT_BYTES * sum(parameter.numel() for parameter in parameters)
     return UPDATE_PASSES * num_bytes / seconds
 
 
-def _fresh_seconds(clock: _Clock) -> float:
+def _fresh_seconds(clock: Clock) -> float:
     """By how much a byte of a gradient costs more where the system gives it and takes it back."""
     dy, x = (torch.ones(_FRESH_IMAGES, features) for features in _FRESH_MATRIX)
     kept = torch.empty(_FRESH_MATRIX)
@@ -226,15 +198,12 @@ def _fresh_seconds(clock: _Clock) -> float:
     return max(0.0, statistics.median(differences)) / (WEIGHT_BYTES * kept.numel())
 
 
-def _steps(config: Config, split: BatchSplit, clock: _Clock) -> Iterator[list[float]]:
+def _steps(config: Config, split: BatchSplit, clock: Clock) -> Iterator[list[float]]:
     """Each rank's seconds of training steps in which it keeps its gradients, without an end."""
-    settings = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
-    loop = OurLoop(config.model_copy(update={"optimizer": settings}), split, clock.process)
-    batch = synthetic_batch(config, split.micro, clock.process.device)
-    batches = [batch] * split.accumulation_steps
-    with ExitStack() as stack:
-        if loop.can_keep_gradients:
-            stack.enter_context(loop.gradients_kept())
+    loop = OurLoop(with_small_steps(config), split, clock.process)
+    batches = [synthetic_batch(config, split.micro, clock.process.device)]
+    batches *= split.accumulation_steps
+    with loop.gradients_kept() if loop.can_keep_gradients else nullcontext():
         loop.step(batches)
         while True:
             yield clock.of_ranks(lambda: loop.step(batches))
@@ -246,15 +215,15 @@ def _spread(seconds: Sequence[float]) -> float:
     return (upper - lower) / (2 * NormalDist().inv_cdf(0.75)) / median
 
 
-def _links(clock: _Clock, dtype: torch.dtype) -> dict[str, float]:
+def _links(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
     """Rate and latency of a ring of this node's ranks, and the arithmetic that it holds up.
 
-    Gradients travel as `dtype`; on a CPU, adding in 16 bits is slower.
+    Gradients are sent as `dtype`; on a CPU, adding in 16 bits is slower.
     """
     process, world_size = clock.process, clock.process.world_size
     on_gpu = process.device.type == "cuda"
     if world_size == 1:
-        # No one to exchange with here; a plan for one rank on each node needs no bus.
+        # Nothing is exchanged here; an estimate of one rank on each node needs no bus.
         return {
             "bus_gigabytes_per_second": 1.0,
             "bus_latency_microseconds": 0.0,
@@ -285,7 +254,7 @@ def _links(clock: _Clock, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def _decoded(config: Config, split: BatchSplit, clock: _Clock) -> float:
+def _decoded(config: Config, split: BatchSplit, clock: Clock) -> float:
     """Images per second that a core makes ready, by the training's own loader."""
     with tempfile.TemporaryDirectory() as folder:
         if config.data.root is None:

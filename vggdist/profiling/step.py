@@ -1,8 +1,8 @@
-"""What a training step costs beside a bare PyTorch loop, and what bounds the training.
+"""What a training step costs compared with a bare PyTorch loop, and what bounds the training.
 
 The bare loop has the same network, precision, format and batch. All loops run in one process of
 each rank, in turn, so that a machine whose speed drifts slows all alike; the ratio is taken pair by
-pair. What the figures say about the training is told by `benchmark/bound.py`.
+pair. What the figures say about the training is told by `bound.py`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
-
-import torch
 
 from vggdist.artifacts.paths import quote
 from vggdist.config import BatchSplit, Config, split_batch
-from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
@@ -29,10 +27,9 @@ from vggdist.model.initialization import build_initialized
 from vggdist.profiling.bound import Setting, Timings, describe, render_bound
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
-from vggdist.terminal import StatusLine
+from vggdist.profiling.timing import Clock, ratios, require_rounds, with_small_steps
+from vggdist.terminal import StatusLine, render_table
 
-# Weights must not run away: from the first infinite gradient on, updates would be left out.
-_LEARNING_RATE = 1e-6
 # Seconds that the slower one of loader and step is timed in a round; short steps are repeated.
 _WINDOW_SECONDS = 0.5
 _LONGEST_WINDOW = 100  # steps
@@ -64,8 +61,7 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
     Raises:
         VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
-    if rounds < 1:
-        raise ConfigError(f"--rounds is {rounds}; at least one round is needed.")
+    require_rounds(rounds)
     with ExitStack() as stack:
         process = stack.enter_context(world.joined(config.device))
         config, why = resolve_precision(config, process)
@@ -106,7 +102,7 @@ def _open_images(config: Config) -> Manifest | None:
 def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
     config, split = setting.config, setting.split
     median = {name: statistics.median(values) for name, values in times.items()}
-    ratios = [one / other for one, other in zip(times["vggdist"], times["bare"], strict=True)]
+    pairs = ratios(times["vggdist"], times["bare"])
     timings = Timings(
         step=median["vggdist"],
         loader=median.get("loader"),
@@ -125,9 +121,9 @@ def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
         "bare_seconds": median["bare"],
         "tuned_seconds": median.get("tuned"),
         "vggdist_seconds": median["vggdist"],
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
+        "ratio": statistics.median(pairs),
+        "ratio_min": min(pairs),
+        "ratio_max": max(pairs),
         "ratio_fastest": min(times["vggdist"]) / min(times["bare"]),
         "images_per_second": split.global_batch / median["vggdist"],
         **describe(timings, setting),
@@ -138,23 +134,25 @@ def render_step(result: dict[str, Any]) -> str:
     """The tables of `measure_step`, and its advice as the last line."""
     images = result["micro_batch"] * result["accumulation_steps"]
     bare = "bare PyTorch" if result["world_size"] == 1 else "bare, no exchange"
-    rows = [
-        f"configuration {result['configuration']}, {result['crop_size']} px, "
-        f"{result['precision']}, micro batch {result['micro_batch']} x "
-        f"{result['accumulation_steps']}, {result['device']}, "
-        f"{result['rounds']} interleaved rounds",
-        f"{'loop':<26}{'seconds/step':>14}{'images/s/rank':>15}",
-    ]
     loops = {bare: "bare_seconds", "with cudnn.benchmark": "tuned_seconds"}
-    for name, key in {**loops, "vggdist": "vggdist_seconds"}.items():
-        if result[key] is None:
-            continue
-        rows.append(f"{name:<26}{result[key]:>14.4f}{images / result[key]:>15.2f}")
-    rows.append(
-        f"vggdist / bare: {result['ratio']:.4f} (pairs {result['ratio_min']:.4f} to "
-        f"{result['ratio_max']:.4f}); fastest by fastest: {result['ratio_fastest']:.4f}"
+    rows = [
+        (name, f"{result[key]:.4f}", f"{images / result[key]:.2f}")
+        for name, key in {**loops, "vggdist": "vggdist_seconds"}.items()
+        if result[key] is not None
+    ]
+    return "\n".join(
+        [
+            f"configuration {result['configuration']}, {result['crop_size']} px, "
+            f"{result['precision']}, micro batch {result['micro_batch']} x "
+            f"{result['accumulation_steps']}, {result['device']}, "
+            f"{result['rounds']} interleaved rounds",
+            render_table(("loop", "seconds/step", "images/s/rank"), rows),
+            f"vggdist / bare: {result['ratio']:.4f} (pairs {result['ratio_min']:.4f} to "
+            f"{result['ratio_max']:.4f}); fastest by fastest: {result['ratio_fastest']:.4f}",
+            "",
+            *render_bound(result),
+        ]
     )
-    return "\n".join([*rows, "", *render_bound(result)])
 
 
 class _Loops:
@@ -163,14 +161,13 @@ class _Loops:
     def __init__(
         self, config: Config, split: BatchSplit, process: world.Process, images: TimedImages | None
     ) -> None:
-        optimizer = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
-        config = config.model_copy(update={"optimizer": optimizer})
+        config = with_small_steps(config)
         self._num_micro, self._process, self._images = split.accumulation_steps, process, images
         network = build_initialized(config.model, config.data.crop_size, config.seed)
         self._bare = BareLoop(network, config, process.device)
         self._ours = OurLoop(config, split, process)
         self._synthetic = [synthetic_batch(config, split.micro, process.device)] * self._num_micro
-        self._window, self._settle_seconds = 1, 0.0
+        self._clock, self._window, self._settle_seconds = Clock(process), 1, 0.0
 
     def warm_up(self) -> None:
         """A round or two, from which the length of the next ones follows."""
@@ -181,7 +178,7 @@ class _Loops:
                 break
         self._window = min(_LONGEST_WINDOW, math.ceil(_WINDOW_SECONDS / slowest))
         if self._images is not None:
-            # While the loader fills its queues, it would slow down whatever is timed beside it.
+            # While the loader fills its queues, it would slow down whatever is timed with it.
             self._settle_seconds = self._images.num_queued * seconds["loader"] / self._num_micro
 
     def round(self, number: int) -> Iterator[tuple[str, float]]:
@@ -190,47 +187,34 @@ class _Loops:
         loops = [("bare", self._bare.step), ("vggdist", self._ours.step)]
         if self._process.device.type == "cuda":
             loops.append(("tuned", self._bare.tuned_step))
-        # Who goes first alternates, so that none always finds the warmer cache.
+        # Which goes first alternates, so that none always finds the warmer cache.
         for name, step in loops if number % 2 else loops[::-1]:
-            yield name, self._on_synthetic(step)
+            yield name, self._seconds(partial(step, self._synthetic))
         if self._ours.can_keep_gradients:
             with self._ours.gradients_kept():
-                seconds = self._on_synthetic(self._ours.step)
+                seconds = self._seconds(lambda: self._ours.step(self._synthetic))
             yield "no_exchange", seconds
         if self._images is not None:
-            self._images.drain()
-            started_at = self._clock()
-            self._images.take(self._window * self._num_micro)
-            yield "loader", self._since(started_at) / self._window
-            yield from self._together(self._images)
+            images = self._images
+            images.drain()
+            yield "loader", self._seconds(lambda: images.take(self._num_micro))
+            # The loader's queues are empty: only what it makes while the network works comes now.
+            for _ in range(_STEPS_BEFORE_TOGETHER):
+                self._step_on(images)
+            images.wait_seconds = 0.0
+            seconds = self._seconds(lambda: self._step_on(images))
+            yield "together", seconds
+            waited = max(world.gather(images.wait_seconds)) / self._window
+            yield "data_wait", min(1.0, waited / seconds)
 
-    def _on_synthetic(self, step: Callable[[list[Batch]], None]) -> float:
-        started_at = self._clock()
-        for _ in range(self._window):
-            step(self._synthetic)
-        return self._since(started_at) / self._window
+    def _step_on(self, images: TimedImages) -> None:
+        self._ours.step(itertools.islice(images, self._num_micro))
 
-    def _together(self, images: TimedImages) -> Iterator[tuple[str, float]]:
-        # The loader's queues are empty: only what it makes while the network works comes in now.
-        for _ in range(_STEPS_BEFORE_TOGETHER):
-            self._ours.step(itertools.islice(images, self._num_micro))
-        started_at, images.wait_seconds = self._clock(), 0.0
-        for _ in range(self._window):
-            self._ours.step(itertools.islice(images, self._num_micro))
-        seconds = self._since(started_at)
-        yield "together", seconds / self._window
-        yield "data_wait", min(1.0, max(world.gather(images.wait_seconds)) / seconds)
+    def _seconds(self, step: Callable[[], object]) -> float:
+        """Of one of the steps of a window."""
 
-    def _clock(self) -> float:
-        """Now, on all ranks."""
-        self._finish()
-        world.all_agree(True, self._process.device)
-        return time.perf_counter()
+        def window() -> None:
+            for _ in range(self._window):
+                step()
 
-    def _since(self, started_at: float) -> float:
-        self._finish()
-        return max(world.gather(time.perf_counter() - started_at))
-
-    def _finish(self) -> None:
-        if self._process.device.type == "cuda":
-            torch.cuda.synchronize(self._process.device)
+        return self._clock.seconds(window) / self._window

@@ -3,7 +3,7 @@
 One setting after the other is changed, and a change is kept only if it wins clearly: a candidate
 and the best so far take turns, so that a machine whose speed drifts slows both alike. Ties go to
 what is cheaper. The loader is measured alone; whether it holds the training up is the question of
-`benchmark/step.py`.
+`step.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,9 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.profiling.images import TimedImages, open_training_images
-from vggdist.terminal import StatusLine
+from vggdist.profiling.outputs import require_own_file
+from vggdist.profiling.timing import ratios, require_rounds, take_turns
+from vggdist.terminal import StatusLine, render_table
 
 CLEAR_GAIN = 1.03
 """Ratio of images/s, the median over rounds, from which a change is kept."""
@@ -71,8 +73,7 @@ def tune_data(config: Config, rounds: int) -> dict[str, Any] | None:
     Raises:
         VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
-    if rounds < 1:
-        raise ConfigError(f"--rounds is {rounds}; at least one round is needed.")
+    require_rounds(rounds)
     process = world.start(config.device)
     try:
         config, _ = resolve_precision(config, process)
@@ -98,41 +99,26 @@ def tune_data(config: Config, rounds: int) -> dict[str, Any] | None:
 def render_tuned(result: dict[str, Any]) -> str:
     """A table of everything that was tried, the chosen settings marked."""
     names = list(result["settings"])
-    widths = [max(len(name), 6) for name in names]
-    head = "  ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    rows = [f"settings of section data; {_ranks(result)} on {result['machine']}"]
-    rows.append(f"  {head}  {'images/s':>10}  {'to the best before':>18}")
+    rows = []
     for trial in result["tried"]:
         chosen = trial["taken"] and trial["settings"] == result["settings"]
-        cells = "  ".join(
-            f"{trial['settings'][name]:>{width}g}"
-            for name, width in zip(names, widths, strict=True)
-        )
+        values = (f"{trial['settings'][name]:g}" for name in names)
         ratio = "" if trial["ratio"] is None else f"{trial['ratio']:.3f} x"
-        mark = "*" if chosen else " "
-        rows.append(f"{mark} {cells}  {trial['images_per_second']:>10.0f}  {ratio:>18}".rstrip())
-    rows.append(
-        f"* chosen; a change is kept if it gains {100 * (CLEAR_GAIN - 1):.0f} % or more, twice."
+        rate = f"{trial['images_per_second']:.0f}"
+        rows.append(("*" if chosen else "", *values, rate, ratio))
+    return "\n".join(
+        [
+            f"settings of section data; {_ranks(result)} on {result['machine']}",
+            render_table(("", *names, "images/s", "to the best before"), rows),
+            f"* chosen; a change is kept if it gains {100 * (CLEAR_GAIN - 1):.0f} % or more, "
+            "twice.",
+        ]
     )
-    return "\n".join(rows)
 
 
 def require_writable(out: Path) -> None:
     """Raises a ConfigError if `out` is anything but a new file or an earlier `write_tuned`'s."""
-    try:
-        if out.exists() and not out.read_text(encoding="utf-8").startswith(HEADER):
-            raise ConfigError(
-                f"--out {quote(out)} exists and was not written by `vggdist tune data`; it is left "
-                "as it is. Give another file."
-            )
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--out {quote(out)} cannot be used: {error}. Give another file."
-        ) from error
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--out {quote(out)}: {quote(out.absolute().parent)} is no folder; make it first."
-        )
+    require_own_file(out, lambda: out.read_bytes().startswith(HEADER.encode()), "vggdist tune data")
 
 
 def write_tuned(result: dict[str, Any], out: Path) -> None:
@@ -166,14 +152,14 @@ def ladders(config: Config, process: world.Process) -> dict[str, list[int | floa
     return values
 
 
-def wins(ratios: Sequence[float]) -> bool:
+def wins(pairs: Sequence[float]) -> bool:
     """Whether a candidate is clearly faster, given its images/s over the best's, pair by pair.
 
     The median must be `CLEAR_GAIN` or more, and at most one pair in five may say the opposite, so
     that single slow measurements do not choose.
     """
-    losses = sum(ratio <= 1 for ratio in ratios)
-    return statistics.median(ratios) >= CLEAR_GAIN and losses <= len(ratios) // 5
+    losses = sum(ratio <= 1 for ratio in pairs)
+    return statistics.median(pairs) >= CLEAR_GAIN and losses <= len(pairs) // 5
 
 
 class _Bench:
@@ -190,8 +176,9 @@ class _Bench:
         """The best settings, and everything that was tried."""
         values = ladders(self._config, self._process)
         start: Settings = {name: ladder[0] for name, ladder in values.items()}
-        for _ in self._counted(start):
-            self._measure(start)
+        take_turns(
+            {"start": lambda: self._measure(start)}, self._rounds, self._status, _title(start)
+        )
         best = Trial(start, self._median(start), None, True)
         trials = [best]
         # The second pass is for settings that were tried before a later one changed.
@@ -209,25 +196,22 @@ class _Bench:
         return final[str(best.settings)], list(final.values())
 
     def _compare(self, settings: Settings, best: Trial) -> Trial:
-        ratios = self._ratios(settings, best)
-        taken = wins(ratios)
+        pairs = self._ratios(settings, best)
+        taken = wins(pairs)
         if taken:  # one lucky win in so many trials is to be expected, two in a row are not
             again = self._ratios(settings, best)
             taken = wins(again)
-            ratios += again
-        return Trial(settings, self._median(settings), statistics.median(ratios), taken)
+            pairs += again
+        return Trial(settings, self._median(settings), statistics.median(pairs), taken)
 
     def _ratios(self, settings: Settings, best: Trial) -> list[float]:
         """A candidate's images per second over the best's, pair by pair."""
-        ratios = []
-        for number in self._counted(settings):
-            # Who goes first alternates, so that neither always finds the warmer cache.
-            if number % 2:
-                own, other = self._measure(settings), self._measure(best.settings)
-            else:
-                other, own = self._measure(best.settings), self._measure(settings)
-            ratios.append(own / other)
-        return ratios
+        ways = {
+            "new": lambda: self._measure(settings),
+            "best": lambda: self._measure(best.settings),
+        }
+        rates = take_turns(ways, self._rounds, self._status, _title(settings))
+        return ratios(rates["new"], rates["best"])
 
     def _measure(self, settings: Settings) -> float:
         rate = self._rate(settings)
@@ -237,18 +221,11 @@ class _Bench:
     def _median(self, settings: Settings) -> float:
         return statistics.median(self._measured[str(settings)])
 
-    def _counted(self, settings: Settings) -> Iterator[int]:
-        """The numbers of the rounds, each shown as it begins."""
-        text = " ".join(f"data.{name}={value}" for name, value in settings.items())
-        for number in range(1, self._rounds + 1):
-            self._status.show(f"{text}  round {number} of {self._rounds}")
-            yield number
-
     def _rate(self, settings: Settings) -> float:
         """Images per second of all ranks, on images that were not loaded just before."""
         data = self._config.data.model_copy(update=settings)
         config = self._config.model_copy(update={"data": data})
-        # Opened anew every time: a loader that pauses works on, and would slow down the other one.
+        # Opened anew every time: a loader that pauses works on, and would slow down the other.
         with TimedImages(self._manifest, config, self.split, self._process, self._step) as images:
             images.drain()
             num_batches, seconds = 0, 0.0
@@ -259,6 +236,10 @@ class _Bench:
         ranks = world.gather((num_batches * self.split.micro / seconds, begun))
         self._step += math.ceil(max(begun for _, begun in ranks) / self.split.accumulation_steps)
         return min(rate for rate, _ in ranks) * self._process.world_size
+
+
+def _title(settings: Settings) -> str:
+    return " ".join(f"data.{name}={value}" for name, value in settings.items()) + "  "
 
 
 def _ranks(result: dict[str, Any]) -> str:

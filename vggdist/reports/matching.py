@@ -58,7 +58,10 @@ class Matcher:
         choices = [self._choices(tested, row.protocols) for tested in row.networks]
         if len(choices) == 1 and choices[0]:
             names = _names(choices[0])
-            return [Line(row, one.files, name) for one, name in zip(choices[0], names, strict=True)]
+            return [
+                Line(row, choice.files, name)
+                for choice, name in zip(choices[0], names, strict=True)
+            ]
         problems = [
             self._problem(tested, row.protocols, found)
             for tested, found in zip(row.networks, choices, strict=True)
@@ -68,7 +71,7 @@ class Matcher:
             # Nothing at all is no problem to speak of: the cell says that there is no run.
             nothing = all(not self._of(tested, row.protocols) for tested in row.networks)
             return [Line(row, problem="" if nothing else "; ".join(problems))]
-        files = tuple(sorted(number for (one,) in choices for number in one.files))
+        files = tuple(sorted(number for (choice,) in choices for number in choice.files))
         return [Line(row, files)]
 
     def _of(self, tested: paper.TestedNetwork, protocols: Sequence[Protocol]) -> list[int]:
@@ -144,8 +147,8 @@ def averages(sources: Sequence[Source], numbers: Iterable[int]) -> Iterator[Aver
                     yield _average(sources, (protocol,), files)
         for both in product(*(found[protocol].values() for protocol in paper.BOTH)):
             # At the scales that both have, so that neither counts more.
-            one, other = ({sources[number].scale for number in files} for files in both)
-            files = tuple(n for n in sorted(sum(both, ())) if sources[n].scale in one & other)
+            shared = set.intersection(*({sources[n].scale for n in files} for files in both))
+            files = tuple(n for n in sorted(sum(both, ())) if sources[n].scale in shared)
             if files:
                 yield _average(sources, paper.BOTH, files)
 
@@ -173,9 +176,9 @@ def _names(choices: Sequence[Choice]) -> list[str]:
     """Short names that differ: the weights, and how they were applied where that differs too."""
     if len(choices) == 1:
         return [""]
-    weights = [one.weights for one in choices]
+    weights = [choice.weights for choice in choices]
     return [
-        one.weights[:8]
-        + (f" ({', '.join(one.variants)})" if weights.count(one.weights) > 1 else "")
-        for one in choices
+        choice.weights[:8]
+        + (f" ({', '.join(choice.variants)})" if weights.count(choice.weights) > 1 else "")
+        for choice in choices
     ]

@@ -11,7 +11,7 @@ from vggdist.artifacts.names import printable, shortened
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import Source, holds_posteriors, open_posteriors
 from vggdist.errors import WeightsError
-from vggdist.evaluation.fusion import ErrorRates, ImageSet, errors_of_fusions
+from vggdist.evaluation.fusion import ErrorRates, errors_of_fusions
 from vggdist.reports import paper
 from vggdist.reports.matching import Average, Line, Matcher, averages
 
@@ -130,13 +130,10 @@ def make_report(
     """
     files = [open_posteriors(path) for path in paths]
     names = _names(paths)
-    images = ImageSet.of(files[0], str(paths[0]))
-    for file in files[1:]:
-        images.require(ImageSet.of(file, str(file.path)))
     sources = tuple(file.source for file in files)
     everything = tuple(range(len(files)))
     distinct = [number for number in everything if sources.index(sources[number]) == number]
-    num_classes = len(images.classes)
+    num_classes = len(files[0].classes)
     matcher = Matcher(sources, distinct)
     tables = [
         (table, [line for row in table.rows for line in matcher.lines(row)])
@@ -157,7 +154,7 @@ def make_report(
             (table, tuple(replace(line, errors=errors.get(line.files)) for line in lines))
             for table, lines in tables
         ),
-        notes=tuple(_notes(names, sources, num_classes, len(images.labels))),
+        notes=tuple(_notes(names, sources, num_classes, len(files[0].labels))),
     )
 
 
@@ -183,7 +180,9 @@ def _notes(
             f"The paper's errors are of {paper.NUM_VALIDATION_IMAGES:,} validation images, ours of "
             f"{num_images:,}."
         )
-    unknown = [name for name, one in zip(names, sources, strict=True) if one.contents == UNKNOWN]
+    unknown = [
+        name for name, source in zip(names, sources, strict=True) if source.contents == UNKNOWN
+    ]
     if unknown:
         yield (
             f"{shortened(unknown)}: written by a version that did not note what was in the images, "

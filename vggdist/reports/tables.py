@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -42,6 +44,12 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Name, empty for columns of none, and number of columns, from left to right."""
+        groups = groupby(self.columns, key=lambda column: column.group)
+        return [(name, len(list(columns))) for name, columns in groups]
+
 
 def report_tables(report: Report) -> list[TextTable]:
     """The paper's tables, then what there is beyond them."""
@@ -75,7 +83,9 @@ def signed_percent(fraction: float | None) -> str:
     return "0.00" if float(text) == 0 else text
 
 
+_text_column = partial(Column, is_number=False)
 _OWN_ERRORS = (Column("top-1 %"), Column("top-5 %"))
+_TRAINED = (_text_column("network"), _text_column("S"), _text_column("weights"))
 
 
 def _paper_table(
@@ -83,22 +93,18 @@ def _paper_table(
 ) -> TextTable:
     """A table in the paper's form, with ours in it; `run` tells several trainings apart."""
     columns, cells = _row_heads(table)
-    errors = tuple(
-        column
-        for group in ("top-1", "top-5")
-        for column in (
-            Column("paper", group),
-            Column("ours", group),
-            Column("difference", group, is_difference=True, is_judged=is_comparable),
-        )
-    )
+    for group in ("top-1", "top-5"):
+        judged = Column("difference", group, is_difference=True, is_judged=is_comparable)
+        columns += (Column("paper", group), Column("ours", group), judged)
     has_test = any(line.row.top5_test_error is not None for line in lines)
+    if has_test:
+        columns += (Column("paper", "top-5, test"),)
     has_runs = any(line.run for line in lines)
-    test = (Column("paper", "top-5, test"),) if has_test else ()
-    run = (Column("run", is_number=False, wraps=True),) if has_runs else ()
+    if has_runs:
+        columns += (_text_column("run", wraps=True),)
     return TextTable(
         f"Table {table.number}: {table.caption} (errors in %)",
-        (*columns, *errors, *test, *run),
+        columns,
         tuple(
             (
                 *(*cells(line.row), *_errors(line)),
@@ -115,102 +121,74 @@ def _row_heads(
     table: paper.PaperTable,
 ) -> tuple[tuple[Column, ...], Callable[[paper.Row], tuple[str, ...]]]:
     """The columns left of the errors, and their cells."""
-    network, scale = Column("network", is_number=False), Column("S", is_number=False)
-    tests = Column("Q", is_number=False)
     if table.number in (6, 7):
-        return (Column("method", is_number=False, wraps=True),), lambda row: (row.method,)
+        return (_text_column("method", wraps=True),), lambda row: (row.method,)
     if table.number == 5:
         return (
-            (network, Column("method", is_number=False)),
+            (_text_column("network"), _text_column("method")),
             lambda row: (row.networks[0].configuration, " & ".join(row.protocols)),
         )
-    return (network, scale, tests), lambda row: _tested(row.networks[0])
-
-
-def _tested(tested: paper.TestedNetwork) -> tuple[str, ...]:
-    scales = ",".join(map(str, tested.scales))
-    return tested.configuration, format_train_scale(tested.train_scale), scales
+    return (_text_column("network"), _text_column("S"), _text_column("Q")), lambda row: (
+        row.networks[0].configuration,
+        format_train_scale(row.networks[0].train_scale),
+        ",".join(map(str, row.networks[0].scales)),
+    )
 
 
 def _errors(line: Line) -> tuple[str, ...]:
     """Paper, ours, difference; twice."""
     row, ours = line.row, line.errors
-    top1, top5 = percent(row.top1_error, 1), percent(row.top5_error, 1)
-    if not row.networks:
-        return top1, "", "", top5, "", ""
-    if ours is None:
-        # Where some of the files are there, a note says which are not.
-        absent = "–" if line.problem else NO_RUN
-        return top1, absent, "", top5, absent, ""
+    cells: tuple[str, ...] = ()
+    for name in ("top1_error", "top5_error"):
+        papers: float | None = getattr(row, name)
+        if ours is not None:
+            error = getattr(ours, name)
+            own = percent(error), signed_percent(difference(error, papers))
+        elif row.networks:
+            # Where some of the files are there, a note says which are not.
+            own = "–" if line.problem else NO_RUN, ""
+        else:
+            own = "", ""
+        cells += (percent(papers, 1), *own)
+    return cells
+
+
+def _own_cells(
+    source: Source, protocols: Sequence[str], scales: Sequence[int], errors: ErrorRates | None
+) -> tuple[str, ...]:
+    """From the network's name to the errors."""
+    assert errors is not None
     return (
-        *(top1, percent(ours.top1_error)),
-        signed_percent(difference(ours.top1_error, row.top1_error)),
-        *(top5, percent(ours.top5_error)),
-        signed_percent(difference(ours.top5_error, row.top5_error)),
+        source.network,
+        "–" if source.train_scale is None else format_train_scale(source.train_scale),
+        source.weights[:8],
+        " & ".join(protocols),
+        ",".join(map(str, scales)),
+        "yes" if source.flip else "no",
+        percent(errors.top1_error),
+        percent(errors.top5_error),
     )
 
 
-def _own(errors: ErrorRates | None) -> tuple[str, str]:
-    assert errors is not None
-    return percent(errors.top1_error), percent(errors.top5_error)
-
-
-_TRAINED = (
-    Column("network", is_number=False),
-    Column("S", is_number=False),
-    Column("weights", is_number=False),
-)
-
-
-def _trained(source: Source) -> tuple[str, ...]:
-    scale = "–" if source.train_scale is None else format_train_scale(source.train_scale)
-    return source.network, scale, source.weights[:8]
-
-
 def _averages_table(averages: tuple[Average, ...]) -> TextTable:
+    tested = _text_column("protocol", wraps=True), _text_column("Q", wraps=True)
     return TextTable(
         "Every network at all its scales",
-        (
-            *_TRAINED,
-            Column("protocol", is_number=False, wraps=True),
-            Column("Q", is_number=False, wraps=True),
-            Column("flip", is_number=False),
-            *_OWN_ERRORS,
-        ),
+        (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS),
         tuple(
-            (
-                *_trained(one.source),
-                " & ".join(one.protocols),
-                ",".join(map(str, one.scales)),
-                "yes" if one.source.flip else "no",
-                *_own(one.errors),
-            )
-            for one in averages
+            _own_cells(mean.source, mean.protocols, mean.scales, mean.errors) for mean in averages
         ),
         ("Means of the posteriors of one network over Q; multi-crop & dense at the Q of both.",),
     )
 
 
 def _files_table(report: Report) -> TextTable:
+    tested, file = (_text_column("protocol"), Column("Q")), _text_column("file", wraps=True)
     return TextTable(
         "All files",
-        (
-            *_TRAINED,
-            Column("protocol", is_number=False),
-            Column("Q"),
-            Column("flip", is_number=False),
-            *_OWN_ERRORS,
-            Column("file", is_number=False, wraps=True),
-        ),
+        (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS, file),
         tuple(
-            (
-                *_trained(source),
-                source.protocol,
-                str(source.scale),
-                "yes" if source.flip else "no",
-                *_own(errors),
-                name,
-            )
+            (*_own_cells(source, (source.protocol,), (source.scale,), errors), name)
             for name, source, errors in zip(
                 report.names, report.sources, report.errors, strict=True
             )
@@ -221,9 +199,8 @@ def _files_table(report: Report) -> TextTable:
 def _fused_table(report: Report) -> TextTable:
     count = len(report.names)
     what = "the file as it is" if count == 1 else f"mean of all {count} files"
-    return TextTable(
-        "Fused", (Column("", is_number=False), *_OWN_ERRORS), ((what, *_own(report.fused)),)
-    )
+    errors = percent(report.fused.top1_error), percent(report.fused.top5_error)
+    return TextTable("Fused", (_text_column(""), *_OWN_ERRORS), ((what, *errors),))
 
 
 def render_report(report: Report) -> str:
@@ -261,8 +238,12 @@ def _rich(table: TextTable) -> RenderableType:
             overflow="fold",
         )
     for row in table.rows:
-        cells = zip(table.columns, row, strict=True)
-        shown.add_row(*(Text(cell, _COLORS.get(cell_kind(one, cell), "")) for one, cell in cells))
+        shown.add_row(
+            *(
+                Text(cell, _COLORS.get(cell_kind(column, cell), ""))
+                for column, cell in zip(table.columns, row, strict=True)
+            )
+        )
     notes = [Text(note) for note in table.notes]
     return Group(shown, *notes, Text()) if notes else shown
 

@@ -4,11 +4,13 @@ SLURM forgets a job minutes after its end; `JOB_attempts.jsonl` in the job folde
 main rank writes it.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from vggdist.artifacts.files import JsonLines
 
 
 @dataclass(frozen=True)
@@ -28,51 +30,31 @@ class Attempt:
 
 def begin(folder: Path, job: str, restarts: int) -> None:
     """Notes that an attempt begins."""
-    _append(
-        folder,
-        job,
-        {"restarts": restarts, "host": os.uname().nodename, "started_at": _now()},
-    )
+    entry = {"restarts": restarts, "host": os.uname().nodename, "started_at": now()}
+    _lines(folder, job).append(entry, durable=True)
 
 
 def end(folder: Path, job: str, exit_code: int, met_time_limit: bool = False) -> None:
     """Notes that the attempt that began last has ended."""
-    _append(
-        folder,
-        job,
-        {"ended_at": _now(), "exit_code": exit_code, "met_time_limit": met_time_limit},
-    )
+    entry = {"ended_at": now(), "exit_code": exit_code, "met_time_limit": met_time_limit}
+    _lines(folder, job).append(entry, durable=True)
 
 
 def read(folder: Path, job: str) -> tuple[Attempt, ...]:
     """All attempts so far, the first one first; none where the job has never begun."""
-    try:
-        lines = _file(folder, job).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return ()
-    records: list[dict[str, object]] = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut short by a kill
-            continue
-        if "started_at" in record:
-            records.append(record)
-        elif records:
-            records[-1] |= record
-    return tuple(Attempt(**record) for record in records)  # type: ignore[arg-type]
+    attempts: list[dict[str, Any]] = []
+    for entry in _lines(folder, job).read():
+        if "started_at" in entry:
+            attempts.append(entry)
+        elif attempts:
+            attempts[-1] |= entry
+    return tuple(Attempt(**attempt) for attempt in attempts)
 
 
-def _append(folder: Path, job: str, record: dict[str, object]) -> None:
-    with _file(folder, job).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _file(folder: Path, job: str) -> Path:
-    return folder / f"{job}_attempts.jsonl"
-
-
-def _now() -> str:
+def now() -> str:
+    """The time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _lines(folder: Path, job: str) -> JsonLines:
+    return JsonLines(folder / f"{job}_attempts.jsonl")

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vggdist.artifacts.paths import quote
 from vggdist.commands.arguments import (
@@ -16,8 +16,13 @@ from vggdist.commands.arguments import (
     show,
     write_json,
 )
-from vggdist.config import Config, split_batch
+from vggdist.config import split_batch
 from vggdist.config_file import to_yaml
+from vggdist.errors import ConfigError
+from vggdist.slurm.settings import ClusterSettings, load_settings
+
+if TYPE_CHECKING:
+    from vggdist.slurm.submit import Submission
 
 DESCRIPTION = """\
 Submits a training to SLURM as one job of several nodes, with one rank for each GPU. Before its time
@@ -38,34 +43,6 @@ examples:
 
 Nothing is submitted with --dry-run; it needs neither SLURM nor the data.
 """
-
-_FACT_FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("partition", {"metavar": "NAME", "help": "partition, or several with commas between"}),
-    ("account", {"metavar": "NAME", "help": "account that is charged"}),
-    ("qos", {"metavar": "NAME", "help": "quality of service"}),
-    ("time", {"metavar": "TIME", "help": "limit of an attempt, such as 24:00:00 (the default)"}),
-    ("cpus-per-rank", {"type": int, "metavar": "N", "help": "CPUs of each rank (8 beside a GPU)"}),
-    ("memory-gb", {"type": float, "metavar": "GB", "help": "memory of each node"}),
-    ("exclusive", {"action": "store_true", "default": None, "help": "whole nodes"}),
-    ("constraint", {"metavar": "FEATURES", "help": "what the nodes must have"}),
-    ("nodelist", {"metavar": "NODES", "help": "nodes to use"}),
-    ("exclude", {"metavar": "NODES", "help": "nodes not to use"}),
-    ("reservation", {"metavar": "NAME", "help": "reservation to run in"}),
-    ("gres", {"metavar": "LIST", "help": "further generic resources"}),
-    ("licenses", {"metavar": "LIST", "help": "licenses that the job holds"}),
-    ("wckey", {"metavar": "KEY", "help": "workload characterization key"}),
-    ("mail-user", {"metavar": "ADDRESS", "help": "who is told about the job"}),
-    ("mail-type", {"metavar": "TYPES", "help": "what about, such as END,FAIL"}),
-    ("comment", {"metavar": "TEXT", "help": "comment of the job"}),
-    (
-        "signal-seconds",
-        {"type": int, "metavar": "N", "help": "ranks stop this long before the limit (120)"},
-    ),
-    (
-        "max-requeues",
-        {"type": int, "metavar": "N", "help": "restarts at the time limit (50)"},
-    ),
-)
 
 
 def add_verbs(verbs: Any) -> None:
@@ -97,78 +74,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     ways.add_argument("--debug", action="store_true", help="run it in this process, as one rank")
     parser.add_argument("--job-name", metavar="NAME", help="default: the run folder's name")
-    parser.add_argument(
-        "--allow-code-change",
-        action="store_true",
-        help="let later attempts run vggdist as it is then; by default they refuse other code than "
-        "there was at the submission",
-    )
     add_json(parser)
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """Nodes, and facts about the cluster."""
+    """Nodes, ranks, their code, and a flag for each of `ClusterSettings` but `setup`."""
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="default: 1")
-    parser.add_argument(
-        "--gpus-per-node", type=int, metavar="N", help="GPUs of each node, a rank on each; 0: none"
-    )
     parser.add_argument(
         "--ranks-per-node",
         type=positive,
         metavar="N",
         help="ranks on each node (default: one for each GPU, else 1)",
     )
-    cluster = parser.add_argument_group("facts about the cluster")
+    parser.add_argument(
+        "--allow-code-change",
+        action="store_true",
+        help="let later attempts run vggdist as it is then; by default they refuse other code than "
+        "there was at the submission",
+    )
+    cluster = parser.add_argument_group("settings of the cluster")
     add_input(
         cluster,
         "--cluster",
         metavar="FILE",
-        help="YAML file of these facts (default: ~/.config/vggdist/cluster.yaml); flags win",
+        help="YAML file of these settings (default: ~/.config/vggdist/cluster.yaml); flags win",
     )
-    for name, settings in _FACT_FLAGS:
-        cluster.add_argument(f"--{name}", **settings)
-
-
-def fact_flags(arguments: argparse.Namespace) -> dict[str, object]:
-    """The facts that were given as flags, by the names of `ClusterFacts`."""
-    names = [name.replace("-", "_") for name, _ in _FACT_FLAGS]
-    return {name: getattr(arguments, name) for name in names}
+    for name, field in ClusterSettings.model_fields.items():
+        if name == "setup":
+            continue
+        types = get_args(field.annotation) or (field.annotation,)
+        options: dict[str, Any] = {}
+        if bool in types:
+            options = {"action": "store_true", "default": None}
+        elif number := next((kind for kind in (int, float) if kind in types), None):
+            options = {"type": number, "metavar": "N"}
+        default = f" (default: {field.default})" if field.default else ""
+        flag, text = f"--{name.replace('_', '-')}", f"{field.description}{default}"
+        cluster.add_argument(flag, help=text, **options)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Submits, or shows what it would submit, or runs it here; returns the exit code."""
-    from vggdist.slurm.job import TrainingWork
-    from vggdist.slurm.settings import load_facts
-    from vggdist.slurm.submit import Submission, make_layout, typed_command
+    from vggdist.slurm import submit
+    from vggdist.slurm.job import TrainingPayload
 
     check_outputs(arguments)
     config = configured(arguments)
-    facts = load_facts(arguments.cluster, fact_flags(arguments))
-    layout = make_layout(arguments.nodes, arguments.gpus_per_node, arguments.ranks_per_node, facts)
+    settings = load_settings(arguments.cluster, vars(arguments))
+    layout = submit.make_layout(arguments.nodes, arguments.ranks_per_node, settings)
     folder = Path(config.run_folder)
-    submission = Submission(
+    payload = TrainingPayload(config.model_dump(mode="json"))
+    submission = submit.Submission(
         name=arguments.job_name or folder.name,
-        works=(TrainingWork(config.model_dump(mode="json")),),
+        payloads=(payload,),
         layout=layout,
-        facts=facts,
+        settings=settings,
         folder=folder / "jobs",
-        command=typed_command(),
+        command=submit.typed_command(),
         allow_code_change=arguments.allow_code_change,
     )
-    if arguments.debug:
-        return _run_here(submission)
-    said = _describe(config, submission)
-    if arguments.dry_run:
-        return _dry_run(arguments, config, submission, said)
-    if arguments.local:
-        return _run_local(arguments, submission, said)
-    return _submit(arguments, submission, said)
+    if arguments.debug:  # without submitit or a job folder
+        from vggdist.training.stop import StopSignal
 
-
-def _describe(config: Config, submission: Any) -> dict[str, Any]:
-    """World size and batch arithmetic; refuses a batch that cannot be divided."""
-    layout, split = submission.layout, split_batch(config.batch, submission.layout.world_size)
-    return {
+        with StopSignal() as stop:
+            return payload.run(stop)
+    split = split_batch(config.batch, layout.world_size)
+    summary: dict[str, Any] = {
         "nodes": layout.nodes,
         "ranks_per_node": layout.ranks_per_node,
         "gpus_per_node": layout.gpus_per_node,
@@ -177,84 +148,73 @@ def _describe(config: Config, submission: Any) -> dict[str, Any]:
         "global_batch": split.global_batch,
         "accumulation_steps": split.accumulation_steps,
         "micro_batch": split.micro,
-        "run_folder": str(Path(config.run_folder)),
+        "run_folder": str(folder),
         "job_folder": str(submission.folder),
     }
+    if arguments.dry_run:
+        script, configuration = submit.sbatch_text(submission), to_yaml(config)
+        text = (
+            f"{_render(summary)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
+            "Nothing was submitted (--dry-run).\n"
+        )
+        answer = {"submitted": False, "configuration": configuration, "sbatch": script}
+        show(text, summary | answer, arguments.json)
+        return 0
+    return (_run_local if arguments.local else _submit)(arguments, submission, summary)
 
 
-def _render(said: dict[str, Any]) -> str:
-    on = "a GPU and " if said["gpus_per_node"] else ""
+def _render(summary: dict[str, Any]) -> str:
+    gpu = "a GPU and " if summary["gpus_per_node"] else ""
     return (
-        f"world size {said['world_size']} = {_count(said['nodes'], 'node')} x "
-        f"{_count(said['ranks_per_node'], 'rank')}, each with {on}"
-        f"{_count(said['cpus_per_rank'], 'CPU')}\n"
-        f"global batch {said['global_batch']} = {_count(said['world_size'], 'rank')} x "
-        f"{_count(said['accumulation_steps'], 'micro batch', 'micro batches')} x "
-        f"{_count(said['micro_batch'], 'image')}\n"
-        f"run folder {quote(said['run_folder'])}, job folder {quote(said['job_folder'])}\n"
+        f"world size {summary['world_size']} = {_count(summary['nodes'], 'node')} x "
+        f"{_count(summary['ranks_per_node'], 'rank')}, each with {gpu}"
+        f"{_count(summary['cpus_per_rank'], 'CPU')}\n"
+        f"global batch {summary['global_batch']} = {_count(summary['world_size'], 'rank')} x "
+        f"{_count(summary['accumulation_steps'], 'micro batch', 'es')} x "
+        f"{_count(summary['micro_batch'], 'image')}\n"
+        f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
-def _dry_run(
-    arguments: argparse.Namespace, config: Config, submission: Any, said: dict[str, Any]
+def _submit(
+    arguments: argparse.Namespace, submission: "Submission", summary: dict[str, Any]
 ) -> int:
-    from vggdist.slurm.submit import sbatch_text
-
-    script, configuration = sbatch_text(submission), to_yaml(config)
-    text = (
-        f"{_render(said)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
-        "Nothing was submitted (--dry-run).\n"
-    )
-    shown = said | {"submitted": False, "configuration": configuration, "sbatch": script}
-    show(text, shown, arguments.json)
-    return 0
-
-
-def _submit(arguments: argparse.Namespace, submission: Any, said: dict[str, Any]) -> int:
-    from vggdist.errors import ConfigError
     from vggdist.slurm.queue import require_slurm
     from vggdist.slurm.submit import running_jobs, submit
 
     require_slurm()
     for job, state in running_jobs(submission.folder).items():
         raise ConfigError(
-            f"job {job} ({state}) is training in {quote(said['run_folder'])} already; wait for it, "
-            f"end it with `scancel {job}`, or choose another run.folder."
+            f"job {job} ({state}) is training in {quote(summary['run_folder'])} already; wait for "
+            f"it, end it with `scancel {job}`, or choose another run.folder."
         )
     (job,) = submit(submission)
     log = submission.folder / f"{job}_0_log.err"
     text = (
-        f"{_render(said)}job {job} is submitted; `squeue --job {job}` shows it, "
+        f"{_render(summary)}job {job} is submitted; `squeue --job {job}` shows it, "
         f"`scancel {job}` ends it, and it is followed by\n  tail -F {quote(log)}\n"
     )
-    show(text, said | {"submitted": True, "job": job, "log": str(log)}, arguments.json)
+    show(text, summary | {"submitted": True, "job": job, "log": str(log)}, arguments.json)
     return 0
 
 
-def _run_local(arguments: argparse.Namespace, submission: Any, said: dict[str, Any]) -> int:
+def _run_local(
+    arguments: argparse.Namespace, submission: "Submission", summary: dict[str, Any]
+) -> int:
     from vggdist.slurm.submit import run_local
 
-    sys.stdout.write(_render(said))
-    if submission.layout.nodes > 1:
+    sys.stdout.write(_render(summary))
+    if summary["nodes"] > 1:
         sys.stdout.write(
-            f"all {said['world_size']} ranks of {said['nodes']} nodes run on this machine\n"
+            f"all {summary['world_size']} ranks of {summary['nodes']} nodes run on this machine\n"
         )
     sys.stdout.flush()
-    limit = submission.facts.timeout_minutes if arguments.time is not None else None
+    limit = submission.settings.timeout_minutes if arguments.time is not None else None
     exit_code = run_local(submission, limit)
     if arguments.json is not None:
-        write_json(said | {"submitted": False, "exit_code": exit_code}, arguments.json)
-    return exit_code
-
-
-def _run_here(submission: Any) -> int:
-    """The work itself, without submitit or a job folder."""
-    from vggdist.training.stop import StopSignal
-
-    with StopSignal() as stop:
-        exit_code: int = submission.works[0].run(stop)
+        write_json(summary | {"submitted": False, "exit_code": exit_code}, arguments.json)
     return exit_code

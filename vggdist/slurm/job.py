@@ -1,4 +1,4 @@
-"""What a cluster runs in each rank: the work, and what follows when it was told to stop.
+"""What a cluster runs in each rank: the payload, and what follows when it was told to stop.
 
 submitit pickles a `Job`: plain data and the names of classes, no code and nothing alive. Its own
 signal handler is not used, because it speaks to the main rank only and at any moment: here a signal
@@ -9,7 +9,6 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,9 @@ LOCAL_REQUEUE = 144
 EXIT_CODE_FILE = "{job}_exit_code"
 """In the job folder: the main rank's exit code, which the job's script ends with."""
 
+NOT_IN_RANKS = ("cli.py", "commands.py", "commands/*", "slurm/settings.py", "slurm/submit.py")
+"""Modules of the command line and its help, which no rank imports."""
+
 _PATIENCE_SECONDS = 10.0
 """How long another rank waits for the end of the main rank, which meets the same problem."""
 _STOP_PATIENCE_SECONDS = 120.0
@@ -38,19 +40,19 @@ _SIGNAL_SLACK_SECONDS = 60.0
 """SLURM may send the signal ahead of the time limit this much earlier than it was asked to."""
 
 
-class Work(Protocol):
+class Payload(Protocol):
     """What a rank does: plain data that can be pickled."""
 
     def run(self, stop: "StopSignal") -> int:
         """Does the work of this rank; returns its exit code.
 
-        Once `stop.requested` is set, it keeps what it has and returns `EXIT_STOPPED`: the same work
-        goes on from there in another attempt.
+        Once `stop.requested` is set, it keeps what it has and returns `EXIT_STOPPED`: the same
+        payload goes on from there in another attempt.
         """
 
 
 @dataclass(frozen=True)
-class TrainingWork:
+class TrainingPayload:
     """A training, by its resolved configuration."""
 
     config: dict[str, Any]
@@ -66,7 +68,7 @@ class TrainingWork:
 class Job:
     """The callable that every rank of a job runs, in every attempt."""
 
-    work: Work
+    payload: Payload
     command: str
     """What was typed to submit it, and what continues it."""
     code: str
@@ -75,7 +77,7 @@ class Job:
     signal_seconds: int
     """How long before the time limit the ranks are told to stop."""
     umask: int
-    """The user's, for what the work writes; the job folder is the user's alone."""
+    """The user's, for what the payload writes; the job folder is the user's alone."""
     port: int | None = None
     """Where the ranks of a local job meet; SLURM's variables name another one in each attempt."""
     visible_gpus: str | None = None
@@ -95,7 +97,15 @@ class Job:
         _remove_leftovers(environment)
         if self.visible_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
-        _name_ranks(environment, self.port)
+        if environment.cluster == "local" and environment.num_tasks > 1:
+            # The words of other launchers; `distributed/slurm.py` reads SLURM's.
+            os.environ |= {
+                "RANK": str(environment.global_rank),
+                "LOCAL_RANK": str(environment.local_rank),
+                "WORLD_SIZE": str(environment.num_tasks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(self.port),
+            }
         with StopSignal(speaks=environment.global_rank == 0) as stop:
             exit_code = _Attempt(self, environment, stop).run()
         if exit_code:
@@ -111,27 +121,29 @@ class _Attempt:
     def __init__(self, job: Job, environment: "JobEnvironment", stop: "StopSignal") -> None:
         self.job, self.environment, self.stop = job, environment, stop
         self.is_main = environment.global_rank == 0
-        self.folder = environment.paths.folder
+        self.folder, self.id = environment.paths.folder, environment.job_id
         self.met_time_limit = False
 
     def run(self) -> int:
         if not self.is_main:
-            return self._after_the_main_rank(self._work())
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        self._note(lambda: attempts.begin(self.folder, self.environment.job_id, restarts))
-        exit_code = self._work()
-        if exit_code == EXIT_STOPPED:
-            exit_code = self._go_on()
-        self._note(lambda: self._write_end(exit_code))
+            return self._after_the_main_rank(self._run_payload())
+        try:
+            restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+            attempts.begin(self.folder, self.id, restarts)
+        except OSError as error:
+            self._say_not_writable(error)
+        exit_code = self._run_payload()
+        if exit_code == EXIT_STOPPED and not self.stop.interrupted:
+            exit_code = self._continue()
+        try:
+            attempts.end(self.folder, self.id, exit_code, self.met_time_limit)
+            file = self.folder / EXIT_CODE_FILE.format(job=self.environment.raw_job_id)
+            file.write_text(f"{exit_code}\n")
+        except OSError as error:
+            self._say_not_writable(error)
         return exit_code
 
-    def _write_end(self, exit_code: int) -> None:
-        job = self.environment.job_id
-        attempts.end(self.folder, job, exit_code, self.met_time_limit)
-        name = EXIT_CODE_FILE.format(job=self.environment.raw_job_id)
-        (self.folder / name).write_text(f"{exit_code}\n")
-
-    def _work(self) -> int:
+    def _run_payload(self) -> int:
         if self.job.code and self.job.code != digest_of_code():
             self._say(
                 "error: vggdist's files have changed since this job was submitted, so it would not "
@@ -141,27 +153,26 @@ class _Attempt:
             return ConfigError.exit_code
         private = os.umask(self.job.umask)
         try:
-            return self.job.work.run(self.stop)
+            return self.job.payload.run(self.stop)
         finally:
             os.umask(private)
 
-    def _go_on(self) -> int:
+    def _continue(self) -> int:
         """After the checkpoint: lets another attempt begin, where one should."""
-        if self.stop.interrupted:
-            return EXIT_STOPPED
         if self.environment.cluster == "slurm":
-            return self._go_on_under_slurm()
+            return self._continue_under_slurm()
         if self.environment.cluster == "local" and not self.stop.terminated:
             self.met_time_limit = True
             return EXIT_NOT_REQUEUED if self._used_up() else LOCAL_REQUEUE
         return EXIT_STOPPED
 
-    def _go_on_under_slurm(self) -> int:
+    def _continue_under_slurm(self) -> int:
         job = self.environment.raw_job_id
         try:
-            known = queue.details(job)
-            self.met_time_limit = _meets_time_limit(known, self.job.signal_seconds)
-            if known.get("JobState") != "RUNNING" and not self.met_time_limit:
+            details = queue.details(job)
+            is_running = details.get("JobState") == "RUNNING"
+            self.met_time_limit = _meets_time_limit(details, is_running, self.job.signal_seconds)
+            if not is_running and not self.met_time_limit:
                 # SLURM is ending it, to start it again by itself, or because it was cancelled:
                 # a cancelled job that asks is started again.
                 self._say(f"SLURM ends job {job}; what was done is saved.")
@@ -180,9 +191,8 @@ class _Attempt:
         return EXIT_STOPPED
 
     def _used_up(self) -> bool:
-        former = attempts.read(self.folder, self.environment.job_id)
-        count = sum(attempt.met_time_limit for attempt in former)
-        if count < self.job.max_requeues:
+        former = attempts.read(self.folder, self.id)
+        if sum(attempt.met_time_limit for attempt in former) < self.job.max_requeues:
             return False
         self._say(
             f"error: the time limit was met and max_requeues, {self.job.max_requeues}, is used up, "
@@ -210,30 +220,31 @@ class _Attempt:
         if self.is_main:
             sys.stderr.write(text + "\n")
 
-    def _note(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:  # a full disk costs a line, not the training
-            self._say(f"the job folder cannot be written: {error}.")
+    def _say_not_writable(self, error: OSError) -> None:
+        """A full disk costs a line, not the training."""
+        self._say(f"the job folder cannot be written: {error}.")
 
 
-def _meets_time_limit(known: Mapping[str, str], signal_seconds: int) -> bool:
+def _meets_time_limit(details: dict[str, str], is_running: bool, signal_seconds: int) -> bool:
     """Whether a job was told to stop because its time is up, by what SLURM says of it."""
-    if known.get("PreemptTime", "None") != "None":
+    if details.get("PreemptTime", "None") != "None":
         return False
-    left = queue.seconds(known["TimeLimit"]) - queue.seconds(known["RunTime"])
-    if known.get("JobState") != "RUNNING":
-        return left <= 0
-    return left <= signal_seconds + _SIGNAL_SLACK_SECONDS
+    left = queue.seconds(details["TimeLimit"]) - queue.seconds(details["RunTime"])
+    return left <= (signal_seconds + _SIGNAL_SLACK_SECONDS if is_running else 0)
 
 
-def digest_of_code() -> str:
-    """SHA-256 over vggdist's own Python files, their names included."""
-    root = Path(__file__).parents[1]
+def digest_of_code(package: Path = Path(__file__).parents[1]) -> str:
+    """SHA-256 over vggdist's Python files that a rank may import, their names included.
+
+    An edited help text does not keep a job from starting again, since the command line is not among
+    them; the bytes of the others are compared, which is soon done and never misses a change.
+    """
     digest = hashlib.sha256()
-    for file in sorted(root.glob("**/*.py")):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(root)} {len(content)}\n".encode() + content)
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package)
+        if not any(map(name.match, NOT_IN_RANKS)):
+            content = file.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
@@ -246,16 +257,3 @@ def _remove_leftovers(environment: "JobEnvironment") -> None:
     for path in leftovers:
         with suppress(FileNotFoundError):
             path.with_suffix(path.suffix + ".save_tmp").unlink()
-
-
-def _name_ranks(environment: "JobEnvironment", port: int | None) -> None:
-    """The words of other launchers for a local job; `distributed/slurm.py` has those of SLURM's."""
-    if environment.cluster != "local" or environment.num_tasks == 1:
-        return
-    os.environ |= {
-        "RANK": str(environment.global_rank),
-        "LOCAL_RANK": str(environment.local_rank),
-        "WORLD_SIZE": str(environment.num_tasks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }

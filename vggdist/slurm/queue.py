@@ -4,6 +4,7 @@ Commands are lists of words, never lines for a shell, and job ids are checked be
 """
 
 import getpass
+import math
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from vggdist.errors import DistributedError
 
 _JOB = re.compile(r"\d+(_\d+)?")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -48,12 +50,8 @@ def job_states(ids: Iterable[str]) -> dict[str, QueuedJob]:
     printed = _run(
         "squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T|%r"
     )
-    found = {}
-    for line in printed.splitlines():
-        job, state, reason = line.split("|", 2)
-        if job in wanted:
-            found[job] = QueuedJob(state, reason)
-    return found
+    lines = (line.split("|", 2) for line in printed.splitlines())
+    return {job: QueuedJob(state, reason) for job, state, reason in lines if job in wanted}
 
 
 def details(job: str) -> dict[str, str]:
@@ -76,12 +74,16 @@ def requeue(job: str) -> None:
 
 
 def seconds(text: str) -> float:
-    """`1-02:03:04` or `02:03:04`, as SLURM prints times -> seconds; `UNLIMITED` is infinite."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    """A time as SLURM reads and prints it: m, m:s, h:m:s, d-h, d-h:m, d-h:m:s; else infinite."""
+    match = _TIME.fullmatch(text)
     if match is None:
-        return float("inf")
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-    return ((24 * days + hours) * 60 + minutes) * 60 + rest
+        return math.inf
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # without days, what stands alone or before seconds are minutes
+    hours, minutes, rest = [*numbers, 0, 0][:3]
+    return ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + rest
 
 
 def _checked(job: str) -> str:
@@ -98,6 +100,6 @@ def _run(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DistributedError(f"{' '.join(command)} failed: {error}.") from error
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise DistributedError(f"{' '.join(command)} failed: {said or done.returncode}")
+        message = " ".join((done.stderr or done.stdout).split())
+        raise DistributedError(f"{' '.join(command)} failed: {message or done.returncode}")
     return done.stdout

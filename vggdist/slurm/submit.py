@@ -24,12 +24,14 @@ from vggdist.artifacts.paths import quote
 from vggdist.distributed.port import free_port
 from vggdist.errors import ConfigError, DistributedError
 from vggdist.slurm import attempts
-from vggdist.slurm.job import EXIT_CODE_FILE, Job, Work, digest_of_code
+from vggdist.slurm.job import EXIT_CODE_FILE, Job, Payload, digest_of_code
 from vggdist.slurm.queue import job_states, require_slurm
-from vggdist.slurm.settings import ClusterFacts
+from vggdist.slurm.settings import ClusterSettings
 
 CPUS_BESIDE_A_GPU = 8
 FOREVER_MINUTES = 60 * 24 * 365
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS")
 _PYTHON = shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("start_rank.py"))])
 """What a rank is started with in place of Python."""
@@ -55,10 +57,10 @@ class Submission:
     """A job, or an array of jobs that are alike, before SLURM has it."""
 
     name: str
-    works: tuple[Work, ...]
+    payloads: tuple[Payload, ...]
     """Several are the elements of an array."""
     layout: Layout
-    facts: ClusterFacts
+    settings: ClusterSettings
     folder: Path
     """The job folder, for submitit's files and the logs; it is the user's alone."""
     command: str
@@ -70,19 +72,19 @@ class Submission:
 
     @property
     def cpus_per_rank(self) -> int:
-        """As the facts say, or a guess that suits decoding."""
-        return self.facts.cpus_per_rank or (CPUS_BESIDE_A_GPU if self.layout.gpus_per_node else 1)
+        """As the settings say, or a guess that suits decoding."""
+        return self.settings.cpus_per_rank or (
+            CPUS_BESIDE_A_GPU if self.layout.gpus_per_node else 1
+        )
 
 
-def make_layout(
-    nodes: int, gpus_per_node: int | None, ranks_per_node: int | None, facts: ClusterFacts
-) -> Layout:
+def make_layout(nodes: int, ranks_per_node: int | None, settings: ClusterSettings) -> Layout:
     """One rank for each GPU, unless something else is wanted.
 
     Raises:
         ConfigError: more ranks than GPUs on a node that has some.
     """
-    gpus = gpus_per_node if gpus_per_node is not None else facts.gpus_per_node or 0
+    gpus = settings.gpus_per_node or 0
     ranks = ranks_per_node if ranks_per_node is not None else max(1, gpus)
     if gpus and ranks > gpus:
         raise ConfigError(
@@ -93,12 +95,14 @@ def make_layout(
 
 
 def sbatch_text(submission: Submission) -> str:
-    """The script that sbatch gets, to the letter."""
+    """The script that sbatch gets, to the letter.
+
+    submitit has no public way to it, least of all on a machine without srun.
+    """
     folder = _absolute(submission.folder)
-    command = f"{_PYTHON} -u -m submitit.core._submit {shlex.quote(folder)}"
-    count = len(submission.works)
+    count = len(submission.payloads)
     text: str = _make_sbatch_string(
-        command=command,
+        command=f"{_PYTHON} -u -m submitit.core._submit {shlex.quote(folder)}",
         folder=folder,
         map_count=count if count > 1 else None,
         **_parameters(submission),
@@ -107,22 +111,30 @@ def sbatch_text(submission: Submission) -> str:
 
 
 def submit(submission: Submission) -> tuple[str, ...]:
-    """Submits to SLURM; returns the job ids in the order of the works, `12_0` for an array's.
+    """Submits to SLURM; returns the job ids in the order of the payloads, `12_0` for an array's.
 
     Raises:
         DistributedError: there is no SLURM here, or it refuses.
         ConfigError: the job folder cannot be used.
     """
     require_slurm()
-    _prepare(submission.folder)
-    with _private_files() as umask, _outside_any_job():
+    with _as_a_user_submits(submission.folder) as umask:
         executor = SlurmExecutor(folder=_absolute(submission.folder), python=_PYTHON)
         executor.update_parameters(**_parameters(submission))
+        job = _job(submission, umask)
         try:
             with executor.batch():
-                jobs = [executor.submit(_job(submission, work, umask)) for work in submission.works]
+                jobs = [
+                    executor.submit(replace(job, payload=payload))
+                    for payload in submission.payloads
+                ]
         except FailedJobError as error:
-            raise DistributedError(_refusal(error)) from error
+            lines = [line for line in str(error).splitlines() if "error" in line.lower()]
+            raise DistributedError(
+                f"SLURM refuses the job: {' '.join(lines) or error} Check the settings of the "
+                "cluster, which come from flags and from the file of --cluster; or add --local to "
+                "run it here."
+            ) from error
         return tuple(job.job_id for job in jobs)
 
 
@@ -131,7 +143,7 @@ def run_local(
     limit_minutes: int | None = None,
     started: Callable[[str], None] = lambda job: None,
 ) -> int:
-    """Runs the only work of a submission in processes of this machine; returns its exit code.
+    """Runs the only payload of a submission in processes of this machine; returns its exit code.
 
     All nodes are folded into this one. The main rank's log is shown as it grows.
 
@@ -139,23 +151,24 @@ def run_local(
         limit_minutes: after which the ranks stop and start again, as on a cluster.
         started: is told the job's id.
     """
-    (work,) = submission.works
-    _prepare(submission.folder)
-    with _private_files() as umask, _outside_any_job(), _interrupts_left_to_ranks():
-        executor = LocalExecutor(folder=_absolute(submission.folder), python=_PYTHON)
-        executor.update_parameters(
-            tasks_per_node=submission.layout.world_size,
-            gpus_per_node=submission.layout.nodes * submission.layout.gpus_per_node,
-            timeout_min=limit_minutes or FOREVER_MINUTES,
-            signal_delay_s=submission.facts.signal_seconds,
-        )
-        job = executor.submit(
-            replace(
-                _job(submission, work, umask),
-                port=free_port(),
-                visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    # submitit's local controller would kill the ranks a second after Ctrl-C. What is started while
+    # it is ignored here ignores it as well, until the ranks say what it means to them.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _as_a_user_submits(submission.folder) as umask:
+            executor = LocalExecutor(folder=_absolute(submission.folder), python=_PYTHON)
+            executor.update_parameters(
+                tasks_per_node=submission.layout.world_size,
+                gpus_per_node=submission.layout.nodes * submission.layout.gpus_per_node,
+                timeout_min=limit_minutes or FOREVER_MINUTES,
+                signal_delay_s=submission.settings.signal_seconds,
             )
-        )
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            job = executor.submit(
+                replace(_job(submission, umask), port=free_port(), visible_gpus=visible)
+            )
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     started(job.job_id)
     _show_until_done(job)
     history = attempts.read(Path(_absolute(submission.folder)), job.job_id)
@@ -187,35 +200,30 @@ def typed_command() -> str:
 
 def _parameters(submission: Submission) -> dict[str, Any]:
     """What submitit makes sbatch's lines of."""
-    facts, layout, cpus = submission.facts, submission.layout, submission.cpus_per_rank
-    verdict = (
-        f"{shlex.quote(_absolute(submission.folder))}/"
-        f"{EXIT_CODE_FILE.format(job='${SLURM_JOB_ID}')}"
+    settings, layout, cpus = submission.settings, submission.layout, submission.cpus_per_rank
+    code_file = EXIT_CODE_FILE.format(job="${SLURM_JOB_ID}")
+    code_file = f"{shlex.quote(_absolute(submission.folder))}/{code_file}"
+    same_names = (
+        *("partition", "account", "qos", "time", "constraint", "nodelist", "exclude", "gres"),
+        *("comment", "mail_user", "mail_type"),
     )
     parameters = {
-        "job_name": _job_name(submission.name),
+        **{name: getattr(settings, name) for name in same_names},
+        "job_name": re.sub(r"[^\w.-]+", "-", submission.name),
         "nodes": layout.nodes,
         "ntasks_per_node": layout.ranks_per_node,
         "gpus_per_node": layout.gpus_per_node or None,
         "cpus_per_task": cpus,
-        "time": facts.time,
-        "signal_delay_s": facts.signal_seconds,
-        "setup": [*facts.setup, f"rm -f {verdict}"],
+        "signal_delay_s": settings.signal_seconds,
+        "setup": [*settings.setup, f"rm -f {code_file}"],
         # srun's code is 137 where it had to kill ranks that waited for one that had ended.
         "teardown": [
             "code=$?",
-            f"if [ $code -ne 0 ] && [ -s {verdict} ]; then code=$(cat {verdict}); fi",
+            f"if [ $code -ne 0 ] && [ -s {code_file} ]; then code=$(cat {code_file}); fi",
             "exit $code",
         ],
-        "exclusive": facts.exclusive or None,
+        "exclusive": settings.exclusive or None,
         "dependency": submission.dependency,
-        **{
-            name: getattr(facts, name)
-            for name in (
-                "partition", "account", "qos", "constraint", "nodelist", "exclude", "gres",
-                "comment", "mail_user", "mail_type",
-            )
-        },
         "srun_args": [
             # One rank that ends badly ends the job; the others would wait for it for minutes.
             "--kill-on-bad-exit=1",
@@ -224,41 +232,35 @@ def _parameters(submission: Submission) -> dict[str, Any]:
             # Since 22.05 srun does not take it from sbatch.
             f"--cpus-per-task={cpus}",
         ],
-        "additional_parameters": _further_parameters(submission),
-    }  # fmt: skip
-    given = {name: value for name, value in parameters.items() if value is not None}
-    # submitit's own default is a key that a cluster may not know.
-    return given | {"wckey": facts.wckey}
-
-
-def _further_parameters(submission: Submission) -> dict[str, Any]:
-    """Options of sbatch that submitit has no names for."""
-    facts = submission.facts
-    further: dict[str, Any] = {"requeue": True}
-    if facts.memory_gb is not None:
-        further["mem"] = f"{round(1024 * facts.memory_gb)}M"
-    if submission.dependency is not None:
+    }
+    unnamed = {
+        "requeue": True,
+        "mem": None if settings.memory_gb is None else f"{round(1024 * settings.memory_gb)}M",
         # A job whose dependency has failed would wait for ever.
-        further["kill-on-invalid-dep"] = "yes"
-    for name in ("reservation", "licenses"):
-        if (value := getattr(facts, name)) is not None:
-            further[name] = value
-    return further
+        "kill-on-invalid-dep": None if submission.dependency is None else "yes",
+        "reservation": settings.reservation,
+        "licenses": settings.licenses,
+    }
+    return _given(parameters) | {
+        "additional_parameters": _given(unnamed),
+        "wckey": settings.wckey,  # submitit's own default is a key that a cluster may not know
+    }
 
 
-def _job(submission: Submission, work: Work, umask: int) -> Job:
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _job(submission: Submission, umask: int) -> Job:
+    """The job of the first payload."""
     return Job(
-        work=work,
+        payload=submission.payloads[0],
         command=submission.command,
         code="" if submission.allow_code_change else digest_of_code(),
-        max_requeues=submission.facts.max_requeues,
-        signal_seconds=submission.facts.signal_seconds,
+        max_requeues=submission.settings.max_requeues,
+        signal_seconds=submission.settings.signal_seconds,
         umask=umask,
     )
-
-
-def _job_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _absolute(folder: Path) -> str:
@@ -276,8 +278,14 @@ def _absolute(folder: Path) -> str:
     return path
 
 
-def _prepare(folder: Path) -> None:
-    """Makes the job folder, for the user alone: whoever can write there can run code as they."""
+@contextlib.contextmanager
+def _as_a_user_submits(folder: Path) -> Iterator[int]:
+    """Makes the job folder; meanwhile files are the user's alone, and no job's variables are set.
+
+    Whoever can write to the folder can run code as the user. SLURM makes the logs with the umask of
+    the process that submits, and sbatch would take the variables of a job in which this may run for
+    options. Yields the umask that held before.
+    """
     path = Path(_absolute(folder))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -291,50 +299,17 @@ def _prepare(folder: Path) -> None:
         raise ConfigError(
             f"the job folder {quote(path)} cannot be made: {error}. Choose another run.folder."
         ) from error
-
-
-@contextlib.contextmanager
-def _private_files() -> Iterator[int]:
-    """Files are made for the user alone; yields the umask that held before.
-
-    SLURM makes the logs with the umask of the process that submits.
-    """
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if (name.startswith(_OF_A_JOB) or name in _OF_A_RANK) and name not in _KEPT_VARIABLES
+    }
     umask = os.umask(0o077)
     try:
         yield umask
     finally:
         os.umask(umask)
-
-
-@contextlib.contextmanager
-def _outside_any_job() -> Iterator[None]:
-    """Without the variables of a job in which this may run; sbatch would take them for options."""
-    prefixes = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    hidden = {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith(prefixes) or name in ranks) and name not in _KEPT_VARIABLES
-    }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
         os.environ.update(hidden)
-
-
-@contextlib.contextmanager
-def _interrupts_left_to_ranks() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C until they say what it means to them.
-
-    submitit's local controller would kill the ranks a second after it.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _show_until_done(job: submitit.Job[Any]) -> None:
@@ -342,32 +317,26 @@ def _show_until_done(job: submitit.Job[Any]) -> None:
 
     The first Ctrl-C, which the ranks get as well, waits for their checkpoint; the second does not.
     """
+    waiting: list[tuple[Path, TextIO]] = [
+        (job.paths.stdout, sys.stdout),
+        (job.paths.stderr, sys.stderr),
+    ]
+    interrupted = done = False
     with contextlib.ExitStack() as stack:
-        shown: list[tuple[Any, TextIO]] = []
-        interrupted = False
-        while True:
+        shown: list[tuple[TextIO, TextIO]] = []
+        while not done:
             done = job.done()
-            for path, stream in ((job.paths.stdout, sys.stdout), (job.paths.stderr, sys.stderr)):
-                if path.exists() and not any(stream is known for _, known in shown):
-                    shown.append((stack.enter_context(path.open(errors="replace")), stream))
+            for path, stream in [pair for pair in waiting if pair[0].exists()]:
+                shown.append((stack.enter_context(path.open(errors="replace")), stream))
+                waiting.remove((path, stream))
             for file, stream in shown:
                 stream.writelines(line for line in file if not line.startswith("submitit INFO"))
                 stream.flush()
-            if done:
-                return
             try:
-                time.sleep(0.2)
+                time.sleep(0 if done else 0.2)
             except KeyboardInterrupt:
                 if interrupted:
                     job._process.kill()
                     raise
                 interrupted = True
                 sys.stderr.write("stopping after a checkpoint; Ctrl-C again does not wait.\n")
-
-
-def _refusal(error: FailedJobError) -> str:
-    said = [line for line in str(error).splitlines() if "error" in line.lower()]
-    return (
-        f"SLURM refuses the job: {' '.join(said) or error} Check the facts about the cluster, "
-        "which come from flags and from the file of --cluster; or add --local to run it here."
-    )

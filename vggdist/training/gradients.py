@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from vggdist.distributed.collectives import Collectives, Wait
+from vggdist.distributed.traffic import BUCKET_ELEMENTS
 from vggdist.layers.fc_layer import FCLayer
 from vggdist.training.factors import FactoredGradient
 from vggdist.training.optimizer import in_memory_order
 from vggdist.training.product import Product
-
-BUCKET_ELEMENTS = 1 << 20
-"""Gradients below this many elements are sent together, larger ones alone."""
 
 
 class GradientExchange:

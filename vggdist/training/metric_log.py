@@ -6,10 +6,8 @@ result was not saved, the evaluation is not written again.
 """
 
 import contextlib
-import json
 import logging
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.run_files import LOG_FILE, METRICS_FILE
 from vggdist.config import Triple
 
@@ -53,9 +52,10 @@ class MetricLog:
         """Continues the curves of `run_folder` after step `first_step`."""
         self._first_step = first_step
         self._failed = False
-        self._path = run_folder / METRICS_FILE
-        self._there = _drop_lines_after(self._path, first_step)
-        self._lines = self._path.open("a", encoding="utf-8")
+        self._folder = run_folder
+        self._lines = JsonLines(run_folder / METRICS_FILE)
+        kept = self._lines.keep(lambda point: point["step"] <= first_step and "split" in point)
+        self._there = {(point["split"], point["step"]) for point in kept}
         self._usual_hook, threading.excepthook = threading.excepthook, self._without_board
         # From 0, if an earlier start ended before its first checkpoint.
         self._board: SummaryWriter | None = self._open_board(first_step + 1 if first_step else 0)
@@ -64,8 +64,6 @@ class MetricLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._going_on():
-            self._lines.close()
         self._on_board(SummaryWriter.close)
         threading.excepthook = self._usual_hook
 
@@ -77,9 +75,8 @@ class MetricLog:
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
         record = {"split": split, "step": step, "epoch": epoch, **numbers}
         with self._going_on():
-            self._lines.write(json.dumps(record) + "\n")
-            self._lines.flush()
-            if self._board is None:  # there is space again
+            self._lines.append(record)
+            if self._board is None:  # there is room again
                 self._board = self._open_board()
 
         def write(board: SummaryWriter) -> None:
@@ -102,7 +99,7 @@ class MetricLog:
         self._on_board(lambda board: board.add_images(name, images, step))
 
     def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
-        folder = str(self._path.parent / TENSORBOARD_FOLDER)
+        folder = str(self._folder / TENSORBOARD_FOLDER)
         return SummaryWriter(folder, purge_step=purge_step, flush_secs=10)
 
     def _on_board(self, write: Callable[[SummaryWriter], None]) -> None:
@@ -131,8 +128,8 @@ class MetricLog:
             if not self._failed:
                 self._failed = True
                 logger.error(
-                    "curves and log in %s cannot be written, training continues without them: %s.",
-                    self._path.parent,
+                    "curves and log in %s cannot be written, training goes on without: %s.",
+                    self._folder,
                     error,
                 )
 
@@ -141,25 +138,3 @@ def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:
     """Network inputs (n, 3, h, w), (pixels - mean) / std -> 8-bit RGB on the CPU."""
     shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
     return (images.detach().float().cpu() * scale + shift).round().clamp(0, 255).to(torch.uint8)
-
-
-def _drop_lines_after(path: Path, step: int) -> set[tuple[str, int]]:
-    """Also drops invalid lines, such as a last line truncated by a kill.
-
-    Returns:
-        Split and step of the remaining lines.
-    """
-    kept, there = [], set()
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            if record["step"] <= step:
-                there.add((record["split"], record["step"]))
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
-    return there

@@ -8,19 +8,19 @@ JSON that says what was computed. Others may write and read them as well.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.paths import quote, temporary_beside
+from vggdist.artifacts.files import temporary_path, write_arrays
+from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import format_train_scale
 from vggdist.errors import WeightsError
 
@@ -95,7 +95,7 @@ def require_writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(f"{quote(path)} is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(path)
+        temporary = temporary_path(path)
         temporary.touch()
         temporary.unlink()
     except OSError as error:
@@ -108,26 +108,19 @@ def save_features(path: Path, features: Features) -> None:
     Raises:
         WeightsError: it cannot be written.
     """
-    temporary = temporary_beside(path)
     header = ""
     if features.recipe is not None:
         header = json.dumps({"format": FORMAT, **asdict(features.recipe)})
+    arrays: dict[str, NDArray[Any]] = {
+        "X": features.descriptors,
+        "y": features.labels,
+        "files": np.array(features.files, dtype=np.str_),
+        "classes": np.array(features.classes, dtype=np.str_),
+        "header": np.array(header),
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                X=features.descriptors,
-                y=features.labels,
-                files=np.array(features.files, dtype=np.str_),
-                classes=np.array(features.classes, dtype=np.str_),
-                header=np.array(header),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_arrays(path, arrays)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise WeightsError(f"features file {quote(path)} cannot be written: {error}.") from error
 
 

@@ -1,8 +1,8 @@
-"""Writes a data set, as class folders or as shards, and the manifest that tells all about it.
+"""The run of a preparation: from a source to class folders or shards, and their manifest.
 
-One thread takes the images from the source and stores the results, in order; the others hash,
-look at sizes, resize and write single files. A killed run goes on after its last finished part, and
-what it writes in the end is the same as if nothing had happened.
+One thread reads the source and writes shards, in order; the others hash, find sizes, resize and
+write single files. A killed run continues after its last finished part, and the result is the same
+as if it had not been killed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,28 @@ from vggdist.data.manifest_file import (
     load_contents,
     load_manifest,
     save_manifest,
+    write_classes,
 )
 from vggdist.data.survey import note_files
 from vggdist.errors import DataError
-from vggdist.prepare.journal import Entry, Journal, is_finished
-from vggdist.prepare.packing import PackedImage
+from vggdist.prepare.journal import COLUMNS, Journal, Part, is_finished
+from vggdist.prepare.packing import (
+    PackedImage,
+    Packing,
+    pack_image,
+    write_file,
+    write_shard,
+)
 from vggdist.prepare.shards import shard_name
 from vggdist.prepare.sources import Source, SourceImage
-from vggdist.prepare.writers import Packing, Writer, writer_of
 from vggdist.terminal import Progress
 
 logger = logging.getLogger(__name__)
 
-_BYTES_IN_FLIGHT = 256 * 2**20
-_IMAGES_IN_FLIGHT_PER_JOB = 8
+IMAGES_PER_PART = 4096
+"""Of class folders; of ImageNet they have about as many bytes as a shard."""
+_BYTES_AHEAD = 256 * 2**20
+_IMAGES_AHEAD_PER_JOB = 8
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ def prepare(source: Source, out: str | Path, packing: Packing, strict: bool = Fa
 
     Args:
         source: the images.
-        out: the folder: new, empty, or left by a run with the same arguments, which then goes on.
+        out: the folder: new, empty, or left by a run with the same arguments, which is continued.
         packing: the form.
         strict: whether a source that differs from what is expected is an error.
 
@@ -92,7 +102,7 @@ def prepare(source: Source, out: str | Path, packing: Packing, strict: bool = Fa
             _compare_counts(source, load_manifest(out / MANIFEST_NAME, out), strict)
         else:
             with Journal(out, request) as journal:
-                _pack(source, writer_of(source.classes, out, packing, journal), packing, journal)
+                _pack(source, out, packing, journal)
                 _finish(source, out, packing, journal, strict)
         return _described(out, packing.form, was_finished)
     except OSError as error:
@@ -120,69 +130,66 @@ def render_prepared(prepared: Prepared) -> str:
     return "\n".join(lines)
 
 
-def _pack(source: Source, writer: Writer, packing: Packing, journal: Journal) -> None:
-    """Writes the images that no finished part lists."""
+def _pack(source: Source, out: Path, packing: Packing, journal: Journal) -> None:
+    """Writes the images that are in no finished part."""
+
+    def work(image: SourceImage) -> PackedImage:
+        packed = pack_image(image, packing.resize)
+        if packing.form == "folders":
+            write_file(out / image.split / source.classes[image.label] / image.name, packed.encoded)
+        return packed
+
+    for split in SPLITS:
+        (out / split).mkdir(exist_ok=True)
+    if packing.form == "shards":
+        write_classes(source.classes, out)
     progress = Progress(source.num_images, journal.num_images)
-    entries: list[Entry] = []
-    split = ""
-
-    def end_part() -> None:
-        writer.end_part()
-        journal.commit(split, entries)
-        entries.clear()
-
-    try:
-        for image in _in_order(writer, source.images(journal.num_images), packing.jobs):
-            if entries and image.source.split != split:
-                end_part()
-            split = image.source.split
-            entries.append(_entry(image, writer.store(image)))
-            progress.advance()
-            if writer.part_is_full(len(entries)):
-                end_part()
-        if entries:
-            end_part()
-    finally:
-        writer.abandon_part()
-        progress.close()
+    images = _in_order(work, source.images(journal.num_images), packing.jobs, progress)
+    with closing(images), closing(progress):
+        for split, of_split in groupby(images, lambda image: image.split):
+            for first in of_split:
+                rest = chain([first], of_split)  # noqa: B031  # it goes on where the part begins
+                if packing.form == "folders":
+                    entries = [image.entry for image in islice(rest, IMAGES_PER_PART)]
+                else:
+                    parts = journal.of_split(split)
+                    number = sum(len(part["labels"]) for part in parts)
+                    shard = out / split / shard_name(len(parts))
+                    entries = write_shard(shard, rest, number, packing.shard_megabytes)
+                journal.commit(split, entries)
 
 
-def _in_order(writer: Writer, images: Iterator[SourceImage], jobs: int) -> Iterator[PackedImage]:
-    """The images after the writer's work, which goes on in threads a little ahead."""
-    flying: deque[tuple[int, Future[PackedImage]]] = deque()
-    flying_bytes = 0
+def _in_order(
+    work: Callable[[SourceImage], PackedImage],
+    images: Iterator[SourceImage],
+    jobs: int,
+    progress: Progress,
+) -> Generator[PackedImage, None, None]:
+    """The results of `work`, done by threads a little ahead of the caller."""
+    waiting: deque[tuple[int, Future[PackedImage]]] = deque()
+    num_bytes = 0
     pool = ThreadPoolExecutor(jobs)
     try:
         # Pillow warns of large images and odd metadata; checking images is another command.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for image in images:
-                size = len(image.content) if isinstance(image.content, bytes) else 0
-                flying.append((size, pool.submit(writer.work, image)))
-                flying_bytes += size
+            while True:
                 while (
-                    len(flying) > _IMAGES_IN_FLIGHT_PER_JOB * jobs
-                    or flying_bytes > _BYTES_IN_FLIGHT
+                    len(waiting) <= _IMAGES_AHEAD_PER_JOB * jobs
+                    and num_bytes <= _BYTES_AHEAD
+                    and (image := next(images, None))
                 ):
-                    size, landing = flying.popleft()
-                    flying_bytes -= size
-                    yield landing.result()
-            while flying:
-                yield flying.popleft()[1].result()
+                    size = len(image.content) if isinstance(image.content, bytes) else 0
+                    waiting.append((size, pool.submit(work, image)))
+                    num_bytes += size
+                if not waiting:
+                    return
+                size, future = waiting.popleft()
+                num_bytes -= size
+                yield future.result()
+                progress.advance()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _entry(image: PackedImage, offset: int) -> Entry:
-    return Entry(
-        image.source.label,
-        image.source.name,
-        image.width,
-        image.height,
-        len(image.encoded),
-        image.sha256,
-        offset,
-    )
 
 
 def _finish(source: Source, out: Path, packing: Packing, journal: Journal, strict: bool) -> None:
@@ -190,8 +197,9 @@ def _finish(source: Source, out: Path, packing: Packing, journal: Journal, stric
     resized = "; ".join(str(step) for step in (source.resized, packing.resize) if step)
     manifests, contents = [], {}
     for split in SPLITS:
-        listed = _listed(journal, out, split, source.classes, packing.form)
-        manifest, contents[split] = note_files(*listed)
+        parts = journal.of_split(split)
+        written = _listed(parts, out, split, source.classes, packing.form)
+        manifest, contents[split] = note_files(*written)
         manifests.append(replace(manifest, resized=resized))
     dataset = Dataset(*manifests)
     _compare_counts(source, dataset, strict)
@@ -200,32 +208,30 @@ def _finish(source: Source, out: Path, packing: Packing, journal: Journal, stric
 
 
 def _listed(
-    journal: Journal, out: Path, split: str, classes: tuple[str, ...], form: str
+    parts: Sequence[Part], out: Path, split: str, classes: tuple[str, ...], form: str
 ) -> tuple[Manifest, Contents]:
-    """What the journal says of a split, in the order that class folders have."""
-    parts = journal.of_split(split)
-    names = [name for part in parts for name in part.names.unpack()]
+    """The images of a split's parts in the order that class folders have."""
+    names = [name for part in parts for name in Names(part["names"].tobytes()).unpack()]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     by_name = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
-    labels = np.concatenate([part.labels for part in parts])
-    order = by_name[np.argsort(labels[by_name], kind="stable")]
+    order = by_name[np.argsort(columns["labels"][by_name], kind="stable")]
+    columns = {name: column[order] for name, column in columns.items()}
     shards = None
     if form == "shards":
         files = tuple(shard_name(i) for i in range(len(parts)))
         lengths = [(out / split / file).stat().st_size for file in files]
-        file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p.labels) for p in parts])
-        offsets = np.concatenate([part.offsets for part in parts])
-        shards = Shards(files, np.array(lengths, dtype=np.int64), file[order], offsets[order])
+        file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(p["labels"]) for p in parts])
+        shards = Shards(files, np.array(lengths, np.int64), file[order], columns["offsets"])
     manifest = Manifest(
         out / split,
         split,
         classes,
-        labels[order],
+        columns["labels"],
         Names.pack(names[i] for i in order),
-        num_bytes=np.concatenate([part.num_bytes for part in parts])[order],
+        num_bytes=columns["num_bytes"],
         shards=shards,
     )
-    sizes = np.concatenate([part.sizes for part in parts])[order]
-    return manifest, Contents(sizes, np.concatenate([part.sha256 for part in parts])[order])
+    return manifest, Contents(columns["sizes"], columns["sha256"])
 
 
 def _compare_counts(source: Source, dataset: Dataset, strict: bool) -> None:
@@ -233,8 +239,8 @@ def _compare_counts(source: Source, dataset: Dataset, strict: bool) -> None:
     num_classes = len(dataset.train.classes)
     surprises = source.surprises(
         {
-            one.split: np.bincount(one.labels, minlength=num_classes)
-            for one in (dataset.train, dataset.val)
+            manifest.split: np.bincount(manifest.labels, minlength=num_classes)
+            for manifest in (dataset.train, dataset.val)
         }
     )
     if surprises and strict:
@@ -250,22 +256,25 @@ def _compare_counts(source: Source, dataset: Dataset, strict: bool) -> None:
 def _described(out: Path, form: str, was_finished: bool) -> Prepared:
     """What the manifest of a finished folder says."""
     dataset = load_manifest(out / MANIFEST_NAME, out)
-    contents = load_contents(out / MANIFEST_NAME, out)
-    num_bytes, num_shards, num_unreadable = {}, {}, {}
-    for one in (dataset.train, dataset.val):
-        assert contents is not None
-        assert one.num_bytes is not None
-        num_bytes[one.split] = int(one.num_bytes.sum())
-        num_shards[one.split] = len(one.shards.files) if one.shards else 0
-        num_unreadable[one.split] = int((contents[one.split].sizes == 0).any(axis=1).sum())
+    contents = load_contents(out / MANIFEST_NAME, out) or {}
+    splits = {manifest.split: manifest for manifest in (dataset.train, dataset.val)}
+    num_bytes = {}
+    for split, manifest in splits.items():
+        assert manifest.num_bytes is not None
+        num_bytes[split] = int(manifest.num_bytes.sum())
     return Prepared(
         folder=os.fspath(out),
         form=form,
         num_classes=len(dataset.train.classes),
-        num_images={one.split: one.num_images for one in (dataset.train, dataset.val)},
+        num_images={split: manifest.num_images for split, manifest in splits.items()},
         num_bytes=num_bytes,
-        num_shards=num_shards,
-        num_unreadable=num_unreadable,
+        num_shards={
+            split: len(manifest.shards.files) if manifest.shards else 0
+            for split, manifest in splits.items()
+        },
+        num_unreadable={
+            split: int((contents[split].sizes == 0).any(axis=1).sum()) for split in splits
+        },
         resized=dataset.train.resized,
         was_finished=was_finished,
     )

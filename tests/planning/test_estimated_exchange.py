@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.benchmarks.planned_exchange import WAYS, planned, table
+from tests.benchmarks.estimated_exchange import WAYS, estimated, table
 from vggdist.planning.devices import DEVICES
 
 SETTING = {
@@ -16,20 +16,20 @@ SETTING = {
 
 
 def measured(error: float) -> dict[str, object]:
-    """As `bench exchange` writes it, with steps that take so much longer than planned."""
-    one: dict[str, object] = {"setting": SETTING}
+    """As `bench exchange` writes it, with steps that take so much longer than estimated."""
+    result: dict[str, object] = {"setting": SETTING}
     for name in WAYS:
-        step = planned(DEVICES["cpu"], SETTING, name)
-        one[name] = {
+        step = estimated(DEVICES["cpu"], SETTING, name)
+        result[name] = {
             "megabytes_per_step": step.sent_bytes / 1e6,
             "seconds_per_step": step.seconds * (1 + error),
         }
-    return one
+    return result
 
 
 def test_bytes_are_those_of_the_full_network_whatever_the_images_size() -> None:
     """277.3 MB in 16 bits, 554.6 in fp32 and 30.9 as factors were measured, headers included."""
-    sent = {name: planned(DEVICES["cpu"], SETTING, name).sent_bytes for name in WAYS}
+    sent = {name: estimated(DEVICES["cpu"], SETTING, name).sent_bytes for name in WAYS}
     for name, megabytes in (("ours", 30.9), ("ddp_fp32", 554.6), ("ddp_bf16", 277.3)):
         assert 0.99 < sent[name] / 1e6 / megabytes < 1.0
 
@@ -46,7 +46,7 @@ def test_ddp_pays_for_fresh_memory_and_ours_does_not() -> None:
     kept = DEVICES["cpu"]
     fresh = kept.model_copy(update={"fresh_seconds_per_gigabyte": 1.0})
     more = {
-        name: planned(fresh, SETTING, name).seconds - planned(kept, SETTING, name).seconds
+        name: estimated(fresh, SETTING, name).seconds - estimated(kept, SETTING, name).seconds
         for name in WAYS
     }
     weights = 102_764_544 + 16_781_312

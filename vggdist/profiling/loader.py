@@ -1,4 +1,4 @@
-"""More about our own input path: shards, a cold cache, a million entries, memory, and pixels."""
+"""Our own loader alone: a cold cache, a million entries, memory, and pixels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -79,17 +79,9 @@ def measure_memory(
 ) -> dict[str, float]:
     """Memory of a process that does nothing but load for some epochs, and how much it grew."""
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_load_epochs, args=(manifest, batch_size, num_threads, num_epochs, sender)
-    )
-    process.start()
-    sender.close()
-    try:
-        result: dict[str, float] = receiver.recv()
-    finally:
-        process.join()
-    return result
+    with ProcessPoolExecutor(1, context) as process:
+        arguments = (manifest, batch_size, num_threads, num_epochs)
+        return process.submit(_load_epochs, *arguments).result()
 
 
 def measure_pixels(manifest: Manifest, batch_size: int, num_threads: int) -> dict[str, float]:
@@ -116,9 +108,9 @@ def measure_pixels(manifest: Manifest, batch_size: int, num_threads: int) -> dic
 
 
 def _load_epochs(
-    manifest: Manifest, batch_size: int, num_threads: int, num_epochs: int, sender: Any
-) -> None:
-    """Sends the peak of the process's memory, and its growth after the first epochs, MB."""
+    manifest: Manifest, batch_size: int, num_threads: int, num_epochs: int
+) -> dict[str, float]:
+    """The peak of this process's memory, and its growth after the first epochs, MB."""
     num_steps = -(-num_epochs * manifest.num_images // batch_size)
     warm = -(-min(_WARM_EPOCHS, num_epochs // 2) * manifest.num_images // batch_size)
     before = 0.0
@@ -127,7 +119,7 @@ def _load_epochs(
             if number == warm:
                 before = _megabytes("VmRSS")
         after = _megabytes("VmRSS")
-    sender.send({"peak_megabytes": _megabytes("VmHWM"), "growth_megabytes": after - before})
+    return {"peak_megabytes": _megabytes("VmHWM"), "growth_megabytes": after - before}
 
 
 def _megabytes(field: str) -> float:

@@ -16,11 +16,11 @@ from vggdist.config import Config
 from vggdist.config_file import make_config
 from vggdist.errors import ConfigError, VggdistError
 from vggdist.planning.devices import DEVICES
+from vggdist.planning.estimate import Estimate, estimate_training
+from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
-from vggdist.planning.memory import plan_memory
-from vggdist.planning.network import plan_layers
-from vggdist.planning.plan import Plan, hours, make_plan
-from vggdist.planning.run import Images, plan_checkpoints
+from vggdist.planning.memory import estimate_memory
+from vggdist.planning.run import Images, estimate_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
@@ -35,14 +35,14 @@ def run(words: str) -> argparse.Namespace:
     return arguments
 
 
-def plan(values: dict[str, Any] | None = None, **options: Any) -> Plan:
+def plan(values: dict[str, Any] | None = None, **options: Any) -> Estimate:
     cluster = Cluster(
         options.pop("nodes", 2),
         options.pop("ranks", 4),
         options.pop("device", DEVICES["p100"]),
         25e9,
     )
-    return make_plan(make_config(values or {}), cluster, **options)
+    return estimate_training(make_config(values or {}), cluster, **options)
 
 
 def test_the_verb_prints_draws_and_writes(
@@ -107,24 +107,23 @@ def test_larger_micro_batches_hide_more_of_the_exchange_and_take_more_memory() -
     tried = plan(micro_batch=48, nodes=16, device=DEVICES["h100"]).micro_batches
     assert list(tried) == [16, 32, 48, 64, 128, 256, 512]
     for what in ("efficiency", "images_per_second", "memory_bytes"):
-        values = [one[what] for one in tried.values()]
+        values = [figures[what] for figures in tried.values()]
         assert values == sorted(values)
     assert plan().micro_batches == {}
 
 
 def test_hours_are_steps_by_the_time_of_a_step() -> None:
-    config, device = Config(), DEVICES["p100"]
-    planned = hours(config, 1, 8, device, 25e9)
+    estimated = plan(nodes=1, ranks=8).run.hours
     # 74 epochs of 1,281,167 images at 1,081 to 1,232 images/s, and evaluations.
-    assert 74 * 1_281_167 / 1232 / 3600 < planned < 74 * 1_281_167 / 1081 / 3600
-    tenth = hours(config, 1, 8, device, 25e9, Images(128_117, 5_000))
-    assert tenth == pytest.approx(planned / 10, rel=0.02)
+    assert 74 * 1_281_167 / 1232 / 3600 < estimated < 74 * 1_281_167 / 1081 / 3600
+    tenth = plan(nodes=1, ranks=8, images=Images(128_117, 5_000)).run.hours
+    assert tenth == pytest.approx(estimated / 10, rel=0.02)
 
 
 def test_the_interval_of_checkpoints_is_where_least_is_lost() -> None:
     """By going through intervals: what is written, and half an interval done again a failure."""
-    layers, step_seconds = plan_layers(Config()), 0.4
-    found = plan_checkpoints(layers, DEVICES["p100"], 512, step_seconds)
+    layers, step_seconds = count_layers(Config()), 0.4
+    found = estimate_checkpoints(layers, DEVICES["p100"], 512, step_seconds)
     assert found.gigabytes == pytest.approx(1.107, rel=1e-3)
     failures = 3600 * found.hours_between_failures
 
@@ -140,7 +139,7 @@ def test_the_interval_of_checkpoints_is_where_least_is_lost() -> None:
 
 def test_failures_are_those_of_a_published_cluster() -> None:
     """1,024 GPUs fail every 7.9 hours (arXiv:2410.21680)."""
-    planned = plan_checkpoints(plan_layers(Config()), DEVICES["h100"], 1024, 0.1)
+    planned = estimate_checkpoints(count_layers(Config()), DEVICES["h100"], 1024, 0.1)
     assert planned.hours_between_failures == pytest.approx(7.9, rel=0.01)
 
 
@@ -164,7 +163,7 @@ def test_memory_is_weights_gradients_momentum_and_what_the_images_leave() -> Non
     assert planned.memory["total"] == sum(
         size for name, size in planned.memory.items() if name != "total"
     )
-    alone = plan_memory(Config(), planned.work, 1, {})
+    alone = estimate_memory(Config(), planned.work, 1, {})
     assert alone["exchange"] == 0
     assert plan(micro_batch=128).memory["activations"] == 2 * planned.memory["activations"]
 
@@ -179,7 +178,7 @@ def test_memory_that_does_not_suffice_is_said(capsys: pytest.CaptureFixture[str]
 
 def test_arithmetic_without_a_figure_is_said() -> None:
     assert (
-        "P100 has no figure for bf16; arithmetic counts as fp32, gradients travel as in bf16."
+        "P100 has no figure for bf16; arithmetic counts as fp32, gradients are sent as in bf16."
         in plan({"precision": "bf16"}).notes
     )
     assert not any("no figure" in note for note in plan({"precision": "fp32"}).notes)
@@ -191,7 +190,7 @@ def test_arithmetic_without_a_figure_is_said() -> None:
 )
 def test_a_precision_that_is_not_set_is_the_devices_fastest(device: str, precision: str) -> None:
     cluster = Cluster(1, 8, DEVICES[device], 1e11)
-    planned = make_plan(Config(), cluster, micro_batch=16)
+    planned = estimate_training(Config(), cluster, micro_batch=16)
     assert planned.to_dict()["precision"] == planned.work.precision == precision
 
 
@@ -199,8 +198,8 @@ def test_stages_whose_exchange_is_deepspeeds_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
         plan({"zero_stage": 2})
     assert str(error.value) == (
-        "zero_stage is 2, at which DeepSpeed exchanges gradients; a plan knows our own exchange "
-        "only, so set zero_stage=0."
+        "zero_stage is 2, at which DeepSpeed exchanges gradients; `vggdist plan` knows our own "
+        "exchange only, so set zero_stage=0."
     )
 
 

@@ -24,14 +24,12 @@ from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import MANIFEST_NAME, SPLITS, load_contents
 from vggdist.data.reader import read_encoded
 from vggdist.errors import ConfigError, DataError
-from vggdist.prepare import writers
 from vggdist.prepare.archives import ImageNetArchives
 from vggdist.prepare.journal import JOURNAL_NAME, Journal
-from vggdist.prepare.packing import Resize
-from vggdist.prepare.prepare import Prepared, prepare, render_prepared
+from vggdist.prepare.packing import Packing, Resize
+from vggdist.prepare.preparation import Prepared, prepare, render_prepared
 from vggdist.prepare.shards import ShardWriter
 from vggdist.prepare.sources import FolderSource, Source
-from vggdist.prepare.writers import Packing
 
 SMALL = 0.02
 """MiB of a shard: the miniatures then have several."""
@@ -41,7 +39,7 @@ each_form = pytest.mark.parametrize("form", ["folders", "shards"])
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "IMAGES_PER_PART", 4)
+    monkeypatch.setattr("vggdist.prepare.preparation.IMAGES_PER_PART", 4)
 
 
 @pytest.fixture(scope="module")
@@ -171,21 +169,21 @@ def test_names_with_accents_folders_and_bytes_that_are_no_utf8_are_kept(tree, tm
 KILLED = """
 import sys, time
 from pathlib import Path
-from vggdist.prepare import writers
+from vggdist.prepare import packing, preparation
 from vggdist.prepare.archives import ImageNetArchives
-from vggdist.prepare.prepare import prepare
+from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
 
 form, source, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-pack_image = writers.pack_image
+pack_image = preparation.pack_image
 def slowly(*arguments):
     time.sleep(0.02)
     return pack_image(*arguments)
-writers.pack_image = slowly
-writers.IMAGES_PER_PART = 4
+preparation.pack_image = slowly
+preparation.IMAGES_PER_PART = 4
 paths = [Path(path) for path in source.split(":")]
 images = FolderSource(paths[0]) if len(paths) == 1 else ImageNetArchives(*paths)
-prepare(images, out, writers.Packing(form, shard_megabytes=0.02, jobs=2))
+prepare(images, out, packing.Packing(form, shard_megabytes=0.02, jobs=2))
 """
 
 
@@ -332,7 +330,10 @@ def test_two_processes_do_not_write_into_one_folder(tree, tmp_path):
     request = {"source": source.identity(), **packing("shards").identity()}
     with (
         Journal(out, request),
-        pytest.raises(DataError, match=f"Another process is preparing {out}. Wait for it"),
+        pytest.raises(
+            DataError,
+            match=f"Another process is preparing {out}: process [0-9]+ on .*. Wait for it",
+        ),
     ):
         prepare(source, out, packing("shards"))
     prepare(source, out, packing("shards"))

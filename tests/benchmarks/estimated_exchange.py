@@ -1,12 +1,12 @@
-"""Seconds of a step as planned beside those measured on two hosts with a limited cable.
+"""Estimated seconds of a step compared with those measured on two hosts with a limited cable.
 
-    python tests/benchmarks/planned_exchange.py MACHINE.json EXCHANGE.json ...
+    python tests/benchmarks/estimated_exchange.py MACHINE.json EXCHANGE.json ...
 
 MACHINE is of `vggdist bench machine --ranks 2` at 64 px, EXCHANGE of `vggdist bench exchange`. The
-plan knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a machine
-that does nothing else.
+estimate knows MACHINE and the cable's rate, and nothing of what EXCHANGE measured. Both want a
+machine that does nothing else.
 
-A plan is about our own exchange. What DDP does besides is added here, from how it works: each
+The estimate is about our own exchange. What DDP does besides is added here, from how it works: each
 gradient is copied into a bucket, and the large ones, and the hook's 16-bit copies of them, lie in
 memory that the system has just given, which ours does not need.
 """
@@ -21,14 +21,14 @@ from typing import Any
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
 from vggdist.planning.devices import Device, load_device
-from vggdist.planning.exchange import Way, plan_work
+from vggdist.planning.layers import Layer, count_layers
 from vggdist.planning.links import Cluster, parse_rate
-from vggdist.planning.network import PlannedLayer, plan_layers
+from vggdist.planning.messages import Way, Work
 from vggdist.planning.step import StepTime, time_step
 
 WAYS: dict[str, tuple[str, Way]] = {
     "ours": ("vggdist", "auto"),
-    "ddp_fp32": ("torch DDP, fp32", "record"),
+    "ddp_fp32": ("torch DDP, fp32", "fp32_ring"),
     "ddp_bf16": ("torch DDP, bf16 hook", "all_reduce"),
 }
 RETURNED_BYTES = 32 << 20
@@ -38,7 +38,7 @@ smaller ones are kept; next time the large ones are fresh again."""
 POOLED_SIDE = 7  # the benchmark pools conv5's maps to 7 x 7, as torchvision does
 
 
-def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
+def estimated(device: Device, setting: dict[str, Any], name: str) -> StepTime:
     """A step of the benchmark's two hosts with a rank each; `name` of `WAYS`."""
     way = WAYS[name][1]
     config = load_config(
@@ -51,8 +51,8 @@ def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
             f"batch.global={2 * setting['images_per_rank']}",
         ],
     )
-    layers = plan_layers(config, POOLED_SIDE)
-    work = plan_work(layers, config, split_batch(config.batch, 2))
+    layers = count_layers(config, POOLED_SIDE)
+    work = Work.of_training(layers, config, split_batch(config.batch, 2))
     step = time_step(work, Cluster(2, 1, device, parse_rate(setting["rate"])), way)
     if name == "ours":
         return step
@@ -60,7 +60,7 @@ def planned(device: Device, setting: dict[str, Any], name: str) -> StepTime:
     return replace(step, seconds=step.seconds + more)
 
 
-def seconds_of_ddp(device: Device, layers: Sequence[PlannedLayer], *, in_16_bits: bool) -> float:
+def seconds_of_ddp(device: Device, layers: Sequence[Layer], *, in_16_bits: bool) -> float:
     """What DDP does to gradients on a CPU beside their exchange."""
     copied = fresh = 0
     for layer in layers:
@@ -74,17 +74,17 @@ def seconds_of_ddp(device: Device, layers: Sequence[PlannedLayer], *, in_16_bits
 
 
 def table(device: Device, results: list[dict[str, Any]]) -> str:
-    """Measured and planned, as Markdown."""
+    """Measured and estimated, as Markdown."""
     rows = [
-        "| cable | exchange | MB sent by a rank, measured | planned | seconds of a step, measured "
-        "| planned | difference |",
+        "| cable | exchange | MB sent by a rank, measured | estimated | seconds of a step, "
+        "measured | estimated | difference |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         for name, (label, _) in WAYS.items():
             if name not in result:
                 continue
-            step, measured = planned(device, result["setting"], name), result[name]
+            step, measured = estimated(device, result["setting"], name), result[name]
             difference = 100 * (step.seconds / measured["seconds_per_step"] - 1)
             fails = " (fails)" if abs(difference) > 15 else ""
             rows.append(

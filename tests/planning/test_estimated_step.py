@@ -7,12 +7,12 @@ import pytest
 
 from vggdist.config import Config
 from vggdist.planning.devices import DEVICES
-from vggdist.planning.exchange import Work, choose_ways
+from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
-from vggdist.planning.network import plan_layers
+from vggdist.planning.messages import Work, choose_ways
 from vggdist.planning.step import StepTime, compute_seconds, largest_of, time_step
 
-LAYERS = plan_layers(Config())
+LAYERS = count_layers(Config())
 FAST = DEVICES["p100"].model_copy(
     update={
         "step_spread": 0.0,
@@ -48,7 +48,7 @@ def test_one_rank_waits_for_no_one() -> None:
     assert step.exposed_seconds == step.hidden_seconds == step.sent_bytes == 0.0
 
 
-@pytest.mark.parametrize("way", ["record", "all_reduce", "factors", "auto"])
+@pytest.mark.parametrize("way", ["fp32_ring", "all_reduce", "factors", "auto"])
 def test_the_parts_of_a_step_add_up(way: str) -> None:
     step = time_step(work(), Cluster(16, 4, DEVICES["p100"], 25e9), way)  # type: ignore[arg-type]
     parts = step.compute_seconds + step.straggling_seconds + step.exposed_seconds
@@ -79,7 +79,7 @@ def test_block_by_block_a_factored_gradient_is_neither_written_nor_read() -> Non
 
 def test_a_slow_link_is_all_that_counts() -> None:
     """Two nodes at 1 Gb/s: 553 MB each way, beginning when fc8 has gone backward."""
-    step = time_step(work(), Cluster(2, 1, FAST, 1e9), "record")
+    step = time_step(work(), Cluster(2, 1, FAST, 1e9), "fp32_ring")
     on_the_way = 553.4e6 / (0.93 * 1e9 / 8)
     forward = step.compute_seconds / 3
     assert step.seconds == pytest.approx(forward + on_the_way, rel=0.01)
@@ -87,7 +87,7 @@ def test_a_slow_link_is_all_that_counts() -> None:
 
 def test_gradients_in_16_bits_are_half_the_bytes() -> None:
     cluster = Cluster(2, 1, FAST, 1e9)
-    record, ours = time_step(work(), cluster, "record"), time_step(work(), cluster, "all_reduce")
+    record, ours = time_step(work(), cluster, "fp32_ring"), time_step(work(), cluster, "all_reduce")
     assert record.sent_bytes == pytest.approx(553.4e6, rel=1e-3)
     assert ours.sent_bytes == pytest.approx(276.7e6, rel=1e-3)
 
@@ -107,15 +107,15 @@ def test_accumulation_exchanges_once_and_sends_more_factors() -> None:
 def test_auto_is_what_the_training_would_choose() -> None:
     assert choose_ways(work(), 8, "auto") == dict.fromkeys(("fc6", "fc7", "fc8"), "factors")
     assert set(choose_ways(work(), 512, "auto").values()) == {"all_reduce"}
-    assert choose_ways(work(), 512, "record") == {}
+    assert choose_ways(work(), 512, "fp32_ring") == {}
 
 
 def test_frozen_layers_send_nothing() -> None:
     config = Config()
     optimizer = config.optimizer.model_copy(update={"trained_layers": ("fc8",)})
-    layers = plan_layers(config.model_copy(update={"optimizer": optimizer}))
+    layers = count_layers(config.model_copy(update={"optimizer": optimizer}))
     step = time_step(
-        Work(layers, "fp32", "fp32", "fp32", 64, 1), Cluster(2, 1, FAST, 1e9), "record"
+        Work(layers, "fp32", "fp32", "fp32", 64, 1), Cluster(2, 1, FAST, 1e9), "fp32_ring"
     )
     assert step.sent_bytes == 4 * 4_097_000
 

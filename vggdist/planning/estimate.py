@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.config import BatchConfig, Config, split_batch
 from vggdist.errors import ConfigError
-from vggdist.planning.devices import Device
-from vggdist.planning.exchange import Way, Work, plan_work
+from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
-from vggdist.planning.memory import plan_memory
-from vggdist.planning.network import plan_layers
+from vggdist.planning.memory import estimate_memory
+from vggdist.planning.messages import Way, Work
 from vggdist.planning.run import (
     Checkpoints,
     Images,
     Run,
     Supply,
-    plan_checkpoints,
-    plan_run,
-    plan_supply,
+    estimate_checkpoints,
+    estimate_run,
+    estimate_supply,
 )
 from vggdist.planning.step import StepTime, compute_seconds, time_step
 
 LARGEST_WORLD = 1024
 MICRO_BATCHES = (16, 32, 64, 128, 256, 512)
-WAYS: dict[str, Way] = {"all_reduce": "record", "factors": "factors", "ours": "auto"}
-"""Name in the table of efficiencies -> how gradients travel."""
+WAYS: dict[str, Way] = {"all_reduce": "fp32_ring", "factors": "factors", "ours": "auto"}
+"""Name in the table of efficiencies -> how gradients are sent."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What a training would take.
 
     Attributes:
@@ -89,9 +88,9 @@ class Plan:
                 "megabytes_sent_per_rank": step.sent_bytes / 1e6,
             },
             "exchange": step.ways,
-            "efficiency": {str(world): one for world, one in self.efficiency.items()},
+            "efficiency": {str(world): values for world, values in self.efficiency.items()},
             "memory_bytes": self.memory,
-            "micro_batches": {str(micro): one for micro, one in self.micro_batches.items()},
+            "micro_batches": {str(micro): values for micro, values in self.micro_batches.items()},
             "data": asdict(self.supply),
             "checkpoint": asdict(self.checkpoints),
             "run": asdict(self.run),
@@ -99,15 +98,15 @@ class Plan:
         }
 
 
-def make_plan(
+def estimate_training(
     config: Config,
     cluster: Cluster,
     *,
     micro_batch: int | None = None,
     images: Images = Images(),  # noqa: B008 (frozen)
     num_cores: int | None = None,
-) -> Plan:
-    """Plans a training.
+) -> Estimate:
+    """Estimates what a training would take.
 
     Args:
         config: the training; `data.root` is not looked at, and `precision: auto` is the fastest
@@ -123,116 +122,92 @@ def make_plan(
     """
     if config.zero_stage:
         raise ConfigError(
-            f"zero_stage is {config.zero_stage}, at which DeepSpeed exchanges gradients; a plan "
-            "knows our own exchange only, so set zero_stage=0."
+            f"zero_stage is {config.zero_stage}, at which DeepSpeed exchanges gradients; `vggdist "
+            "plan` knows our own exchange only, so set zero_stage=0."
         )
     if config.precision == "auto":
         config = config.model_copy(update={"precision": cluster.device.fastest_precision})
-    scaling = _Scaling(config, cluster, micro_batch)
-    config, split = scaling.at(cluster.world_size)
-    work = scaling.work(split)
+    layers = count_layers(config)
+
+    def work_of(world_size: int) -> Work:
+        batch = _batch(config, micro_batch, world_size)
+        return Work.of_training(layers, config, split_batch(batch, world_size))
+
+    work = work_of(cluster.world_size)
+    batch = _batch(config, micro_batch, cluster.world_size)
+    config = config.model_copy(update={"batch": batch})
     step = time_step(work, cluster, config.exchange)
-    supply = plan_supply(work.images_per_rank, cluster, step.seconds, num_cores)
+    supply = estimate_supply(work.images_per_rank, cluster, step.seconds, num_cores)
     seconds = step.seconds + supply.data_wait_seconds
-    checkpoints = plan_checkpoints(work.layers, cluster.device, cluster.world_size, seconds)
-    return Plan(
+    checkpoints = estimate_checkpoints(work.layers, cluster.device, cluster.world_size, seconds)
+    return Estimate(
         config=config,
         cluster=cluster,
         work=work,
         step=step,
         ways={name: time_step(work, cluster, way) for name, way in WAYS.items()},
-        efficiency=dict(scaling.efficiencies()),
-        memory=plan_memory(config, work, cluster.world_size, step.ways),
+        efficiency=dict(_efficiencies(work_of, cluster)),
+        memory=estimate_memory(config, work, cluster.world_size, step.ways),
         micro_batches={} if micro_batch is None else _try_micro_batches(config, work, cluster),
         supply=supply,
         checkpoints=checkpoints,
-        run=plan_run(config, cluster.world_size, images, seconds, checkpoints.seconds),
+        run=estimate_run(config, cluster.world_size, images, seconds, checkpoints.seconds),
         notes=tuple(_notes(config, cluster, supply, num_cores)),
     )
-
-
-def hours(
-    config: Config,
-    nodes: int,
-    gpus_per_node: int,
-    device: Device,
-    bits_per_second: float,
-    images: Images = Images(),  # noqa: B008 (frozen)
-) -> float:
-    """How long a training would take, its batch as configured; times the ranks: GPU hours.
-
-    Raises:
-        ConfigError: as `make_plan`.
-    """
-    cluster = Cluster(nodes, gpus_per_node, device, bits_per_second)
-    return make_plan(config, cluster, images=images).run.hours
 
 
 def _try_micro_batches(config: Config, work: Work, cluster: Cluster) -> dict[int, dict[str, float]]:
     """Larger ones hide more of the exchange, and take more memory."""
     tried = {}
     for micro in sorted({*MICRO_BATCHES, work.micro}):
-        other = replace(work, micro=micro)
-        step = time_step(other, cluster, config.exchange)
+        tried_work = replace(work, micro=micro)
+        step = time_step(tried_work, cluster, config.exchange)
+        memory = estimate_memory(config, tried_work, cluster.world_size, step.ways)
         tried[micro] = {
             "efficiency": step.compute_seconds / step.seconds,
             "images_per_second": micro * cluster.world_size / step.seconds,
-            "memory_bytes": plan_memory(config, other, cluster.world_size, step.ways)["total"],
+            "memory_bytes": memory["total"],
         }
     return tried
 
 
-class _Scaling:
-    """The same training on more and fewer ranks."""
+def _batch(config: Config, micro_batch: int | None, world_size: int) -> BatchConfig:
+    """The configuration's, or `micro_batch` images on each rank."""
+    if micro_batch is None:
+        return config.batch
+    sizes = {"global_": micro_batch * world_size, "micro": micro_batch}
+    return config.batch.model_copy(update=sizes)
 
-    def __init__(self, config: Config, cluster: Cluster, micro_batch: int | None) -> None:
-        self._config, self._cluster, self._micro = config, cluster, micro_batch
-        self._layers = plan_layers(config)
 
-    def at(self, world_size: int) -> tuple[Config, BatchSplit]:
-        """The configuration with its global batch, and how the ranks share it."""
-        config = self._config
-        if self._micro is not None:
-            batch = {"global_": self._micro * world_size, "micro": self._micro}
-            update = {"batch": config.batch.model_copy(update=batch)}
-            config = config.model_copy(update=update)
-        return config, split_batch(config.batch, world_size)
-
-    def work(self, split: BatchSplit) -> Work:
-        return plan_work(self._layers, self._config, split)
-
-    def efficiencies(self) -> Iterator[tuple[int, dict[str, float]]]:
-        worlds = {1 << power for power in range(LARGEST_WORLD.bit_length())}
-        _, split = self.at(1)
-        alone = self.work(split)
-        rate = split.global_batch / compute_seconds(alone, self._cluster)
-        for world_size in sorted(worlds | {self._cluster.world_size}):
-            try:
-                _, split = self.at(world_size)
-            except ConfigError:
-                continue
-            cluster = self._cluster.of_world(world_size)
-            yield (
-                world_size,
-                {
-                    name: split.global_batch
-                    / time_step(self.work(split), cluster, way).seconds
-                    / (world_size * rate)
-                    for name, way in WAYS.items()
-                },
-            )
+def _efficiencies(
+    work_of: Callable[[int], Work], cluster: Cluster
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Worlds from one rank up that can share the batch, and each way's efficiency there."""
+    alone = work_of(1)
+    rate = alone.images_per_rank / compute_seconds(alone, cluster)
+    worlds = {1 << power for power in range(LARGEST_WORLD.bit_length())}
+    for world_size in sorted(worlds | {cluster.world_size}):
+        try:
+            work = work_of(world_size)
+        except ConfigError:
+            continue
+        machines = cluster.of_world(world_size)
+        rates = {
+            name: work.images_per_rank / time_step(work, machines, way).seconds
+            for name, way in WAYS.items()
+        }
+        yield world_size, {name: own / rate for name, own in rates.items()}
 
 
 def _notes(
     config: Config, cluster: Cluster, supply: Supply, num_cores: int | None
 ) -> Iterator[str]:
-    device = cluster.device
-    precision = config.resolved_precision
+    device, precision = cluster.device, config.resolved_precision
     _, measured = device.teraflops(precision)
     if measured != precision:
         yield (
             f"{device.name} has no figure for {precision}; arithmetic counts as {measured}, "
-            f"gradients travel as in {precision}."
+            f"gradients are sent as in {precision}."
         )
     if num_cores is None and device.num_cores is None:
         yield (
