@@ -128,7 +128,7 @@ class MetricLog:
             if not self._failed:
                 self._failed = True
                 logger.error(
-                    "curves and log in %s cannot be written, training goes on without: %s.",
+                    "curves and log in %s cannot be written, training continues without them: %s.",
                     self._folder,
                     error,
                 )
