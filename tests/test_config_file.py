@@ -101,7 +101,7 @@ def test_an_error_names_the_override_and_not_the_file_that_it_stands_above(write
     path = write("seed: 1\ndata: {crop_size: 64}\n")
     assert error_of(path, "seed=x") == (
         "1 problem in the command line:\n  - 'seed=x': 'x' must be a valid integer. "
-        "(Everything random in a run follows from this number.)"
+        "(All randomness of a run derives from this number.)"
     )
     lines = write("seed=x", "lines")
     assert f"1 problem in the command line:\n  - 'seed=x' in {lines}: 'x' must" in error_of(
@@ -168,10 +168,10 @@ def test_a_date_is_a_word() -> None:
 def test_a_duplicate_key_is_an_error_with_both_lines(write: Write) -> None:
     path = write("model:\n  dropout: 0.5\n  fc_width: 8\n  dropout: 0.1\n")
     assert error_of(path) == (
-        f"{path}, line 4: 'dropout' stands a second time (first in line 2), and only one value "
+        f"{path}, line 4: 'dropout' is repeated (first in line 2), and only one value "
         "can count; delete one of them."
     )
-    assert "line 3: 'seed' stands a second time (first in line 1)" in error_of(
+    assert "line 3: 'seed' is repeated (first in line 1)" in error_of(
         write("seed: 1\nmodel: {}\nseed: 1\n")
     )
 
@@ -211,7 +211,7 @@ def test_all_problems_are_told_at_once_with_place_value_and_rule(write: Write) -
         "256).)",
         "'optimizer.momentum=.inf': inf must be a finite number. (Momentum.)",
         "'zero_stage=3': 3 must be 0, 1 or 2. (DeepSpeed ZeRO stage: 0 keeps the whole optimizer "
-        "on each rank, 1 and 2 share it out.)",
+        "on each rank, 1 and 2 partition it.)",
     ]
 
 

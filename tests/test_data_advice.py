@@ -301,14 +301,14 @@ CASES: dict[str, tuple[Do, Do, str, Do, Do | None]] = {
     "replaced images put back": (
         lambda: (train(), do("cp data/train/dog/0.png data/train/cat/0.png")),
         train,
-        "Put those of before back",
+        "Restore the previous ones",
         MEND,
         None,
     ),
     "nothing usable": (
         lambda: (open_dataset("data", write=True), do(BREAK_ALL)),
         partial(load, 100),
-        r"No image in \S+ can be used. See whether the disk is well",
+        r"No image in \S+ can be used. Check the disk",
         MEND,
         None,
     ),
@@ -392,7 +392,7 @@ CASES: dict[str, tuple[Do, Do, str, Do, Do | None]] = {
     "an evaluation's image that is too long": (
         lambda: Image.new("RGB", (20_000, 1)).save("data/val/cat/0.png"),
         evaluate_it,
-        "Cut it",
+        "Crop it",
         lambda: Image.new("RGB", (40, 40)).save("data/val/cat/0.png"),
         None,
     ),

@@ -382,7 +382,7 @@ def test_an_image_of_extreme_shape_is_cropped_or_refused_by_name(
     for protocol in ("dense", "multi-crop"):
         message = refusal(request(weights, root, tmp_path, protocols=(protocol,)), DataError)
         assert message.startswith(f"The image {long} is {size[0]} x {size[1]} pixels. Whole, with ")
-        assert message.endswith("Cut it, or evaluate centre crops.")
+        assert message.endswith("Crop it, or evaluate centre crops.")
 
 
 @pytest.mark.parametrize("protocol", ["center-crop", "dense", "multi-crop"])

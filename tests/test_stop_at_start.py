@@ -86,7 +86,7 @@ def test_a_signal_to_any_rank_ends_all_before_the_first_step(
     assert [code for code, _ in ended] == [EXIT_STOPPED] * 2
     assert max(seconds for _, seconds in ended) < FOREVER_SECONDS / 2
     told = capfd.readouterr().err
-    assert told.count("SIGTERM was seen: stopping") == (rank == 0)
+    assert told.count("SIGTERM received: stopping") == (rank == 0)
     assert told.count("stopped before a step was taken; the same command starts again.") == 1
     assert "Traceback" not in told
     assert "error" not in told

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vggdist.distributed import entry  # before all else: until `entry.run`, Ctrl-C leaves a trace
+from vggdist.distributed import entry  # first: until `entry.run`, Ctrl-C prints a traceback
 
 if TYPE_CHECKING:
     import argparse
@@ -20,28 +20,28 @@ VERBS = {
     ),
     "import": (
         "vggdist.convert.commands",
-        "weights of torchvision, timm, Caffe or Keras as a weights file",
+        "convert weights of torchvision, timm, Caffe or Keras to a weights file",
     ),
     "export": (
         "vggdist.convert.commands",
-        "a trained network for torchvision, ONNX or torch.export",
+        "export a trained network to torchvision, ONNX or torch.export",
     ),
     "predict": (
         "vggdist.commands.prediction",
-        "what a trained network says of images: names, confidences, a picture",
+        "classify images with a trained network: names, confidences, a picture",
     ),
     "prepare": ("vggdist.prepare.commands", "write a data set"),
     "check": (
         "vggdist.prepare.commands",
-        "decode every image before a training does; list those that it could not use",
+        "decode every image before a training does; list the bad ones",
     ),
     "submit": (
         "vggdist.slurm.commands",
-        "submit a training to SLURM, or run it here as the cluster would",
+        "submit a training to SLURM, or run it here like the cluster",
     ),
     "experiment": (
         "vggdist.experiments.commands",
-        "staged trainings, evaluations and reports: run them, see how far they are",
+        "run staged trainings, evaluations and reports, and show their status",
     ),
     "evaluate": (
         "vggdist.commands.evaluation",
@@ -49,25 +49,25 @@ VERBS = {
     ),
     "report": (
         "vggdist.reports.commands",
-        "posteriors files fused, and the paper's tables beside ours",
+        "fuse posteriors files; compare with the paper's tables",
     ),
     "features": (
         "vggdist.transfer.commands",
-        "descriptors of images by a trained network, for other tasks",
+        "compute image descriptors with a trained network, for other tasks",
     ),
     "transfer": (
         "vggdist.transfer.commands",
-        "a linear SVM on features: mean class recall, beside Table 11",
+        "a linear SVM on features: mean class recall, compared with Table 11",
     ),
     "plan": (
         "vggdist.planning.commands",
-        "time, memory and cost of a training, before it is started",
+        "estimate a training's time, memory and cost before it starts",
     ),
     "bench": ("vggdist.profiling.commands", "measure speed on this machine"),
     "tune": ("vggdist.profiling.commands", "find this machine's fastest settings"),
 }
-"""Verb -> the module that adds it to the command line, and what it does. A room may go together
-with its lines."""
+"""Verb -> the module that adds it to the command line, and its help. A room can be deleted with its
+lines."""
 
 DESCRIPTION = """\
 Train VGG networks, prepare images, evaluate, submit to a cluster, and measure speed. Each verb
@@ -76,7 +76,7 @@ explains itself: vggdist VERB --help.
 
 
 def main() -> int:
-    """Runs the verb of the command line; problems that a user can solve end without a traceback."""
+    """Runs the command line's verb; prints problems that a user can solve, without a traceback."""
     return entry.run(_run)
 
 
@@ -90,9 +90,9 @@ def _run() -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Reads a command line, in which `section.key=value` may stand anywhere behind the verb.
+    """Parses a command line, in which `section.key=value` may be anywhere after the verb.
 
-    argparse takes them in one place only, and its remedy does not know of verbs.
+    argparse accepts them in one place only, and its workaround does not support subcommands.
     """
     parser = build_parser([word for word in words if word in VERBS])
     arguments, rest = parser.parse_known_args(words)
@@ -110,7 +110,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
-    """Takes the first word that sets nothing for the network; returns the others."""
+    """Takes the first word that is not a setting as the network; returns the others."""
     from vggdist.artifacts.paths import expand_home
 
     words = [arguments.network, *getattr(arguments, "overrides", ()), *rest]
@@ -130,11 +130,11 @@ def build_parser(complete: Collection[str] = VERBS.keys()) -> argparse.ArgumentP
     """The command line of all verbs.
 
     Args:
-        complete: verbs with all of their arguments; the others are only named, which takes no time.
+        complete: verbs to add with all arguments; the others are only listed, which takes no time.
     """
     import argparse
 
-    # Abbreviated, `--local_rank` of launchers would be in the way of `--local`.
+    # With abbreviations, the launchers' `--local_rank` would conflict with `--local`.
     parser = argparse.ArgumentParser("vggdist", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     verbs = _Verbs(parser.add_subparsers(required=True, metavar="VERB"))
@@ -147,14 +147,14 @@ def build_parser(complete: Collection[str] = VERBS.keys()) -> argparse.ArgumentP
 
 
 class _Verbs:
-    """What modules add their verbs to."""
+    """The object to which modules add their verbs."""
 
     def __init__(self, subparsers: Any) -> None:
         self._subparsers = subparsers
         self.added: set[str] = set()
 
     def add_parser(self, verb: str, **settings: Any) -> Any:
-        """As that of argparse, with the help of `VERBS`."""
+        """argparse's `add_parser`, with the help from `VERBS`."""
         self.added.add(verb)
         return self._subparsers.add_parser(verb, help=VERBS[verb][1], **settings)
 

@@ -1,4 +1,4 @@
-"""Posteriors of all images of a set, shared by the ranks: each image on one rank, once."""
+"""Computes posteriors of all images of a set, shared by the ranks: each image once."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from vggdist.model.dense import DenseNetwork
 from vggdist.terminal import Progress
 
 GROUP_SIZE = 32
-"""Images that are decoded together; their windows share each pass over fc6."""
+"""Images decoded together; their windows share each pass over fc6."""
 
 _Part = tuple[Source, NDArray[np.int64], Tensor]
-"""What was computed, of which images, and their posteriors (n, num_classes)."""
+"""The source, image numbers (n,) and posteriors (n, num_classes)."""
 
 
 class PosteriorsOfRank:
-    """Computes a rank's share of posteriors, and puts all shares together on the main rank."""
+    """Computes a rank's share of posteriors, and merges all shares on the main rank."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class PosteriorsOfRank:
         }
 
     def compute(self, sources: Sequence[Source]) -> Iterator[Posteriors | None]:
-        """For each source its posteriors on the main rank, None on the others; collective."""
+        """Each source's posteriors on the main rank, None on the others; collective."""
         for source in sources:
             if source.protocol == "center-crop":
                 yield from self._collect([source], self._center_crops(source))
@@ -82,7 +82,7 @@ class PosteriorsOfRank:
                 yield source, batch.index, found
 
     def _whole_images(self, sources: Sequence[Source]) -> Iterator[_Part]:
-        """Every image is read and decoded once for all of `sources`."""
+        """Reads and decodes every image once for all `sources`."""
         with WholeImageLoader(
             self._images,
             self._config.data,
@@ -92,10 +92,9 @@ class PosteriorsOfRank:
         ) as groups:
             for group in groups:
                 for source in sources:
-                    images = [one for one in group if one.scale == source.scale]
-                    found = self._apply(source, images)
-                    for one, posteriors in zip(images, found, strict=True):
-                        yield source, one.index, posteriors
+                    parts = [part for part in group if part.scale == source.scale]
+                    for part, posteriors in zip(parts, self._apply(source, parts), strict=True):
+                        yield source, part.index, posteriors
 
     def _apply(self, source: Source, images: list[WholeImages]) -> list[Tensor]:
         if source.protocol == "multi-crop":
@@ -106,7 +105,7 @@ class PosteriorsOfRank:
     def _collect(
         self, sources: Sequence[Source], parts: Iterable[_Part]
     ) -> Iterator[Posteriors | None]:
-        """Puts this rank's parts in order, then all ranks' shares together."""
+        """Sorts this rank's parts, then merges all ranks' shares."""
         shape = len(self._share), len(self._images.classes)
         rows = {source: np.zeros(shape, self._storage) for source in sources}
         counts = {source: np.zeros(len(self._share), np.int64) for source in sources}
@@ -136,7 +135,7 @@ class PosteriorsOfRank:
         return Posteriors(source, values, images.labels, names, images.classes)
 
     def _start_progress(self, num_sources: int) -> Callable[[int], None]:
-        """What counts this rank's images, for a line on the main rank's terminal about all."""
+        """A function that counts this rank's images for the main rank's progress line about all."""
         total, done, shown = self._images.num_images * num_sources, 0, 0
         if not self._process.is_main:
             return lambda _: None

@@ -1,8 +1,8 @@
-"""Every knob of a training, typed and frozen; the defaults are the paper's (arXiv:1409.1556v6).
+"""All settings of a training, typed and frozen; the defaults are the paper's (arXiv:1409.1556v6).
 
-A field says its unit, its range and where its default comes from. What follows from several fields
-or from the world size is a function at the end of this file, never a field. Reading and writing
-YAML is the job of `vggdist/config_file.py`.
+A field states its unit, its range and the source of its default. Values derived from several fields
+or from the world size are functions at the end of this file, never fields. `vggdist/config_file.py`
+reads and writes YAML.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Exchange = Literal["auto", "all_reduce", "factors"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Triple = tuple[float, float, float]
-"""A number for each of red, green and blue."""
+"""Numbers for red, green and blue."""
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 
 
@@ -56,13 +56,13 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The network: a column of Table 1 or blocks of one's own, and how its weights begin."""
+    """The network: a column of Table 1 or custom blocks, and its initial weights."""
 
     configuration: str | tuple[tuple[str, ...], ...] = Field(
         "D",
         description="Column of Table 1 (A, A-LRN, B, C, D, E; also VGG11, VGG13, VGG16 and VGG19, "
-        "which are A, B, D and E), or one's own blocks, each a list of layers such as 3-64 (kernel "
-        "size 3, 64 channels) or LRN, every block ending in a max-pooling.",
+        "which are A, B, D and E), or custom blocks, each a list of layers such as 3-64 (kernel "
+        "size 3, 64 channels) or LRN; every block ends in a max-pooling.",
     )
     batch_norm: bool = Field(
         False, description="Batch normalization after every convolution (not in the paper)."
@@ -82,7 +82,7 @@ class ModelConfig(Section):
         gt=0.0,
         description="Standard deviation of gaussian initialization. The paper prints a variance of "
         "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
-        "from nothing.",
+        "from scratch.",
     )
     initialize_from: WeightsPath | None = Field(
         None,
@@ -93,7 +93,7 @@ class ModelConfig(Section):
     @field_validator("configuration", mode="before")
     @classmethod
     def _known(cls, value: object) -> str | tuple[tuple[str, ...], ...]:
-        # All of it before pydantic's own check, which has an error for each side of the union.
+        # Before pydantic's own check, which has an error for each side of the union.
         if isinstance(value, str):
             return column_name(value)
         if not isinstance(value, list | tuple) or not all(
@@ -108,7 +108,7 @@ class ModelConfig(Section):
         return blocks
 
     def blocks(self) -> Configuration:
-        """The convolution blocks, from Table 1 or written by hand."""
+        """The convolution blocks, of Table 1 or custom."""
         return parse_configuration(self.configuration)
 
     def weight_layers(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Images: where they are, and what happens to each on its way into the network."""
+    """Images: where they are, and how they are processed for the network."""
 
     root: UserPath | None = Field(
         None, description="Folder with train/ and val/, each with one folder of images per class."
@@ -158,42 +158,42 @@ class DataConfig(Section):
     )
     std: tuple[Positive, Positive, Positive] = Field(
         (1.0, 1.0, 1.0),
-        description="What red, green and blue are divided by once the mean is subtracted, in grey "
-        "levels; the paper does not divide. Weights of others may want it.",
+        description="Divisors of red, green and blue after subtracting the mean, in grey "
+        "levels; the paper does not divide. Third-party weights may need it.",
     )
     num_threads: int | None = Field(
         None,
         ge=1,
         description="Decoding threads of each rank; null: the node's cores divided by its ranks.",
     )
-    prefetch: int = Field(2, ge=1, description="Finished micro batches waiting for the network.")
+    prefetch: int = Field(2, ge=1, description="Finished micro batches queued for the network.")
     read_ahead: int = Field(
         8,
         ge=1,
-        description="Micro batches whose files are being read before they are decoded, each by a "
-        "thread of its own; more hide the latency of slow disks.",
+        description="Micro batches whose files are read ahead of decoding, each by its own thread; "
+        "more hide the latency of slow disks.",
     )
     hardware_decoder_share: Fraction = Field(
-        0.65, description="Share of the JPEGs for a GPU's hardware decoder, where it has one."
+        0.65, description="Fraction of the JPEGs for a GPU's hardware decoder, if it has one."
     )
     policy: Literal["substitute", "fail"] = Field(
         "substitute",
-        description="What a training does about an image that cannot be used: substitute shows "
-        "another one in its place, the same in every run; fail stops.",
+        description="What a training does about a bad image: substitute replaces it with another, "
+        "the same in every run; fail stops.",
     )
     max_unusable: Fraction = Field(
         1e-4,
-        description="Largest share of the training images that may turn out unusable in a "
-        "training; 10 images always may.",
+        description="Largest fraction of the training images that may be found bad in a "
+        "training; 10 images are always allowed.",
     )
     accept_changed: bool = Field(
         False,
-        description="Whether a training is continued though images were replaced under their names "
-        "since it was trained on them.",
+        description="Whether a training is continued although images were replaced under their "
+        "names since it was trained on them.",
     )
     local_folder: UserPath | None = Field(
         None,
-        description="Folder on a disk of each node's own, to which shards are copied at the start "
+        description="Folder on a local disk of each node, to which shards are copied at the start "
         "of a training; null: they are read where they are.",
     )
 
@@ -234,7 +234,7 @@ class DataConfig(Section):
 
 
 class BatchConfig(Section):
-    """How many images make a step, and how they are cut into pieces."""
+    """The images of a step, and how they are divided."""
 
     global_: int = Field(
         256, ge=1, alias="global", description="Images of one step over all ranks (paper: 256)."
@@ -252,8 +252,8 @@ class OptimizerConfig(Section):
 
     name: Literal["sgd", "lars"] = Field(
         "sgd",
-        description="sgd, as in the paper; or lars, which gives each layer a learning rate of its "
-        "own, by the norms of its weights and of their gradient (You, Gitman & Ginsburg 2017, "
+        description="sgd, as in the paper; or lars, which gives each layer its own learning rate, "
+        "from the norms of its weights and of their gradient (You, Gitman & Ginsburg 2017, "
         "arXiv:1708.03888), at stage 0.",
     )
     learning_rate: float = Field(
@@ -262,8 +262,9 @@ class OptimizerConfig(Section):
     base_batch: int | None = Field(
         None,
         ge=1,
-        description="Global batch that learning_rate is meant for: it is multiplied by batch.global"
-        " / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). null: not scaled.",
+        description="Global batch for which learning_rate is meant: it is multiplied by "
+        "batch.global / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). null: "
+        "not scaled.",
     )
     trust_coefficient: float = Field(
         0.001,
@@ -281,7 +282,7 @@ class OptimizerConfig(Section):
     trained_layers: str | tuple[str, ...] = Field(
         "all",
         description="Weight layers that are trained: all, fully-connected (fc6 to fc8), or a list "
-        "such as [conv5_3, fc6, fc7, fc8]. The others stay as they began, with the running "
+        "such as [conv5_3, fc6, fc7, fc8]. The others keep their initial weights and the running "
         "statistics of their batch normalization.",
     )
 
@@ -298,7 +299,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How the learning rate falls, and when training ends."""
+    """How the learning rate decreases, and when training ends."""
 
     name: Literal["plateau", "step", "cosine"] = Field(
         "plateau",
@@ -307,11 +308,9 @@ class ScheduleConfig(Section):
     num_epochs: float = Field(
         74.0, gt=0.0, description="Length of the training in epochs (paper: 74, 370,000 steps)."
     )
-    num_steps: int | None = Field(
-        None, ge=1, description="Length in steps, in place of num_epochs."
-    )
+    num_steps: int | None = Field(None, ge=1, description="Length in steps, instead of num_epochs.")
     warmup_epochs: float = Field(
-        0.0, ge=0.0, description="Epochs in which the learning rate rises from 0, linearly."
+        0.0, ge=0.0, description="Epochs in which the learning rate rises linearly from 0."
     )
     factor: Fraction = Field(
         0.1, description="The learning rate is multiplied by this at each decrease."
@@ -330,7 +329,7 @@ class ScheduleConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluations: while training, of one centre crop per image; afterwards, by any protocol."""
+    """Evaluations: during training, of one centre crop per image; afterwards, by any protocol."""
 
     every_epochs: float = Field(
         1.0, gt=0.0, description="Epochs between evaluations; there is always one at the end."
@@ -340,25 +339,25 @@ class EvaluationConfig(Section):
     )
     spatial_average: Literal["logits", "posteriors"] = Field(
         "logits",
-        description="What of a dense score map is averaged over its places: logits, before the "
-        "soft-max, as section 3.2 says it; or posteriors, after it.",
+        description="What is averaged over the positions of a dense score map: logits, before the "
+        "soft-max, as in section 3.2; or posteriors, after it.",
     )
     max_megapixels: float | None = Field(
         None,
         gt=0.0,
-        description="Most pixels, in millions, that go through the convolutions at once in a dense "
-        "or multi-crop evaluation; bounds its memory. null: 0.4 on a CPU, 16 on a GPU.",
+        description="Most pixels, in millions, in the convolutions at once in a dense or "
+        "multi-crop evaluation; bounds its memory. null: 0.4 on a CPU, 16 on a GPU.",
     )
 
 
 class CheckpointConfig(Section):
-    """When the state of the training is committed to disk, and how much of it stays there."""
+    """When checkpoints are written, and how many are kept."""
 
     every_epochs: float = Field(
         1.0, gt=0.0, description="Epochs between checkpoints; there is always one at the end."
     )
     every_steps: int | None = Field(
-        None, ge=1, description="Steps between checkpoints, in place of every_epochs."
+        None, ge=1, description="Steps between checkpoints, instead of every_epochs."
     )
     keep: int = Field(
         2,
@@ -369,10 +368,10 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    """What is written about the training."""
+    """Logging of the training."""
 
     every_steps: int = Field(
-        20, ge=1, description="Steps between two points of the curves and two log lines."
+        20, ge=1, description="Steps between points of the curves, and between log lines."
     )
     num_images: int = Field(
         16, ge=0, description="Images of the first batch shown in TensorBoard; 0: none."
@@ -380,7 +379,7 @@ class LogConfig(Section):
 
 
 class RunConfig(Section):
-    """Where this training lives."""
+    """The run folder of the training."""
 
     folder: WeightsPath | None = Field(
         None, description="Run folder; null: runs/vgg_ and the configuration's name."
@@ -394,7 +393,7 @@ class RunConfig(Section):
 
 
 class Config(Section):
-    """One training, completely described."""
+    """The complete configuration of a training."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -407,32 +406,33 @@ class Config(Section):
     run: RunConfig = RunConfig()
     precision: PrecisionSetting = Field(
         "auto",
-        description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 where the "
+        description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 if the "
         "device computes it natively (a CPU is also measured), fp16 on older GPUs, else fp32; a "
-        "resumed run keeps the precision that it began in. fp32 is exact; tf32 rounds what is "
-        "multiplied to 10 bits on GPUs from Ampere on, and is fp32 elsewhere. Products are always "
+        "resumed run keeps its precision. fp32 is exact; tf32 rounds operands to 10 bits "
+        "on GPUs from Ampere on, and is fp32 elsewhere. Products are always "
         "added in fp32.",
     )
-    device: Device = Field("auto", description="auto: cuda where there is one, else cpu.")
+    device: Device = Field("auto", description="auto: cuda if there is a GPU, else cpu.")
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Everything random in a run follows from this number."
+        0, ge=0, lt=2**63, description="All randomness of a run derives from this number."
     )
     zero_stage: Literal[0, 1, 2] = Field(
         0,
-        description="DeepSpeed ZeRO stage: 0 keeps the whole optimizer on each rank, 1 and 2 share "
-        "it out.",
+        description="DeepSpeed ZeRO stage: 0 keeps the whole optimizer on each rank, 1 and 2 "
+        "partition it.",
     )
     exchange: Exchange = Field(
         "auto",
-        description="How the gradients of fully connected layers travel between ranks at stage 0: "
-        "all_reduce sends the matrices; factors sends what they are the products of, inputs and "
-        "output gradients of the layer; auto takes, for each layer, what is fewer bytes. "
-        "Convolutions are always all-reduced, and stages 1 and 2 leave all to DeepSpeed.",
+        description="How ranks exchange the gradients of fully connected layers at stage 0: "
+        "all_reduce sends the matrices; factors sends their factors, the layer's inputs and "
+        "output gradients; auto chooses, for each layer, the one with fewer bytes. "
+        "Convolutions are always all-reduced; at stages 1 and 2 DeepSpeed exchanges all.",
     )
     exchange_precision: Literal["compute", "fp32", "bf16"] = Field(
         "compute",
-        description="In which gradients travel at stage 0: compute, that of `precision`; fp32; or "
-        "bf16, half of the bytes where the arithmetic is fp32 (processors without fast bf16).",
+        description="Precision in which gradients are sent at stage 0: compute, that of "
+        "`precision`; fp32; or bf16, half the bytes if the arithmetic is fp32 (processors without "
+        "fast bf16).",
     )
 
     @model_validator(mode="after")
@@ -483,28 +483,29 @@ class Config(Section):
 
     @property
     def resolved_precision(self) -> Precision:
-        """The precision, once the device is known; before that, `auto` cannot be computed in."""
+        """The precision after `auto` has been resolved for the device."""
         assert self.precision != "auto", "resolve_precision (distributed/precision.py) comes first"
         return self.precision
 
     @property
     def travel_precision(self) -> Precision:
-        """In which all-reduced gradients travel at stage 0; TF32 is arithmetic, not a type."""
+        """The type of all-reduced gradients at stage 0; TF32 is arithmetic, not a type."""
         chosen = self.exchange_precision
         precision = self.resolved_precision if chosen == "compute" else chosen
         return "fp32" if precision == "tf32" else precision
 
     @property
     def factor_precision(self) -> Precision:
-        """In which factors travel at stage 0: never in more bits than they are computed in."""
+        """The type of factors sent at stage 0: never more bits than they are computed in."""
         precision = self.resolved_precision
         return self.travel_precision if precision in ("fp32", "tf32") else precision
 
     @property
     def updates_by_blocks(self) -> bool:
-        """Whether weights are updated from the factors of their gradient, block by block.
+        """Whether weights are updated block by block from the factors of their gradient.
 
-        It is then never in memory as a whole; clipping, LARS and fp16's loss scaler want it first.
+        The gradient is then never in memory as a whole; clipping, LARS and fp16's loss scaler need
+        it first.
         """
         optimizer = self.optimizer
         is_plain = optimizer.name == "sgd" and optimizer.gradient_clipping == 0
@@ -543,7 +544,7 @@ def split_batch(batch: BatchConfig, world_size: int) -> BatchSplit:
     """Divides the global batch among `world_size` ranks and micro batches.
 
     Raises:
-        ConfigError: the numbers do not divide; the message holds all three and the nearest that do.
+        ConfigError: the numbers do not divide; the message has all three and the nearest that do.
     """
     per_rank, rest = divmod(batch.global_, world_size)
     if rest or per_rank == 0:

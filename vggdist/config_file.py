@@ -1,10 +1,10 @@
-"""YAML and `section.key=value` -> `Config`, and back; every problem in one error.
+"""YAML and `section.key=value` -> `Config`, and back; one error lists every problem.
 
-What other files hold in YAML, such as facts about a cluster, is read and checked the same way.
+Other YAML files, such as cluster settings, are read and checked the same way.
 
-Precedence: the paper's defaults < the YAML file < overrides in the order they are given. Closes
-YAML's traps: `1e-2` is a number here, `off`, `010` and `1:30` are words, and a duplicate key is an
-error. An override is no YAML document: text such as a path is taken as it is typed.
+Precedence: the paper's defaults < the YAML file < overrides in the given order. Avoids YAML's
+traps: `1e-2` is a number, `off`, `010` and `1:30` are words, and a duplicate key is an error. An
+override is not a YAML document: text such as a path is taken literally.
 """
 
 import copy
@@ -41,7 +41,7 @@ class _Loader(yaml.SafeLoader):
             line = key_node.start_mark.line + 1
             if isinstance(key, str | int | float | bool) and key in seen:
                 raise ConfigError(
-                    f"line {line}: {key!r} stands a second time (first in line {seen[key]}), and "
+                    f"line {line}: {key!r} is repeated (first in line {seen[key]}), and "
                     "only one value can count; delete one of them."
                 )
             if isinstance(key, str | int | float | bool):
@@ -70,7 +70,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that also quotes the words that only `_Loader` takes for numbers."""
+    """SafeDumper that also quotes words that only `_Loader` parses as numbers."""
 
 
 _Dumper.yaml_implicit_resolvers = {
@@ -89,10 +89,10 @@ def load_config(
     Args:
         path: a YAML file of sections; None for the defaults.
         overrides: `section.key=value`, or `@FILE` for a file of such lines.
-        base: sections that stand in place of the defaults, where there is no file.
+        base: sections that replace the defaults if there is no file.
 
     Raises:
-        ConfigError: lists every problem: where, what, what is allowed, what to do.
+        ConfigError: lists every problem: place, value, rule, remedy.
     """
     values = (
         read_yaml(path, "give --config a YAML file, such as configs/vgg_d.yaml")
@@ -113,16 +113,16 @@ def apply_overrides(
     problems: list[str],
     is_text: Callable[[Sequence[str]], bool] | None = None,
 ) -> dict[str, str]:
-    """Changes `values` as `section.key=value` says, from left to right.
+    """Applies `section.key=value` overrides to `values`, from left to right.
 
     Args:
         overrides: also `@FILE`, for a file of such lines.
         values: nested mappings.
-        problems: what is wrong with an override is added here, as a sentence.
-        is_text: whether the value of a key, given as its names, is text; none: as in `Config`.
+        problems: receives a sentence for each invalid override.
+        is_text: whether the value of a key, given as its names, is text; None: as in `Config`.
 
     Returns:
-        Key -> the override that set it, as errors that are found later name it.
+        Key -> the override that set it, by the name that later errors use.
     """
     typed: dict[str, str] = {}
     for override, label in _expand(overrides, problems):
@@ -138,14 +138,14 @@ def apply_overrides(
 def to_override(key: str, value: object) -> str:
     """A plain value as the `section.key=value` that sets it."""
     is_text = isinstance(value, str) and takes_text(Config, key.split("."))
-    return f"{key}={value if is_text else json.dumps(value)}"  # JSON is YAML, as far as this goes
+    return f"{key}={value if is_text else json.dumps(value)}"  # this JSON is valid YAML
 
 
 def takes_text(model: type[Section], names: Sequence[str]) -> bool:
-    """Whether a key's value is text, such as a path, so that an override's is taken as typed.
+    """Whether a key's value is text, such as a path, so that an override is taken literally.
 
     Args:
-        model: whose key it is.
+        model: the model of the key.
         names: of the sections and of the key.
     """
     field = _field(names, model)
@@ -161,7 +161,7 @@ def validate(model: type[S], values: Mapping[str, Any], source: str) -> S:
     """Nested mappings -> the typed, frozen `model`.
 
     Args:
-        source: what the values come from, for the error's first line.
+        source: origin of the values, for the error's first line.
 
     Raises:
         ConfigError: lists every problem.
@@ -181,7 +181,7 @@ def check(
     """The typed `model`, or a sentence for every problem of the values.
 
     Args:
-        where: the place of the values in a larger file, such as `stages.d_256`.
+        where: path of the values in a larger file, such as `stages.d_256`.
         typed: key of `model` -> the override that set it, as `apply_overrides` returns it.
     """
     try:
@@ -194,7 +194,7 @@ def check(
 
 
 def name_source(file: Path | None, typed: Mapping[str, str], found: Sequence[str]) -> str:
-    """Where problems are, for an error's first line: in a file, on the command line, or both.
+    """The source of problems, for an error's first line: a file, the command line, or both.
 
     Args:
         file: if there is one.
@@ -215,17 +215,17 @@ def raise_problems(problems: Sequence[str], source: str) -> NoReturn:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration, defaults included; `load_config` reads it back to an equal one."""
+    """The whole configuration with defaults; `load_config` reads back an equal one."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Plain values as YAML that `read_yaml` reads back to equal ones."""
+    """Plain values as YAML; `read_yaml` reads back equal ones."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[object, object]]:
-    """`section.key` -> (old value, new value), for the keys in which two configurations differ."""
+    """`section.key` -> (old value, new value), for keys in which two configurations differ."""
     flat_old, flat_new = flatten(old.model_dump()), flatten(new.model_dump())
     return {
         key: (flat_old[key], flat_new[key]) for key in flat_old if flat_old[key] != flat_new[key]
@@ -244,13 +244,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Reads the mapping in a YAML file.
 
     Args:
-        remedy: what to do where there is no such file, as half a sentence.
+        remedy: what to do if there is no such file, as half a sentence.
 
     Raises:
-        ConfigError: there is no such file, or it holds no mapping.
+        ConfigError: there is no such file, or it is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -275,7 +275,7 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _expand(overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, str]]:
-    """Each override, also those of `@FILE`, with what errors call it."""
+    """Each override, including those of `@FILE`, with its name in errors."""
     for override in overrides:
         if not override.startswith("@"):
             yield override, repr(override)
@@ -294,7 +294,7 @@ def _apply(override: str, values: dict[str, Any], is_text: Callable[[Sequence[st
     """Sets one value; returns its key.
 
     Raises:
-        ValueError: what is wrong with the override, to stand behind it.
+        ValueError: the problem, to be appended to the override.
     """
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
@@ -353,11 +353,11 @@ def _sentence(
 
 
 def _find_override(location: Sequence[str], of_several: bool, typed: Mapping[str, str]) -> str:
-    """The override that set what has a problem, if it is to blame.
+    """The override that caused a problem, if any.
 
     Args:
         location: of the problem.
-        of_several: the problem may lie between several values of a section.
+        of_several: the problem may involve several values of a section.
         typed: as `apply_overrides` returns it.
     """
     key = ".".join(location)
@@ -370,7 +370,7 @@ def _find_override(location: Sequence[str], of_several: bool, typed: Mapping[str
 
 
 def _known_keys(location: list[str], model: type[Section]) -> str:
-    """What may be meant by an unknown key."""
+    """Suggestions for an unknown key."""
     section = _section(location[:-1], model)
     known = [field.alias or name for name, field in section.model_fields.items()]
     key, where = location[-1], ".".join(location[:-1])
@@ -419,7 +419,7 @@ def _types(annotation: object) -> set[object]:
 
 
 def _description(location: Sequence[str], model: type[Section]) -> str:
-    """What the field is for, to end an error with; empty where the location is inside a value."""
+    """The field's description, for the end of an error; empty if the location is inside a value."""
     field = _field(location, model)
     if field is None or not field.description:
         return ""

@@ -1,23 +1,22 @@
-"""The errors that a user can cause, each with the exit code of the process that meets it.
+"""Errors that a user can cause, each with its exit code.
 
 A message is one or more whole sentences: the value, the rule, the remedy. Commands print the
-message without a traceback; anything that is not a `VggdistError` is a mistake of ours and keeps
-its traceback.
+message without a traceback; any other exception is a bug and keeps its traceback.
 """
 
 import errno
 
 EXIT_INTERRUPTED = 130
-"""Ended by Ctrl-C before there was anything to save, as shells say it: 128 + SIGINT."""
+"""Ended by Ctrl-C before there was anything to save; the shells' convention, 128 + SIGINT."""
 EXIT_STOPPED = 75
 """Stopped by a signal, after a checkpoint: the same command continues (EX_TEMPFAIL, sysexits.h)."""
 EXIT_NOT_REQUEUED = 76
-"""The same in a job that does not start again by itself: its budget of requeues is used up, or
-SLURM could not be asked."""
+"""The same in a job that does not restart by itself: its requeues are used up, or the request to
+SLURM failed."""
 
 
 def no_space_left(error: OSError) -> str | None:
-    """What to say where nothing more specific was said of a full disk; none: that is not it."""
+    """The message for a full disk if there is no more specific one; None for other errors."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     file = f"{error.filename} cannot be written: " if error.filename else ""
@@ -25,19 +24,19 @@ def no_space_left(error: OSError) -> str | None:
 
 
 class VggdistError(Exception):
-    """A problem that the user can solve; `exit_code` is what the command ends with."""
+    """A problem that the user can solve; the command ends with `exit_code`."""
 
     exit_code = 1
 
 
 class ConfigError(VggdistError):
-    """The configuration cannot be used; the message lists every problem found."""
+    """The configuration is invalid; the message lists every problem."""
 
     exit_code = 2
 
 
 class DataError(VggdistError):
-    """Images or class folders are missing, unreadable or not the ones this run was started with."""
+    """Images or class folders are missing, unreadable, or not those that this run started with."""
 
     exit_code = 3
 
@@ -55,7 +54,7 @@ class CheckpointError(VggdistError):
 
 
 class WeightsError(VggdistError):
-    """A weights file or a posteriors file that cannot be used, or that belongs elsewhere."""
+    """A weights or posteriors file that is invalid, or of another network or data set."""
 
     exit_code = 5
 
@@ -67,6 +66,6 @@ class DistributedError(VggdistError):
 
 
 class StoppedError(VggdistError):
-    """No problem: a signal has asked a rank to stop, and nothing is left to be saved."""
+    """Not a failure: a signal has asked a rank to stop, and there is nothing left to save."""
 
     exit_code = EXIT_STOPPED

@@ -1,5 +1,5 @@
-"""One rank of an evaluation: what a trained network says of every image, written to posteriors
-files, and the errors that follow from them."""
+"""One rank of an evaluation: computes a trained network's posteriors of all images and writes them
+to files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ logger = logging.getLogger("vggdist")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated, and how."""
+    """What to evaluate, and how."""
 
     network: str
     """A run folder, a checkpoint or a weights file."""
@@ -64,12 +64,12 @@ class Request:
     split: Literal["train", "val"] = "val"
     protocols: tuple[Protocol, ...] = ("dense",)
     scales: tuple[int, ...] = ()
-    """Q, pixels; empty: the middle of the training scales (section 4.1)."""
+    """Q, pixels; if empty, the middle of the training scales (section 4.1)."""
     flip: bool | None = None
-    """Whether mirrored images are averaged in; none: in the paper's protocols, dense and
-    multi-crop, but not for the centre crop."""
+    """Whether to average over mirror images; None: in the paper's protocols, dense and multi-crop,
+    but not for the centre crop."""
     out: Path | None = None
-    """Folder for the posteriors files; none: `posteriors` beside the weights."""
+    """Folder for the posteriors files; None: `posteriors` next to the weights."""
     storage: Literal["float32", "float16"] = "float32"
     """Type of the stored posteriors."""
     overrides: tuple[str, ...] = ()
@@ -82,18 +82,18 @@ class Evaluated:
 
     files: tuple[Path, ...]
     num_computed: int
-    """Images x files that were computed now; the others were there."""
+    """Images x files that were computed; the others existed."""
     elapsed_seconds: float
 
 
 def evaluate(request: Request) -> Evaluated | None:
-    """Computes the posteriors files that are not there yet; collective.
+    """Computes the missing posteriors files; collective.
 
     Returns:
         On the main rank, all files in the order of protocols and scales; None on the others.
 
     Raises:
-        VggdistError: something that the user can solve.
+        VggdistError: a problem that the user can solve.
     """
     weights = open_weights(request.network)
     config = configure(weights.description, request.root, request.overrides)
@@ -141,7 +141,7 @@ def _scales(request: Request, network: Description) -> tuple[int, ...]:
 
 
 def _survey(images: Manifest, process: Process) -> ContentsDigest:
-    """What is in the images now; the main rank looks, and says what it finds."""
+    """The digest of the images' current contents; the main rank reads them and logs remarks."""
 
     def look() -> ContentsDigest:
         survey = survey_images(images)
@@ -156,7 +156,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
     """The images, with the network's labels.
 
     Raises:
-        DataError: they are not of the network's classes, or some cannot be used.
+        DataError: their classes are not the network's, or some are bad.
     """
     where = f"{quote(request.root)} ({request.split})"
     if len(images.classes) != network.model.num_classes:
@@ -207,14 +207,14 @@ def _sources(
 
 
 def _default_folder(weights: Path) -> Path:
-    """`posteriors` in the run folder that weights belong to, or beside a weights file."""
+    """`posteriors` in the run folder of the weights, or next to a weights file."""
     if weights.parent.parent.name == CHECKPOINTS:
         return weights.parent.parent.parent / "posteriors"
     return weights.parent / "posteriors"
 
 
 def _file(folder: Path, source: Source) -> Path:
-    """Named so that evaluations of other networks, images or settings do not replace each other."""
+    """The file of a source; its name differs for other networks, images or settings."""
     variant = "" if source.flip else "-unflipped"
     variant += "-after-softmax" if source.spatial_average == "posteriors" else ""
     name = f"{source.network}-{source.protocol}-{source.scale}{variant}"
@@ -222,7 +222,7 @@ def _file(folder: Path, source: Source) -> Path:
 
 
 def _require_writable(folder: Path, num_bytes: int) -> None:
-    """Raises a WeightsError before anything is computed that could not be kept."""
+    """Raises a WeightsError before computing anything that could not be saved."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -246,13 +246,13 @@ def _save(folder: Path, posteriors: Posteriors | None) -> None:
 
 
 def _missing(wanted: Mapping[Path, Source], storage: str) -> list[Source]:
-    """Those that are not there; the main rank looks."""
+    """The sources without a valid file, as found by the main rank."""
     missing = [source for file, source in wanted.items() if not _holds(file, source, storage)]
     return world.gather(missing)[0]
 
 
 def _holds(path: Path, source: Source, storage: str) -> bool:
-    """Whether a file is there, whole, of the same images and at least as exact as wanted."""
+    """Whether a file exists, is intact, of the same images and at least as exact as `storage`."""
     try:
         file = open_posteriors(path)
     except WeightsError:
@@ -286,7 +286,7 @@ def _announce(
     )
     if num_there:
         logger.info(
-            "already there, of the same weights, images and settings: %d of the posteriors files; "
+            "%d of the posteriors files exist already, for the same weights, images and settings; "
             "delete them to compute them again",
             num_there,
         )

@@ -1,4 +1,4 @@
-"""The images of an evaluation, looked at before it begins; hours later it would fail on one."""
+"""Checks the images of an evaluation first, so that it does not fail on one hours later."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vggdist.errors import DataError
 
 
 def require_whole(images: Manifest, process: Process) -> None:
-    """Looks at the first and last bytes of all images, shared by the ranks; collective.
+    """Checks the first and last bytes of all images, shared by the ranks; collective.
 
     Raises:
-        DataError: some cannot be used.
+        DataError: some are bad.
     """
     share = evaluation_share(images.num_images, process.rank, process.world_size)
     found = [bad for of_rank in world.gather(find_bad(images, share.tolist())) for bad in of_rank]

@@ -1,4 +1,4 @@
-"""What an evaluation found, for people and programs: errors of each posteriors file and of their
+"""The report of an evaluation, as a table and as JSON: errors of each posteriors file and of their
 mean."""
 
 from __future__ import annotations

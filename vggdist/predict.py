@@ -1,4 +1,4 @@
-"""What a trained network says of single images: names, confidences and a picture of them."""
+"""A trained network's predictions for single images: names, confidences and a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """A class that the network considers."""
+    """A predicted class."""
 
     label: int
     name: str
@@ -50,14 +50,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one image: the most probable classes, the first one first."""
+    """The prediction for one image: its most probable classes, in descending order."""
 
     file: Path
     choices: tuple[Choice, ...]
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are given; a folder becomes the images in it and below it, sorted.
+    """Expands folders to the images in and below them, sorted; files are kept as given.
 
     Raises:
         DataError: a folder has no images.
@@ -78,7 +78,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def split_usable(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """The images that can be used, and of the others why not; each is decoded once for this."""
+    """The usable images, and the reasons for the others; decodes each once to find out."""
     usable, problems = [], {}
     with _progress(len(files)) as advance:
         for file in files:
@@ -111,16 +111,16 @@ def predict(
 
     Args:
         weights: of the network.
-        files: images that can be used.
-        top: how many classes of each.
-        scale: Q, the rescaled shorter side, pixels; none: `default_scale`.
+        files: usable images.
+        top: number of classes per image.
+        scale: Q, the rescaled shorter side, pixels; None: `default_scale`.
         precision: of the arithmetic.
         device: that computes.
 
     Raises:
-        ConfigError: the scale is below the crop size, or the device lacks something.
-        DataError: an image cannot be used.
-        WeightsError: they are not weights of a whole network, or of one that has exploded.
+        ConfigError: the scale is below the crop size, or the device or precision is unavailable.
+        DataError: an image is bad.
+        WeightsError: the weights are not those of a whole network, or are not finite.
     """
     description = weights.description
     where = choose_device(device, 0)
@@ -160,18 +160,18 @@ def predict(
             confidences, labels = logits.float().softmax(dim=1).topk(top)
             of_batch = [quote(files[index]) for index in batch.index.tolist()]
             require_finite(confidences.numpy(force=True), "posteriors", of_batch.__getitem__)
-            for index, row, said in zip(
+            for index, row, classes in zip(
                 batch.index.tolist(), confidences.tolist(), labels.tolist(), strict=True
             ):
-                choices = (Choice(k, names[k], p) for k, p in zip(said, row, strict=True))
+                choices = (Choice(k, names[k], p) for k, p in zip(classes, row, strict=True))
                 predictions.append(Prediction(files[index], tuple(choices)))
             advance(len(batch))
     return predictions
 
 
 def default_scale(description: Description) -> int:
-    """Q as in the network's own evaluations: the middle of its training scales (section 4.1);
-    where they are not known 256 for a crop size of 224, and in proportion for others.
+    """Q of the network's own evaluations: the middle of its training scales (section 4.1); if they
+    are unknown, 256 for a crop size of 224, and in proportion for others.
     """
     if description.train_scale is not None:
         return sum(description.train_scale) // 2
@@ -179,18 +179,18 @@ def default_scale(description: Description) -> int:
 
 
 def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:
-    """Writes a picture of the images and what the network says of them.
+    """Writes a picture of the images and their predictions.
 
     Raises:
         DataError: it cannot be written.
     """
     rankings = [
         Ranking(
-            _picture(one.file),
-            printable(one.file.name),
-            tuple((choice.name, choice.confidence) for choice in one.choices),
+            _picture(prediction.file),
+            printable(prediction.file.name),
+            tuple((choice.name, choice.confidence) for choice in prediction.choices),
         )
-        for one in predictions
+        for prediction in predictions
     ]
     try:
         draw_ranking_sheet(rankings, path)
@@ -201,15 +201,15 @@ def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:
 
 
 def render_predictions(predictions: Sequence[Prediction]) -> str:
-    """A table, one image after the other."""
+    """A table, one image after another."""
     if not predictions:
         return "None of the images can be used."
-    files = max(len("image"), *(len(quote(one.file)) for one in predictions))
-    names = max(len("class"), *(len(printable(c.name)) for one in predictions for c in one.choices))
+    files = max(len("image"), *(len(quote(p.file)) for p in predictions))
+    names = max(len("class"), *(len(printable(c.name)) for p in predictions for c in p.choices))
     lines = [f"{'image':<{files}}  {'class':<{names}}  confidence", "-" * (files + names + 14)]
-    for one in predictions:
-        file = quote(one.file)
-        for choice in one.choices:
+    for prediction in predictions:
+        file = quote(prediction.file)
+        for choice in prediction.choices:
             lines.append(
                 f"{file:<{files}}  {printable(choice.name):<{names}}  "
                 f"{100 * choice.confidence:8.2f} %"
@@ -222,21 +222,21 @@ def to_dict(predictions: Sequence[Prediction], problems: dict[Path, str]) -> dic
     """Ready for JSON."""
     return {
         "images": [
-            {"file": str(one.file), "predictions": [vars(choice) for choice in one.choices]}
-            for one in predictions
+            {"file": str(p.file), "predictions": [vars(choice) for choice in p.choices]}
+            for p in predictions
         ],
         "unusable": [{"file": str(file), "reason": why} for file, why in problems.items()],
     }
 
 
 def report_problems(problems: dict[Path, str]) -> None:
-    """A sentence for each image that cannot be used, to stderr."""
+    """Writes a sentence for each bad image to stderr."""
     for file, reason in problems.items():
         sys.stderr.write(f"error: {quote(file)} cannot be used: {reason}.\n")
 
 
 def _manifest(files: Sequence[Path]) -> Manifest:
-    """The files as if each lay in the class folder that it lies in, in the order given."""
+    """A manifest of the files in the given order, with their folders as class folders."""
     absolute = [file.absolute() for file in files]
     folders = sorted({str(file.parent).lstrip("/") for file in absolute})
     labels = [folders.index(str(file.parent).lstrip("/")) for file in absolute]
@@ -245,20 +245,20 @@ def _manifest(files: Sequence[Path]) -> Manifest:
 
 
 def _picture(file: Path) -> Image.Image:
-    """An image that can be used, not turned by EXIF: as the network sees it."""
+    """A usable image, ignoring EXIF orientation like the network."""
     try:
         with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore")  # of metadata and transparency; the image is usable
+            warnings.simplefilter("ignore")  # about metadata and transparency; the image is usable
             picture = image.convert("RGB")
     except Exception:  # Pillow raises anything for a damaged image that DALI decodes
         return Image.new("RGB", (PICTURE, PICTURE), "gray")
-    picture.thumbnail((PICTURE, PICTURE))  # now: many images are in memory at once
+    picture.thumbnail((PICTURE, PICTURE))  # here, since many images are in memory at once
     return picture
 
 
 @contextlib.contextmanager
 def _without_known_damage() -> Iterator[None]:
-    """Holds back what decoders write to stderr of damage: `split_usable` has named the files."""
+    """Suppresses decoders' messages about damage: `split_usable` has reported the files."""
     with decoders_lines() as lines:
         yield
     sys.stderr.writelines(f"{line}\n" for line in lines if not tells_of_damage(line))
@@ -266,11 +266,11 @@ def _without_known_damage() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(num_images: int) -> Iterator[Callable[[int], None]]:
-    """How far it is, unless it will be over at once; what is yielded takes what has been done."""
+    """Shows progress, unless the work is short; yields a function that takes the images done."""
     if num_images <= BATCH_SIZE:
         yield lambda count: None
         return
-    # Another way to the terminal: what goes to stderr meanwhile may be held back.
+    # Not stderr, which may be suppressed meanwhile.
     with (
         open(os.dup(2), "w") as terminal,
         contextlib.closing(Progress(num_images, stream=terminal)) as progress,

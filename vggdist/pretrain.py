@@ -1,4 +1,4 @@
-"""One rank of a training: builds everything from a `Config`, trains, and tells what came out."""
+"""One rank of a training: builds everything from a `Config`, trains, and reports the result."""
 
 import logging
 import os
@@ -60,11 +60,11 @@ logger = logging.getLogger("vggdist")
 
 NUM_PREDICTIONS = 40
 RESTART_PATIENCE_SECONDS = 120.0
-"""How long a job that SLURM has started again waits for what is left of its last attempt."""
+"""How long a restarted SLURM job waits for the end of its last attempt."""
 
 
 def run(config: Config, stop: StopSignal | None = None) -> int:
-    """`pretrain` for a process of its own; returns the exit code."""
+    """`pretrain` in its own process; returns the exit code."""
     return run_rank(lambda: pretrain(config, stop))
 
 
@@ -72,17 +72,17 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
     """Trains (or continues, or only reports a finished training) on this rank.
 
     Args:
-        stop: signals that are being noted already; none: they are once the ranks have met.
+        stop: a handler that is already active; None: one starts when the ranks have joined.
 
     Returns:
-        The exit code: 0 where the training is finished, `EXIT_STOPPED` after a signal.
+        The exit code: 0 if the training is finished, `EXIT_STOPPED` after a signal.
 
     Raises:
-        VggdistError: something that the user can solve.
+        VggdistError: a problem that the user can solve.
     """
     with ExitStack() as stack:
         process = stack.enter_context(world.joined(config.device))
-        # Not sooner: in a library that waits for other ranks a signal would end nothing.
+        # Not sooner: a library that waits for other ranks would not react to a signal.
         stop = stop or stack.enter_context(StopSignal(speaks=process.is_main))
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
@@ -95,7 +95,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         _end_if_asked(stop, process)
         dataset = _stage(config, data.dataset, process, stop)
         require_whole(dataset.val, process)
-        # Now that nothing is left to object to: another start must agree with what stands there.
+        # After all checks have passed: later starts must agree with these files.
         on_main(process, partial(_open_log, config, folder, stack))
         if process.is_main:
             _announce(config, process, split, dataset)
@@ -122,13 +122,13 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
 
 
 def _end_if_asked(stop: StopSignal, process: Process) -> None:
-    """Ends all ranks where a signal has come to one of them while there was nothing to save."""
+    """Ends all ranks if any has received a signal before there was anything to save."""
     if not world.all_agree(not stop.requested, process.device):
         raise StoppedError("stopped before a step was taken; the same command starts again.")
 
 
 def _open_log(config: Config, folder: Path, stack: ExitStack) -> None:
-    """Writes the configuration, and from now on what is said, into the run folder."""
+    """Writes the configuration, and from now on the log, to the run folder."""
     run_folder.prepare(config, folder)
     try:
         handler = LogFile(folder)
@@ -149,7 +149,7 @@ def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack
 
 
 def _announce(config: Config, process: Process, split: BatchSplit, dataset: Dataset) -> None:
-    """The numbers that follow from the configuration, before the first step."""
+    """Logs the numbers derived from the configuration, before the first step."""
     steps = total_steps(config, dataset.train.num_images)
     logger.info(
         "%s; %d classes, %d training and %d validation images",
@@ -172,7 +172,7 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
     )
     if dataset.train.quarantine:
         logger.info(
-            "%d training images are in quarantine; the plan's substitutes take their places",
+            "%d training images are in quarantine; the sample plan replaces them",
             len(dataset.train.quarantine),
         )
 
@@ -180,7 +180,7 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
 def _open_folder(config: Config, folder: Path, stack: ExitStack, made: list[Path]) -> Path | None:
     """Takes the run folder for this job; the checkpoint to continue from, if any.
 
-    What stands in `made` when `stack` ends, by an error before the first step, is removed.
+    If an error before the first step ends `stack`, the paths in `made` are removed.
     """
     restarted = slurm.num_restarts(os.environ) > 0
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -191,25 +191,25 @@ def _open_folder(config: Config, folder: Path, stack: ExitStack, made: list[Path
 
 
 def _remove(run_folder: Path, paths: list[Path]) -> None:
-    """Removes files, the run folder with what is in it, and folders above it where all is gone."""
+    """Removes files, the run folder with its contents, and parent folders left empty."""
     for path in paths:
         if path == run_folder:
             shutil.rmtree(path, ignore_errors=True)
         elif path.is_dir():
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # it holds something else
                 path.rmdir()
         else:
             path.unlink(missing_ok=True)
 
 
 def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Precision | None:
-    """In which precision the training that is continued was begun, if one is."""
+    """The precision of the training that is continued, if any."""
     precision = run_folder.precision_of_training(start, folder) if process.is_main else None
     return world.gather(precision)[0]
 
 
 def _stage(config: Config, dataset: Dataset, process: Process, stop: StopSignal) -> Dataset:
-    """The data set, on a disk of this node's own if that is wanted; one rank per node copies."""
+    """The data set, copied to a local disk if configured; one rank per node copies."""
     if config.data.local_folder is None:
         return dataset
     folder = Path(config.data.local_folder)
@@ -222,11 +222,11 @@ def _stage(config: Config, dataset: Dataset, process: Process, stop: StopSignal)
             else None
         )
         try:
-            # The ranks meet every few seconds: hours in one collective would be taken for a hang.
+            # The ranks synchronize often: hours in one collective would look like a hang.
             while not world.all_agree(_is_over(copying), process.device):
                 _end_if_asked(stop, process)
         except BaseException:
-            cancelled.set()  # the pool waits for what was begun
+            cancelled.set()  # the pool waits for copies in progress
             raise
         problem = copying.exception() if copying is not None else None
     if not world.all_agree(problem is None, process.device):
@@ -237,14 +237,14 @@ def _stage(config: Config, dataset: Dataset, process: Process, stop: StopSignal)
 
 
 def _is_over(future: Future[None] | None) -> bool:
-    """Whether there is nothing to wait for any more; waits some seconds first."""
+    """Whether the work is done; waits for it for a few seconds."""
     return future is None or bool(wait([future], timeout=5).done)
 
 
 def _load_checkpoint(
     config: Config, start: Path | None, process: Process
 ) -> checkpoint.Checkpoint | None:
-    """Loads what the main rank has chosen, on all ranks; they must see the same folder."""
+    """Loads the main rank's choice on all ranks, which must see the same folder."""
     if config.run.resume in ("auto", "never"):
         step = int(start.name.removeprefix("step-")) if start is not None else -1
         step = world.from_main(step, process.device)
@@ -267,7 +267,7 @@ def _load_checkpoint(
 
 
 def _build_network(config: Config, fresh: bool) -> VGG:
-    """The network with its first weights; those of a checkpoint come later.
+    """The network with its initial weights; a checkpoint is loaded later.
 
     Layers that are not trained are frozen.
     """
@@ -288,7 +288,7 @@ def _build_network(config: Config, fresh: bool) -> VGG:
 
 
 def _copy_weights(config: Config, network: VGG) -> tuple[str, ...]:
-    """Copies what fits from `model.initialize_from`; the weight layers that stay random."""
+    """Copies matching layers of `model.initialize_from`; returns the layers that stay random."""
     if config.model.initialize_from is None:
         return config.model.weight_layers()
     path = run_folder.weights_file(config.model.initialize_from)
@@ -305,7 +305,7 @@ def _copy_weights(config: Config, network: VGG) -> tuple[str, ...]:
 
 
 def _require_same_input(config: Config, trained: Weights) -> None:
-    """The copied layers must be fed what they were trained on."""
+    """Refuses another pixel normalization than the copied layers were trained with."""
     given = trained.description
     if (given.mean, given.std) != (config.data.mean, config.data.std):
         mean, std = (f"[{', '.join(map(str, values))}]" for values in (given.mean, given.std))
@@ -375,7 +375,7 @@ def _build_training(
 
 
 def _describe(config: Config, dataset: Dataset) -> Description:
-    """What a weights file says of the network of this training."""
+    """The description of this training's network for a weights file."""
     data = config.data
     return Description(
         config.model,
@@ -395,7 +395,7 @@ def _evaluation_loader(
     images: Manifest,
     only: Sequence[int] | None = None,
 ) -> EvaluationLoader:
-    """Centre crops of all ranks' shares, or on this rank of the images `only`."""
+    """Centre crops of this rank's share; with `only`, of these images, all on this rank."""
     return EvaluationLoader(
         images,
         config.data,
@@ -411,7 +411,7 @@ def _evaluation_loader(
 
 
 def _report(training: Training, config: Config, val: Manifest, folder: Path) -> None:
-    """The main rank writes and prints what came out."""
+    """Writes and prints the results on the main rank."""
     if not training.process.is_main:
         return
     training.engine.eval()

@@ -1,4 +1,4 @@
-"""What a finished training leaves for people: `result.json`, `predictions.png`, a short table."""
+"""The report of a finished training: `result.json`, `predictions.png`, a short table."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,10 +21,10 @@ PREDICTIONS_FILE = "predictions.png"
 
 
 def write_result(training: Training, folder: Path) -> dict[str, float]:
-    """Writes `result.json`; errors are fractions, speeds over all ranks and all steps.
+    """Writes `result.json`; errors are fractions, speeds are over all ranks and steps.
 
-    The file also says when the learning rate fell and why the training ended, and names the images,
-    by the digests of their manifests.
+    The file also has the steps at which the learning rate fell, the reason for the end of the
+    training, and the digests of the manifests.
     """
     assert training.errors is not None
     result = {
@@ -53,7 +53,7 @@ def draw_predictions(
     mean: tuple[float, float, float],
     path: Path,
 ) -> None:
-    """Writes a contact sheet of the images in `batches` and what the network says of each."""
+    """Writes a contact sheet of the images in `batches` with their predictions."""
     predictions = []
     for batch in batches:
         confidences, labels = network(batch.images).float().softmax(dim=1).max(dim=1)
@@ -85,4 +85,4 @@ def print_result(result: dict[str, float], folder: Path) -> None:
     table.add_row("predictions", Text(quote(folder / PREDICTIONS_FILE)))
     logdir = quote(folder / TENSORBOARD_FOLDER)
     table.add_row("curves", Text(f"tensorboard --logdir {logdir}"))
-    Console(width=1000).print(table)  # in lines that are not cut, since paths are to be copied
+    Console(width=1000).print(table)  # without line breaks, so that paths can be copied

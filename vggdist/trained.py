@@ -23,7 +23,7 @@ def open_weights(network: str) -> Weights:
     """The weights of a run folder, a checkpoint or a weights file.
 
     Raises:
-        VggdistError: there are none, they cannot be used, or they are not what the training wrote.
+        VggdistError: there are none, they are invalid, or they differ from what the training wrote.
     """
     weights = load_weights(weights_file(network))
     if checkpoint.written_sha256(weights.path) not in (None, weights.sha256):
@@ -36,7 +36,7 @@ def open_weights(network: str) -> Weights:
 
 
 def configure(network: Description, root: str, overrides: Sequence[str]) -> Config:
-    """What the network was trained with, and `section.key=value` on top.
+    """The network's training configuration, with `section.key=value` overrides.
 
     Raises:
         ConfigError: lists every problem of the overrides.
@@ -60,14 +60,14 @@ def build_dense(weights: Weights, config: Config, process: Process) -> DenseNetw
     """The network in the configured precision, on the rank's device.
 
     Raises:
-        WeightsError: the weights are of another network than the configured one.
+        WeightsError: the weights are not of the configured network.
     """
     network = build_network(weights, config.model)
     return DenseNetwork(network, DTYPES[config.resolved_precision], process.device)
 
 
 def require_scales(scales: Sequence[int], crop_size: int) -> tuple[int, ...]:
-    """The scales Q, each once.
+    """The scales Q without duplicates.
 
     Raises:
         ConfigError: an image at a scale would be smaller than the network's input.
@@ -82,10 +82,10 @@ def require_scales(scales: Sequence[int], crop_size: int) -> tuple[int, ...]:
 
 
 def require_usable(images: Manifest, root: str) -> None:
-    """Refuses images in quarantine: every image counts here.
+    """Refuses quarantined images: here every image counts.
 
     Raises:
-        DataError: how many there are, and one of them.
+        DataError: names their number and one of them.
     """
     if images.quarantine:
         raise DataError(

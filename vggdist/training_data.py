@@ -1,5 +1,4 @@
-"""The data set of a training: looked at before anything is written, and refused where it is not
-what the training needs."""
+"""The data set of a training: checked, and refused if unsuitable, before anything is written."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ logger = logging.getLogger("vggdist")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training is trained on."""
+    """The images of a training."""
 
     dataset: Dataset
     digests: dict[str, str]
-    """Of the lists of images and of what is in them; kept with every checkpoint."""
+    """Digests of the manifests and of the images' contents; saved with every checkpoint."""
     remarks: tuple[str, ...]
-    """What a person should know, as sentences; on the main rank."""
+    """Warnings for the user, as sentences; on the main rank."""
 
 
 def open_training_data(
@@ -46,18 +45,18 @@ def open_training_data(
     stop: StopSignal,
     made: list[Path],
 ) -> TrainingData:
-    """Opens the data set on all ranks; only the main one looks at the files.
+    """Opens the data set on all ranks; only the main rank reads the files.
 
     Args:
         config: of the training.
-        folder: the run folder, for the manifest of images whose folder cannot be written.
-        saved: what is continued, if anything is.
-        stop: ends the main rank's look at the files.
-        made: takes the manifest, where there was none before.
+        folder: the run folder, for the manifest if the data folder is not writable.
+        saved: the checkpoint to continue from, if any.
+        stop: interrupts the main rank while it reads the files.
+        made: receives the path of a newly written manifest.
 
     Raises:
-        DataError: the images are not what the training needs, or not what it was begun with.
-        ConfigError: the configuration is for others.
+        DataError: the images are unsuitable, or not those that the training started with.
+        ConfigError: the configuration is for other images.
     """
     if config.data.root is None:
         raise ConfigError(
@@ -74,7 +73,7 @@ def open_training_data(
 
 
 def announce_data(data: TrainingData, folder: Path) -> None:
-    """Says what a person should know of the images, and writes the classes into the run folder."""
+    """Logs warnings about the images, and writes the classes to the run folder."""
     for remark in data.remarks:
         logger.info("%s", remark)
     file = write_classes(data.dataset.train.classes, folder)
@@ -84,7 +83,7 @@ def announce_data(data: TrainingData, folder: Path) -> None:
 def _survey(
     config: Config, root: str, folder: Path, saved: Checkpoint | None, made: list[Path]
 ) -> Survey:
-    """Looks at the data set, objects to it, and notes it, in this order."""
+    """Surveys the data set, checks it, and saves its manifest, in this order."""
     survey = survey_dataset(root, fallback=folder)
     _require_usable(config, survey.dataset)
     if saved is not None:
@@ -118,7 +117,7 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
 
 
 def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:
-    """Refuses other images than those that a run was trained on until now."""
+    """Refuses images that differ from those that a run was trained on so far."""
     now, root = _digests(survey), quote(survey.dataset.root)
     if any(before[split] != now[split] for split in SPLITS):
         raise DataError(
@@ -135,7 +134,7 @@ def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> Non
         if not config.data.accept_changed:
             raise DataError(
                 f"Images in {root} were replaced under their names since this run was trained on "
-                f"them{named}. Put those of before back, choose another run.folder, or set "
+                f"them{named}. Restore the previous ones, choose another run.folder, or set "
                 "data.accept_changed=true to go on with these."
             )
         logger.warning(

@@ -75,7 +75,7 @@ def test_images_that_changed_places_are_told_and_nothing_else_is_hashed(root, ha
     assert after.changed == ("val/cat/000.jpg", "val/dog/001.jpg")
     assert same(before, after) == [True, False]
     assert sorted(hashed[11:]) == [0, 3]
-    assert any("2 images are not what they were when" in remark for remark in after.remarks)
+    assert any("2 images have changed since" in remark for remark in after.remarks)
 
 
 def test_the_same_length_and_time_of_change_cost_nothing(root, hashed):
@@ -211,7 +211,7 @@ def test_what_cannot_be_written_is_found_out_anew(root, caplog):
             assert noted(root).changed == ()
     finally:
         root.chmod(0o755)
-    assert "What is new is not noted" in caplog.text
+    assert "The updated manifest is not saved" in caplog.text
 
 
 def test_images_that_nobody_listed_are_looked_at_without_a_manifest(root):

@@ -57,8 +57,8 @@ def test_a_gpu_behind_an_old_driver_is_not_left_idle_without_a_word(
         f"device is {name}, but this process was given an NVIDIA GPU that torch cannot use: its "
         "driver is 535.129.03, and torch 2.14.1 (CUDA 13.0) needs driver 580 or newer. Update the "
         "driver, or install a torch that is built for an older CUDA (make setup CUDA=12, for "
-        "drivers from 525 on); `nvidia-smi` shows whether the GPU is well. Set device to cpu to "
-        "train on the processor all the same."
+        "drivers from 525 on); `nvidia-smi` shows whether the GPU works. Set device to cpu to "
+        "train on the processor instead."
     )
     assert choose_device("cpu", 0) == torch.device("cpu")
 

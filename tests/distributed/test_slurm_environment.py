@@ -130,7 +130,7 @@ def test_the_first_host_is_that_of_slurms_notation(hosts: str, first: str) -> No
 )
 def test_what_is_no_list_of_hosts_is_refused(hosts: str) -> None:
     assert error_of(TASK | {"SLURM_STEP_NODELIST": hosts}) == (
-        f"SLURM_STEP_NODELIST is {hosts!r}, which is no list of hosts such as node[1-2,5]; set "
+        f"SLURM_STEP_NODELIST is {hosts!r}, which is not a list of hosts such as node[1-2,5]; set "
         "MASTER_ADDR to the host of rank 0."
     )
     assert slurm.rank_variables(TASK | {"SLURM_STEP_NODELIST": hosts, "MASTER_ADDR": "node1"})

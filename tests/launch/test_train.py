@@ -191,11 +191,13 @@ def test_a_disk_without_room_is_told_in_true_sentences_and_once(tiny_overrides, 
     told = [line for line in ended.stderr.splitlines() if "written" in line]
     curves, checkpoint, another, last = told
     no_room = f"mend the permissions of {folder}/checkpoints. There is none before it."
-    assert f"curves and log in {folder} cannot be written, training goes on without: " in curves
+    assert (
+        f"curves and log in {folder} cannot be written, training continues without them: " in curves
+    )
     for step, line in ((15, checkpoint), (30, another), (40, last)):
         assert f"the checkpoint of step {step} could not be written: " in line
         assert no_room in line
-    assert another.endswith("Training goes on.")
+    assert another.endswith("Training continues.")
     assert last.startswith("error: ")
     assert "step 40/40" in ended.stderr, "the terminal has it all"
     assert (folder / "metrics.jsonl").stat().st_size == 4096, "else nothing was limited"

@@ -58,7 +58,7 @@ def test_a_signal_that_comes_before_the_handlers_waits_for_them(number: signal.S
     assert rank.returncode == 0
     expected = (True, number == signal.SIGTERM, number == signal.SIGINT)
     assert printed.split() == [str(value) for value in expected]
-    assert told.count(f"{number.name} was seen: stopping") == 1
+    assert told.count(f"{number.name} received: stopping") == 1
 
 
 @pytest.mark.fault

@@ -374,11 +374,11 @@ def test_a_network_that_explodes_ends_the_training_with_the_newest_good_checkpoi
         checkpoints = tmp_path / name / "checkpoints"
         if name in good:
             path = checkpoints / f"step-{good[name]:08d}"
-            end = f"The newest good checkpoint is {path}; run.resume={path} goes on from there."
+            end = f"The newest good checkpoint is {path}; run.resume={path} continues from there."
             assert checkpoint.verify(path) is None
         else:
             end = f"No checkpoint in {checkpoints} is known to be good."
-        assert text.endswith(f"what led here is in the curves. {end}"), (name, text)
+        assert text.endswith(f"the curves show what led to it. {end}"), (name, text)
     for name, step in (("evaluation", 6), ("first evaluation", 3), ("again", 6)):
         assert told[name].startswith(
             f"step {step}: the validation loss is infinite or not a number"
@@ -410,7 +410,7 @@ def test_weights_that_are_not_finite_are_not_committed(tmp_path: Path) -> None:
     assert "no checkpoint was made of them" in told
     (good,) = checkpoint.committed(tmp_path / "checkpoints")
     assert told.endswith(
-        f"The newest good checkpoint is {good}; run.resume={good} goes on from there."
+        f"The newest good checkpoint is {good}; run.resume={good} continues from there."
     )
     assert good.name == "step-00000002"
 
@@ -439,10 +439,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training_but_the_last_one_a
     assert step == other_step == 6
     folder = tmp_path / "checkpoints"
     sentence = (
-        "could not be written: [Errno 28] No space left on device. Free space or mend the "
+        "could not be written: [Errno 28] No space left on device. Free space or fix the "
         f"permissions of {folder}. The one before it, {folder}/step-00000002, is kept."
     )
-    assert told == [f"the checkpoint of step 4 {sentence} Training goes on."]
+    assert told == [f"the checkpoint of step 4 {sentence} Training continues."]
     assert error == f"the checkpoint of step 6 {sentence}"
 
 

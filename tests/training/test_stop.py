@@ -58,7 +58,7 @@ def test_the_first_signal_is_told_at_once_and_once(capfd: pytest.CaptureFixture[
     with StopSignal():
         send(signal.SIGUSR2)
         assert capfd.readouterr().err.endswith(
-            "SIGUSR2 was seen: stopping, once what is done is saved.\n"
+            "SIGUSR2 received: stopping after the work so far is saved.\n"
         )
         send(signal.SIGTERM)
         assert capfd.readouterr().err == ""

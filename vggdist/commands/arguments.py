@@ -1,4 +1,4 @@
-"""What several verbs have in common: arguments, and how a result is shown."""
+"""Arguments shared by several verbs, and the output of results."""
 
 import argparse
 import json
@@ -20,24 +20,24 @@ Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 @dataclass(frozen=True)
 class PathRole:
-    """What a command does with the paths of one of its arguments."""
+    """How a command uses the paths of one of its arguments."""
 
     dest: str
     option: str
     kind: Literal["read", "images", "written"]
     suffixes: tuple[str, ...] = ()
-    """Of a file that is written."""
+    """Allowed suffixes of a file that is written."""
 
 
 def add_input(parser: Arguments, *names: str, images: bool = False, **settings: Any) -> None:
-    """A file or a folder that is read; `images`: nothing may be written in it."""
+    """Adds a file or folder that is read; `images`: nothing may be written into it."""
     _add_path(parser, names, "images" if images else "read", (), settings)
 
 
 def add_output(
     parser: Arguments, *names: str, suffixes: tuple[str, ...] = (), **settings: Any
 ) -> None:
-    """A file with one of these suffixes that is written, or a folder."""
+    """Adds a file with one of these suffixes, or a folder, that is written."""
     _add_path(parser, names, "written", suffixes, settings)
 
 
@@ -54,13 +54,13 @@ def _add_path(
 
 
 def check_outputs(arguments: argparse.Namespace, images: Iterable[str | Path] = ()) -> None:
-    """Refuses to write over or into what the command reads, and misleading suffixes.
+    """Refuses misleading suffixes, and outputs over or inside what the command reads.
 
     Args:
-        images: folders of images that are read, besides those of arguments.
+        images: folders of images that are read, in addition to those of the arguments.
 
     Raises:
-        ConfigError: what is wrong with an output.
+        ConfigError: an output is refused.
     """
     given = [
         (role, path) for role in arguments.paths for path in _listed(getattr(arguments, role.dest))
@@ -79,7 +79,7 @@ def check_outputs(arguments: argparse.Namespace, images: Iterable[str | Path] = 
 
 
 def _listed(value: Any) -> list[Any]:
-    """The paths that an argument holds: none, one or several."""
+    """The paths of an argument: none, one or several."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -96,7 +96,7 @@ def _require_outside_of_training(option: str, out: Path) -> None:
 
 
 def configured(arguments: argparse.Namespace, defaults: Sequence[str] = ()) -> Config:
-    """The configuration of --config and the overrides, on top of `defaults`."""
+    """The configuration of `defaults`, --config and the overrides, in this order."""
     named = getattr(arguments, "configuration", None)
     overrides = [*arguments.overrides, *([f"model.configuration={named}"] if named else [])]
     config = load_config(arguments.config, [*defaults, *overrides])
@@ -106,7 +106,7 @@ def configured(arguments: argparse.Namespace, defaults: Sequence[str] = ()) -> C
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """--configuration, short for model.configuration=NAME."""
+    """Adds --configuration, short for model.configuration=NAME."""
     parser.add_argument(
         "--configuration",
         metavar="NAME",
@@ -135,7 +135,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """A trained network."""
+    """Adds the argument for a trained network."""
     add_input(
         parser,
         "network",
@@ -146,7 +146,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser, text: str) -> None:
-    """The images that a network is shown."""
+    """Adds the argument for the images."""
     add_input(
         parser,
         "--data",
@@ -159,7 +159,7 @@ def add_data(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Settings on top of a network's own."""
+    """Adds overrides of a network's own settings."""
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -170,7 +170,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
-    """What launchers give to every script; the environment says the same."""
+    """Adds the argument that launchers pass to every script; the environment has it, too."""
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
@@ -187,12 +187,12 @@ def user_path_text(text: str) -> str:
 
 
 def scales(text: str) -> tuple[int, ...]:
-    """`256,384,512` -> the numbers."""
+    """`256,384,512` -> (256, 384, 512)."""
     try:
         return tuple(int(scale) for scale in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of whole numbers such as 256,384,512"
+            f"{text!r} is not a list of whole numbers such as 256,384,512"
         ) from None
 
 

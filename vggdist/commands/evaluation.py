@@ -17,9 +17,9 @@ from vggdist.commands.arguments import (
 from vggdist.commands.ranks import start_ranks
 
 DESCRIPTION = """\
-Applies a trained network to every validation image and writes what it says, the class posteriors,
-to a file for each protocol and scale Q; then prints the errors of each, and of their mean. A file
-that is there already, of the same weights, images and settings, is not computed again.
+Applies a trained network to every validation image and writes the class posteriors to a file for
+each protocol and scale Q; then prints the errors of each file and of their mean. A file that exists
+for the same weights, images and settings is not computed again.
 
   center-crop   the middle of the image, as in a training's own evaluations
   dense         the whole image: the fully connected layers as convolutions, the score map
@@ -27,7 +27,7 @@ that is there already, of the same weights, images and settings, is not computed
                 averages after the soft-max instead of before it
   multi-crop    50 crops, a 5x5 grid and its mirror images, for each scale (section 3.2)
 
-dense+multi-crop does both, and averages their posteriors (Table 5). `vggdist report` makes the
+dense+multi-crop does both, and averages their posteriors (Table 5). `vggdist report` computes the
 paper's tables from the files of several networks.
 """
 
@@ -62,7 +62,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is evaluated, and how."""
+    """Adds what to evaluate, and how."""
     add_network(parser)
     add_settings(parser)
     add_data(parser, "the data set")
@@ -86,13 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
-        help="average in the posteriors of the mirrored image (default: all but center-crop do)",
+        help="also average over the mirrored image (default: all but center-crop do)",
     )
     add_output(
         parser,
         "--out",
         metavar="DIR",
-        help="folder for the posteriors files (default: posteriors in the run folder, or beside "
+        help="folder for the posteriors files (default: posteriors in the run folder, or next to "
         "the weights file)",
     )
     parser.add_argument(
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     def work() -> int:
         check_outputs(arguments)
         evaluated = evaluate(request)
-        if evaluated is not None:  # the main rank speaks
+        if evaluated is not None:  # on the main rank
             summary = summarize(evaluated)
             show(render_evaluated(summary), summary, arguments.json)
         return 0

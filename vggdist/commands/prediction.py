@@ -14,9 +14,9 @@ from vggdist.commands.arguments import (
 from vggdist.config import PrecisionSetting
 
 DESCRIPTION = """\
-Prints the most probable classes of images, by their centre crop. Classes have the names that the
-weights file has; networks with ImageNet's 1000 classes speak English. Images that cannot be used
-are named, the others are predicted, and the exit code is 3.
+Prints the most probable classes of images, from their centre crop. Class names come from the
+weights file; for ImageNet's 1000 classes they are in English. Images that cannot be used are
+listed, the others are predicted, and the exit code is 3.
 """
 
 
@@ -51,14 +51,14 @@ def add_verbs(verbs: Any) -> None:
         "--scale",
         type=positive,
         metavar="Q",
-        help="rescaled shorter side, pixels (default: the middle of the training scales; where "
-        "they are not known 256 for a crop size of 224)",
+        help="rescaled shorter side, pixels (default: the middle of the training scales; if "
+        "they are unknown, 256 for a crop size of 224)",
     )
     predict.add_argument(
         "--precision",
         choices=get_args(PrecisionSetting),
         default="auto",
-        help="of the arithmetic (default: auto, what this device computes natively)",
+        help="of the arithmetic (default: auto, the best that this device computes natively)",
     )
     predict.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"

@@ -1,4 +1,4 @@
-"""Several ranks of the same command on this machine, without a launcher."""
+"""Starts several ranks of a command on this machine, without a launcher."""
 
 import os
 import signal
@@ -10,18 +10,18 @@ from types import FrameType
 from vggdist.distributed.port import free_port
 from vggdist.errors import EXIT_STOPPED, DistributedError
 
-_END_SECONDS = 10.0  # for ranks to end by themselves once one has failed
+_END_SECONDS = 10.0  # for ranks to end by themselves after one has failed
 
 
 def start_ranks(num_ranks: int, save: bool = False) -> int:
     """Runs this process's own command line in `num_ranks` ranks; returns the exit code.
 
-    A rank that fails ends the others; the code is its own, not what the others make of its end.
+    If a rank fails, the others are ended; the exit code is that of the failed rank.
 
     Args:
         num_ranks: processes.
-        save: whether signals are for the ranks, which save what they have done before they end.
-            Else SIGTERM and Ctrl-C end them.
+        save: whether signals are passed to the ranks, which save their work before they end.
+            Otherwise SIGTERM and Ctrl-C end them.
     """
     command = [sys.executable, "-m", "vggdist", *_without_ranks(sys.argv[1:])]
     shared = {
@@ -41,7 +41,7 @@ def start_ranks(num_ranks: int, save: bool = False) -> int:
             rank.send_signal(number)
 
     if save:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the ranks as well
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal also sends it to the ranks
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, hand_on)
     else:
@@ -55,7 +55,7 @@ def start_ranks(num_ranks: int, save: bool = False) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Returns when all ranks have ended well, or some time after one has not."""
+    """Returns when all ranks have succeeded, or some time after one has failed."""
     deadline = float("inf")
     while time.monotonic() < deadline and None in (ends := [rank.poll() for rank in ranks]):
         time.sleep(0.05)
@@ -68,7 +68,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
                 f"error: rank {number} was ended by {name}, and so were the others. SIGKILL often "
                 "means that memory was short. Start the same command again.\n"
             )
-    # Ended by a signal: the shell's way to say which.
+    # Ended by a signal: the shell's code for it.
     codes = [code if code >= 0 else 128 - code for rank in ranks if (code := rank.returncode)]
     own = [code for code in codes if code != DistributedError.exit_code]
     return (own or codes or [0])[0]

@@ -11,7 +11,7 @@ DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the
 
 REST = """\
 
-The same command again continues from the newest checkpoint of the run folder. --print-config shows
+Repeating the command continues from the newest checkpoint of the run folder. --print-config shows
 every key with its value, and docs/configuration.md explains them.
 """
 
@@ -45,7 +45,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which training."""
+    """Adds the configuration of the training."""
     add_input(parser, "--config", metavar="FILE", help="YAML file of sections")
     parser.add_argument(
         "overrides",

@@ -1,4 +1,4 @@
-"""What a network is fed: images with their labels and keys."""
+"""The input of a network: images with labels and keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vggdist.data.unusable import BadImage
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """n finished images with what belongs to them."""
+    """n finished images with their labels and keys."""
 
     pixels: Tensor
     """(n, 3, crop_size, crop_size) uint8, channels_last, RGB, on the device."""
     mean: Tensor
-    """(n, 3) float32, what is to be subtracted from R, G and B, on the device."""
+    """(n, 3) float32, subtracted from R, G and B, on the device."""
     labels: Tensor
     """(n,) int64, on the device."""
     dropout_keys: Tensor
@@ -29,39 +29,39 @@ class Batch:
     index: NDArray[np.int64]
     """(n,), numbers of the images in their manifest."""
     dtype: torch.dtype = torch.float32
-    """Of `images`."""
+    """The type of `images`."""
     std: Triple = (1.0, 1.0, 1.0)
-    """What R, G and B are divided by."""
+    """Divisors of R, G and B."""
     bad: tuple[BadImage, ...] = ()
-    """Images found to be unusable since the batch before; others have taken their places."""
+    """Bad images found since the previous batch; others have replaced them."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     @functools.cached_property
     def images(self) -> Tensor:
-        """(n, 3, crop_size, crop_size), channels_last, RGB in grey levels less the mean, divided by
-        `std`.
+        """(n, 3, crop_size, crop_size), channels_last, RGB in grey levels minus the mean, divided
+        by `std`.
 
-        Made where and when the network asks for them: a quarter of the bytes wait and travel.
+        Computed on the device on demand: only a quarter of the bytes are queued and copied.
         """
         return normalized(self.pixels, self.mean, self.std, self.dtype)
 
 
 def normalized(pixels: Tensor, mean: Tensor, std: Triple, dtype: torch.dtype) -> Tensor:
-    """What a network is fed: (pixels - mean) / std.
+    """The input of a network: (pixels - mean) / std.
 
     Args:
         pixels: (n, 3, h, w) uint8.
         mean: (n, 3) or (1, 3).
-        std: of R, G and B; ones leave the grey levels as they are.
+        std: of R, G and B; ones leave the grey levels unchanged.
         dtype: of the result.
     """
-    levels = pixels.to(torch.float32)  # then subtract: together they are much slower
+    levels = pixels.to(torch.float32)  # before subtracting: both in one operation are much slower
     levels.sub_(mean[:, :, None, None])
     if std != (1.0, 1.0, 1.0):
         divisor = torch.empty(3, 1, 1, device=levels.device)
         for channel, value in enumerate(std):
-            divisor[channel].fill_(value)  # a tensor made of a list would wait for the device
+            divisor[channel].fill_(value)  # a tensor from a list would wait for the device
         levels.div_(divisor)
     return levels.to(dtype)

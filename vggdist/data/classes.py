@@ -1,4 +1,4 @@
-"""Whether class folders are what a training needs, and what to do where they are not."""
+"""Checks that class folders fit a training, with hints if they do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def require_same_classes(train: Manifest, val: Manifest) -> None:
     """Refuses splits with different class folders.
 
     Raises:
-        DataError: which they are.
+        DataError: lists them.
     """
     ours, theirs = set(train.classes), set(val.classes)
     if ours == theirs:
@@ -35,10 +35,10 @@ def require_same_classes(train: Manifest, val: Manifest) -> None:
 
 
 def require_several_classes(images: Manifest) -> None:
-    """Refuses a single class, since there is nothing to tell apart.
+    """Refuses a single class, with which there is nothing to learn.
 
     Raises:
-        DataError: what the class folder holds, and what to do about it.
+        DataError: says what the class folder holds, and gives a hint.
     """
     if len(images.classes) > 1:
         return
@@ -54,8 +54,8 @@ def require_several_classes(images: Manifest) -> None:
 
 
 def said_of_nesting(images: Manifest) -> str:
-    """What to do if the classes lie one folder too deep; empty: some images lie in a class folder
-    itself."""
+    """A hint if the classes are one folder too deep; empty if any class folder itself has
+    images."""
     if images.names.packed.count(b"/") < images.num_images:
         return ""
     names = images.names.unpack()

@@ -1,5 +1,4 @@
-"""Colour arithmetic: what is subtracted from the pixels of an image, its random colour shift
-included.
+"""Colour arithmetic: the mean subtracted from an image, including its random colour shift.
 
 Pixels are RGB in grey levels from 0 to 255 everywhere in `vggdist`.
 """
@@ -23,7 +22,7 @@ EIGENVECTORS: tuple[tuple[float, float, float], ...] = (
 
 
 def color_shift(draws: NDArray[np.float32]) -> NDArray[np.float32]:
-    """RGB shift of every pixel of an image along the principal components of ImageNet's colours.
+    """RGB shift of all pixels of an image along the principal components of ImageNet's colours.
 
     Krizhevsky's formula on [0, 1] pixels, then times 255: a draw of 0.1 on the first component
     moves a pixel by 5.5 grey levels.
@@ -36,13 +35,13 @@ def color_shift(draws: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     scaled = np.asarray(EIGENVECTORS) * (np.asarray(EIGENVALUES) * 255.0)
     # A sum in a fixed order: a matrix product may round differently for another number of images,
-    # and the same image must get the same bits in every micro batch.
+    # but an image must get the same bits in every micro batch.
     columns = draws.astype(np.float64)[:, None, :] * scaled[None, :, :]
     return ((columns[..., 0] + columns[..., 1]) + columns[..., 2]).astype(np.float32)
 
 
 def subtracted_mean(mean: Sequence[float], draws: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is subtracted from each image, (n, 3): the training set's mean RGB less the image's
+    """Values to subtract from each image, (n, 3): the training set's mean RGB minus the image's
     colour shift.
     """
     return np.asarray(mean, dtype=np.float32) - color_shift(draws)

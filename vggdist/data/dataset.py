@@ -1,4 +1,4 @@
-"""Opening a data set: its manifest where there is one, else its class folders."""
+"""Opening a data set: by its manifest if there is one, else by its class folders."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vggdist.data.survey import dataset_folder, list_split, survey_dataset
 
 
 def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = False) -> Dataset:
-    """The data set of a folder that holds train/ and val/: class folders, or shards.
+    """The data set of a folder with train/ and val/: class folders, or shards.
 
     Args:
         root: the folder.
-        fallback: where the manifest goes if `root` cannot be written: the run folder. A manifest
-            that is there already goes before one in `root`, since the run was started with it.
-        write: compare the images with their manifest, and write what is new. The main rank does so;
-            the others call with False afterwards and load what it has checked. Without a manifest,
-            False takes the tree as it is.
+        fallback: folder for the manifest if `root` is not writable: the run folder. A manifest
+            there takes precedence over one in `root`, since the run was started with it.
+        write: compare the images with their manifest, and write an updated one. The main rank does
+            so; afterwards the others call with False and load the result. Without a manifest, False
+            takes the tree as it is.
 
     Raises:
-        DataError: there is no such data set, or it is not the one that its manifest lists.
+        DataError: there is no such data set, or it differs from its manifest.
     """
     if write:
         survey = survey_dataset(root, fallback)
@@ -39,7 +39,7 @@ def open_dataset(root: str | Path, fallback: Path | None = None, write: bool = F
 
 
 def open_split(root: str | Path, split: str) -> Manifest:
-    """The images of one split, for commands that only look at them; nothing is written.
+    """The images of one split, for commands that only read them; writes nothing.
 
     Args:
         root: a data set, or a folder that has only this split.
@@ -57,11 +57,11 @@ def open_split(root: str | Path, split: str) -> Manifest:
 
 
 def open_images(root: str | Path) -> Manifest:
-    """The images of a folder, for commands that only look at them; nothing is written.
+    """The images of a folder, for commands that only read them; writes nothing.
 
     Args:
         root: a data set (its training images are taken), a folder of class folders, or a folder
-            of images, which then is the only class.
+            of images, which is then the only class.
     """
     root = existing_folder(root)
     stored = find_manifest(root)

@@ -28,31 +28,31 @@ from vggdist.data.reader import read_encoded
 from vggdist.data.unusable import reading_problem
 
 DALI_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"})
-"""What DALI decodes, as Pillow calls it; MPO is a JPEG with more JPEGs behind it."""
+"""Formats that DALI decodes, by Pillow's names; MPO is a JPEG followed by more JPEGs."""
 
 _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end|corrupt|truncated", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+ (?=extraneous)")  # also makes one reason of many
-_COUNT = re.compile(r" \(\d+ bytes not processed\)")  # makes one reason of many
+_NUMBER = re.compile(r"\d+ (?=extraneous)")  # also removed, so that equal reasons match
+_COUNT = re.compile(r" \(\d+ bytes not processed\)")  # removed, so that equal reasons match
 
 
 class Examined(NamedTuple):
-    """What is known of one image."""
+    """Properties of one image."""
 
     reason: str = ""
-    """Why training cannot use it; empty: it can."""
+    """Why training cannot use it; empty if it can."""
     format: str = ""
-    """As Pillow calls it; empty: unknown."""
+    """Pillow's name; empty if unknown."""
     mode: str = ""
-    """Pillow's name of the pixels' layout, such as RGB."""
+    """Pillow's name of the pixel layout, such as RGB."""
     width: int = 0
-    """Pixels; 0: no header could be read."""
+    """Pixels; 0 if the header could not be read."""
     height: int = 0
     num_bytes: int = 0
     """Length of the encoded image."""
     sha256: bytes = bytes(32)
-    """Of the encoded image; zeros: it could not be read."""
+    """Of the encoded image; zeros if it could not be read."""
     damage: str = ""
-    """What Pillow or the decoder says of it, though training can use it; empty: nothing."""
+    """Complaint of Pillow or the decoder, although training can use it; empty if none."""
 
 
 def examine_image(place: Place) -> Examined:
@@ -72,20 +72,20 @@ def examine_image(place: Place) -> Examined:
     seen = _decoded_as_in_training(encoded, seen)
     if not complaint:
         return seen
-    # Training has the last word, and Pillow the better ones.
+    # DALI decides as in training; Pillow has the better messages.
     return seen._replace(reason=complaint) if seen.reason else seen._replace(damage=complaint)
 
 
 def lacks_decoder(image_format: str) -> str:
-    """The reason for refusing a format that DALI does not have."""
+    """The reason for refusing a format that DALI does not decode."""
     return f"{image_format} is a format that DALI does not decode; convert it to JPEG or PNG"
 
 
 def prepare_process() -> None:
-    """Makes this process one that examines: no GPU, no output, DALI ready."""
+    """Prepares this process for examining images: no GPU, no output, DALI loaded."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA context would take half a gigabyte for nothing
     _window_probe().problem(np.zeros(1, dtype=np.uint8))
-    # Decoders write what they dislike to the terminal, without saying in which file.
+    # Decoders print complaints to the terminal, without the file name.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -93,7 +93,7 @@ def prepare_process() -> None:
 
 @contextlib.contextmanager
 def decoders_lines() -> Iterator[list[str]]:
-    """The lines that decoders write to stderr meanwhile, without saying of which file."""
+    """The lines that decoders write to stderr within the block, without file names."""
     lines: list[str] = []
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
@@ -109,7 +109,7 @@ def decoders_lines() -> Iterator[list[str]]:
 
 
 def tells_of_damage(line: str) -> bool:
-    """Whether a decoder's line is about damaged pixels; others are about metadata."""
+    """Whether a decoder's line reports damaged pixels; others concern metadata."""
     return _DAMAGE.search(line) is not None
 
 
@@ -119,9 +119,9 @@ def _window_probe() -> WindowProbe:
 
 
 def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> tuple[Examined, str]:
-    """What Pillow finds out, with a reason where nobody else need be asked; and its complaint."""
+    """Pillow's result, with a reason if DALI need not be asked; and its complaint."""
     try:
-        # Pillow warns of unreadable metadata, which is no damage; damaged pixels are errors.
+        # Pillow warns of unreadable metadata, which is harmless; damaged pixels are errors.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded.data)) as image:
@@ -145,12 +145,12 @@ def _decoded_by_pillow(encoded: NDArray[np.uint8], seen: Examined) -> tuple[Exam
 
 
 def _decoded_as_in_training(encoded: NDArray[np.uint8], seen: Examined) -> Examined:
-    """`seen` with the size that training finds, and what its decoder says."""
+    """`seen` with the size found by training, and its decoder's complaint."""
     try:
         height, width = image_size(encoded)
-    except Exception as error:  # a DamagedError, or what Pillow has complained of before
+    except Exception as error:  # a DamagedError, or the error that Pillow raised before
         return seen._replace(reason=str(error))
-    # Of a JPEG alone the size is found where Pillow finds none.
+    # Only for a JPEG can there be a size where Pillow finds none.
     seen = seen._replace(format=seen.format or "JPEG", width=width, height=height)
     with decoders_lines() as lines:
         problem = _window_probe().problem(encoded)

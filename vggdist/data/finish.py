@@ -1,9 +1,9 @@
-"""From decoded windows to 8-bit crops, and from decoded images to whole rescaled ones, with torch.
+"""Decoded windows -> 8-bit crops, and decoded images -> whole rescaled images, with torch.
 
 torch resizes 8-bit channels_last images five times faster than DALI and Pillow do on a CPU (0.11 ms
-for an ImageNet crop), so on a CPU the DALI graph ends after decoding and this module does what is
-left: resize and flip. On a GPU the DALI graph does that for crops. Whole images are resized here on
-both, because they shall be Pillow's up to their edges, where DALI's are not.
+for an ImageNet crop), so on a CPU the DALI graph ends after decoding and this module resizes and
+flips. On a GPU the DALI graph does that for crops. Whole images are resized here on both, because
+they must equal Pillow's up to the edges, where DALI's differ.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.utils.dlpack import from_dlpack
 from vggdist.data.geometry import rescaled_sizes
 
 # The operator behind interpolate(mode="bilinear", antialias=True), which has no `out`: fresh memory
-# for each image takes half as long as the resize itself.
+# for each image would take half as long as the resize itself.
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
-_MAX_FREE = 8  # batches whose memory is kept, should the consumer have held many at once
+_MAX_FREE = 8  # batches whose memory is kept, if the consumer has held many at once
 
 
 class WindowFinisher:
@@ -58,8 +58,8 @@ class WindowFinisher:
         return images
 
     def _finish_one(self, window: Tensor, mirrored: bool, place: Tensor) -> None:
-        """One window (side, side, 3) into its place in the batch, (1, 3, crop_size, crop_size)."""
-        # A crop to be mirrored goes through scratch memory, which stays in the cache.
+        """Writes a window (side, side, 3) to its place in the batch, (1, 3, crop, crop)."""
+        # A mirrored crop goes through scratch memory, which stays in the cache.
         resized = self._scratch.permute(0, 3, 1, 2) if mirrored else place
         _resize(window.permute(2, 0, 1).unsqueeze(0), self._size, False, out=resized)
         if mirrored:
@@ -67,12 +67,12 @@ class WindowFinisher:
 
 
 class SameShape(NamedTuple):
-    """Images of a batch that have one shape at one scale."""
+    """Images of a batch with the same shape at one scale."""
 
     scale: int
     """Q, the rescaled shorter side, pixels."""
     rows: NDArray[np.int64]
-    """(n,), their places in the batch."""
+    """(n,), their indices in the batch."""
     pixels: Tensor
     """(n, 3, height, width) uint8, channels_last."""
 
@@ -98,9 +98,9 @@ class WholeFinisher:
 
         Returns:
             For every scale, in order, its shapes in the order of their first images. All share one
-            piece of memory.
+            block of memory.
         """
-        images = [from_dlpack(one) for one in decoded]
+        images = [from_dlpack(image) for image in decoded]
         sizes = [image.shape[:2] for image in images]
         shapes = [
             (scale, shape, np.array(rows))
@@ -132,7 +132,7 @@ def _rows_by_shape(sizes: NDArray[np.int64]) -> dict[tuple[int, int], list[int]]
 
 
 def _rescale(image: Tensor, size: tuple[int, int], place: Tensor) -> None:
-    """An image (height, width, 3) into its place, (1, 3, *size)."""
+    """Rescales an image (height, width, 3) into its place, (1, 3, *size)."""
     source = image.permute(2, 0, 1).unsqueeze(0)
     if place.is_cuda:
         place.copy_(rescaled_levels(source, size))
@@ -141,7 +141,7 @@ def _rescale(image: Tensor, size: tuple[int, int], place: Tensor) -> None:
 
 
 def rescaled_levels(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """As torch's resize of 8-bit images, of which it has none for a GPU.
+    """Same as torch's resize of 8-bit images, which it lacks on a GPU.
 
     Args:
         images: (n, 3, h, w) uint8.
@@ -155,7 +155,7 @@ def rescaled_levels(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class _BatchMemory:
-    """Memory of finished batches, lent again when the last tensor on it is gone.
+    """Memory of finished batches, reused when the last tensor on it is gone.
 
     Fresh memory costs a page fault every 4 KiB.
     """
@@ -168,8 +168,8 @@ class _BatchMemory:
         memory = self._free.pop() if self._free else None
         if memory is None or len(memory) < num_bytes:
             memory = torch.empty(num_bytes, dtype=torch.uint8).numpy()
-        # torch keeps this view for as long as any tensor uses the memory, views and what autograd
-        # saves included; no tensor object would tell us that.
+        # torch keeps this view as long as any tensor uses the memory, including views and tensors
+        # saved by autograd; no tensor object could report that.
         lease = memory[:num_bytes]
         weakref.finalize(lease, self._give_back, memory).atexit = False
         return torch.from_numpy(lease)

@@ -1,8 +1,8 @@
-"""What is on disk: class folders and the images in them.
+"""Listing class folders and the images in them.
 
-A class is a folder; its images are the files in it, and in folders below it, that have an image's
-suffix. Links are followed. What is hidden, has another suffix or was left there by a system or a
-program is skipped, and counted.
+A class is a folder; its images are the files in and below it that have an image suffix. Links are
+followed. Files and folders that are hidden, have another suffix or were left by systems or programs
+are skipped, and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vggdist.artifacts.paths import quote
 from vggdist.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Lower case; files count whatever the case of theirs. DALI decodes all of these formats."""
+"""Lower case, but files may have any case. DALI decodes all of these formats."""
 
 HIDDEN = "hidden"
 BY_PROGRAMS = "left by systems and programs"
@@ -43,7 +43,7 @@ _BY_PROGRAMS = frozenset(
     )
 )
 """Lower case: macOS; Windows; Windows and Unix; network storage; notebooks and viewers."""
-_APPLE_DOUBLE = "._"  # a file of metadata that macOS puts beside any other on foreign disks
+_APPLE_DOUBLE = "._"  # metadata file that macOS adds for every file on non-Apple disks
 
 _LISTING_THREADS = 16  # hides the latency of network file systems
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
@@ -56,26 +56,26 @@ class Skipped(NamedTuple):
     """Relative to the folder that was listed."""
     reason: str
     kind: str
-    """Its suffix in lower case, or what else tells it from others skipped for the same reason."""
+    """Its suffix in lower case, or another category of files skipped for the same reason."""
 
 
 class Listing(NamedTuple):
     """A folder and everything below it."""
 
     images: list[str]
-    """Names relative to it, sorted."""
+    """Names of images relative to it, sorted."""
     states: NDArray[np.int64] | None
-    """(num_images, 2), length in bytes and time of the last change in ns of each image's file; -1
-    where it cannot be asked; none: nobody wanted to know."""
+    """(num_images, 2), length in bytes and modification time in ns of each image's file; -1 if
+    unknown; None if not requested."""
     skipped: list[Skipped]
 
 
 class Census:
-    """What a listing of class folders meets besides the names of images.
+    """What a listing of class folders finds besides the names of images.
 
     Attributes:
         states: class -> `Listing.states`.
-        skipped: (reason, kind) -> how many.
+        skipped: (reason, kind) -> count.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Census:
 
     def add(self, skipped: Iterable[Skipped]) -> None:
         """Counts what was skipped."""
-        self.skipped.update((one.reason, one.kind) for one in skipped)
+        self.skipped.update((entry.reason, entry.kind) for entry in skipped)
 
     def states_of(self, classes: Iterable[str]) -> NDArray[np.int64]:
         """(num_images, 2), `Listing.states` of all images of `classes`, in this order."""
@@ -92,7 +92,7 @@ class Census:
 
 
 def existing_folder(root: str | Path) -> Path:
-    """`root` as an absolute path; a DataError if it is no folder."""
+    """`root` as an absolute path; raises a DataError if it is not a folder."""
     folder = Path(root).expanduser().absolute()
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
@@ -104,17 +104,17 @@ def existing_folder(root: str | Path) -> Path:
 
 
 def list_classes(folder: Path, census: Census | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Each class folder of `folder`, in the order of labels, with the sorted names of its images.
+    """Each class folder of `folder`, in label order, with the sorted names of its images.
 
-    One after another: a list of ImageNet's names as Python strings takes 300 MB.
+    An iterator: ImageNet's names as a list of Python strings take 300 MB.
 
     Args:
         folder: a split.
-        census: filled on the way with all else that is to be known of the files.
+        census: receives the file states and the skipped files.
 
     Raises:
-        DataError: no class folders, classes without images or with a name that cannot be used, or
-            a folder that cannot be read.
+        DataError: no class folders, classes without images or with an invalid name, or an
+            unreadable folder.
     """
     classes, skipped = class_folders(folder)
     if census is not None:
@@ -144,10 +144,10 @@ def list_classes(folder: Path, census: Census | None = None) -> Iterator[tuple[s
 
 
 def class_folders(folder: Path) -> tuple[list[str], list[Skipped]]:
-    """Names of the class folders in the order of labels, and what lies beside them.
+    """Names of the class folders in label order, and the skipped entries next to them.
 
     Raises:
-        DataError: a name has control characters, a link leads back, or it cannot be read.
+        DataError: a name has control characters, a link leads back, or the folder is unreadable.
     """
     classes, skipped = [], []
     for entry in _entries(folder):
@@ -168,7 +168,7 @@ def class_folders(folder: Path) -> tuple[list[str], list[Skipped]]:
 
 
 def label_order(classes: Iterable[str]) -> list[str]:
-    """Class names in the order of labels: by number where all are whole numbers, else as text."""
+    """Class names in label order: by number if all are whole numbers, else as text."""
     names = sorted(classes)
     if all(_WHOLE_NUMBER.fullmatch(name) for name in names):
         names.sort(key=int)
@@ -176,15 +176,15 @@ def label_order(classes: Iterable[str]) -> list[str]:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Sorted names of the images in a folder and below it, relative to it."""
+    """Sorted names of the images in and below a folder, relative to it."""
     return list_folder(folder).images
 
 
 def list_folder(folder: Path, with_states: bool = False) -> Listing:
-    """All images in a folder and below it, and what is skipped there.
+    """All images in and below a folder, and the skipped entries.
 
     Raises:
-        DataError: it cannot be read, or a link leads back to a folder that it lies in.
+        DataError: it cannot be read, or a link leads back to a folder that contains it.
     """
     found: list[tuple[str, int, int]] = []
     skipped: list[Skipped] = []
@@ -202,10 +202,10 @@ def _walk(
     found: list[tuple[str, int, int]],
     skipped: list[Skipped],
 ) -> None:
-    """Appends what is in a folder and below it, after `prefix`.
+    """Appends the contents in and below a folder, with `prefix`.
 
     Args:
-        links: where the links lie that led here, without links.
+        links: real folders of the links that led here.
     """
     below = []
     for entry in _entries(folder):
@@ -213,7 +213,7 @@ def _walk(
         if not reason and _is_folder(entry, links):
             below.append(entry)
         elif reason in ("", DEAD_LINK) and _has_image_suffix(entry):
-            # A dead link is an image that cannot be read, as a damaged file is.
+            # A dead link with an image's suffix is a bad image, like a damaged file.
             found.append((prefix + entry.name, *(_state(entry) if with_states else (-1, -1))))
         else:
             reason = reason or OTHER_SUFFIX
@@ -237,7 +237,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _reason(entry: os.DirEntry[str]) -> str:
-    """Why an entry is skipped whatever its suffix is; empty: it is not."""
+    """Why an entry is skipped whatever its suffix; empty if it is not."""
     name = entry.name.lower()
     if name in _BY_PROGRAMS or name.startswith(_APPLE_DOUBLE):
         return BY_PROGRAMS
@@ -268,7 +268,7 @@ def _is_folder(entry: os.DirEntry[str], links: tuple[str, ...]) -> bool:
     """Whether an entry is a folder, or a link to one.
 
     Raises:
-        DataError: the link leads back to a folder that it lies in.
+        DataError: the link leads back to a folder that contains it.
     """
     try:
         if not entry.is_dir():
@@ -310,5 +310,5 @@ def render_skipped(skipped: Counter[tuple[str, str]]) -> str:
         reasons[reason][kind] += count
     return "; ".join(
         f"{reason}: {shortened([f'{kind} {count}' for kind, count in kinds.most_common()])}"
-        for reason, kinds in sorted(reasons.items(), key=lambda one: -one[1].total())
+        for reason, kinds in sorted(reasons.items(), key=lambda item: -item[1].total())
     )

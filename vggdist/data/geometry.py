@@ -1,8 +1,7 @@
-"""Where crops lie, and how large images and score maps are: integer arithmetic only.
+"""Positions of crops, and sizes of images and score maps, in integer arithmetic.
 
 The paper rescales an image so that its shorter side is S and then takes a crop. Decoding can skip
-most of an image if the source pixels that the crop will show are known before; that window is what
-this module computes.
+most of an image if the crop's window of source pixels is known first; this module computes it.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 POSITIONS = 65536
-"""A crop's place along one axis is an integer in [0, POSITIONS): 0 is the first window, the largest
-the last.
+"""A crop's position along one axis is an integer in [0, POSITIONS): 0 is the first window, the
+largest is the last.
 """
 
 CENTER = POSITIONS // 2
@@ -21,19 +20,19 @@ CENTER = POSITIONS // 2
 def source_windows(
     sizes: ArrayLike, scales: ArrayLike, positions: ArrayLike, crop_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Windows of source images that become a crop of `crop_size` once the shorter side is rescaled
+    """Windows of source images that become crops of `crop_size` when the shorter side is rescaled
     to S.
 
     Args:
         sizes: (n, 2), height and width of the source images, pixels, at least 1.
         scales: (n,), S, pixels, at least `crop_size`.
-        positions: (n, 2), place of the window along y and x, in [0, POSITIONS).
+        positions: (n, 2), position of the window along y and x, in [0, POSITIONS).
         crop_size: side of the crop, pixels.
 
     Returns:
         Side of each square window (n,): crop_size x shorter side / S rounded to the nearest pixel
-        (halves up), at least 1; and its first row and column (n, 2). A window always lies inside
-        its image.
+        (halves up), at least 1; and its first row and column (n, 2). A window is always inside its
+        image.
     """
     size = np.asarray(sizes, dtype=np.int64)
     scale = np.asarray(scales, dtype=np.int64)
@@ -45,15 +44,15 @@ def source_windows(
 
 
 def rescaled_sizes(sizes: ArrayLike, scale: int) -> NDArray[np.int64]:
-    """Sizes of whole images once their shorter side is rescaled to Q (section 3.2).
+    """Sizes of whole images with the shorter side rescaled to Q (section 3.2).
 
     Args:
         sizes: (n, 2), height and width, pixels, at least 1.
         scale: Q, pixels, at least 1.
 
     Returns:
-        (n, 2), height and width: the shorter side is Q, the longer one keeps the image's shape,
-        rounded to the nearest pixel (halves up).
+        (n, 2), height and width: the shorter side is Q, the longer keeps the aspect ratio, rounded
+        to the nearest pixel (halves up).
     """
     size = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
     shorter = size.min(axis=1, keepdims=True)
@@ -62,7 +61,7 @@ def rescaled_sizes(sizes: ArrayLike, scale: int) -> NDArray[np.int64]:
 
 
 def crop_grid(height: int, width: int, crop_size: int, num: int = 5) -> NDArray[np.int64]:
-    """Places of the crops of a regular grid over a rescaled image (section 3.2: 5 x 5).
+    """Positions of crops on a regular grid over a rescaled image (section 3.2: 5 x 5).
 
     Args:
         height: of the rescaled image, pixels, at least `crop_size`.
@@ -72,8 +71,8 @@ def crop_grid(height: int, width: int, crop_size: int, num: int = 5) -> NDArray[
 
     Returns:
         (num x num, 2), first row and column of each crop, row by row: equally spaced from the first
-        pixel to where the last crop ends with the image, rounded to the nearest pixel (halves up).
-        On a side of `crop_size` pixels they all are 0.
+        pixel to the position where the crop ends with the image, rounded to the nearest pixel
+        (halves up). On a side of `crop_size` pixels all are 0.
     """
     assert min(height, width) >= crop_size
     assert num >= 2
@@ -85,10 +84,10 @@ def crop_grid(height: int, width: int, crop_size: int, num: int = 5) -> NDArray[
 
 
 def map_side(pixels: int, num_blocks: int, crop_size: int) -> int:
-    """Side of the dense score map for an image's side of so many pixels.
+    """Side of the dense score map for an image side of `pixels`.
 
-    Each block ends with a pooling that halves a side and drops an odd pixel; the first fully
-    connected layer then is a convolution as large as the last block's map of a crop.
+    Each block ends with a pooling that halves a side and drops an odd pixel; then the first fully
+    connected layer is a convolution as large as the last block's map of a crop.
 
     Args:
         pixels: height or width of the image.

@@ -1,7 +1,7 @@
-"""Images that cannot be used, found at a glance: by their first and last bytes, without decoding.
+"""Finds bad images quickly, by their first and last bytes, without decoding.
 
-A validation set of 50,000 files takes some seconds. What is wrong in the middle of a file stays
-unseen; `vggdist check` sees it.
+A validation set of 50,000 files takes a few seconds. Damage in the middle of a file is not found;
+`vggdist check` finds it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _THREADS = 16  # hides the latency of network file systems
 _IMAGES_PER_TASK = 64
 _BEGINNING = 16384  # bytes; an EXIF thumbnail or a colour profile may fill them
 _END = 64  # other data may follow the image
-_MANY_PIXELS = 100_000_000  # a header that claims more is doubtful
+_MANY_PIXELS = 100_000_000  # a header with more is suspicious
 _PNG, _END_OF_PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 
 
 def find_bad(manifest: Manifest, images: Sequence[int]) -> list[BadImage]:
-    """Those of the images that have no header or no end.
+    """Images without a header or without an end.
 
-    Where the first and last bytes do not settle it, as in TIFF files, an image is decoded.
+    If the first and last bytes do not decide, as in TIFF files, the image is decoded.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = pool.map(lambda part: _doubtful(manifest, part), _parts(images))
@@ -50,11 +50,11 @@ def find_bad(manifest: Manifest, images: Sequence[int]) -> list[BadImage]:
 
 
 def is_whole(beginning: bytes, end: bytes, num_bytes: int) -> bool:
-    """Whether an image surely has its header and its end.
+    """Whether an image certainly has its header and its end.
 
     Args:
-        beginning: the first bytes of the file, some thousand.
-        end: its last bytes, some tens.
+        beginning: the first few thousand bytes of the file.
+        end: its last few dozen bytes.
         num_bytes: of the whole file.
     """
     if beginning.startswith(_START_OF_JPEG):
@@ -76,7 +76,7 @@ def _parts(images: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _doubtful(manifest: Manifest, images: Sequence[int]) -> list[int]:
-    """Those that are not surely whole."""
+    """Images that are not certainly whole."""
     with ExitStack() as stack:
         files: dict[bytes, int] = {}
         doubtful = []
@@ -84,7 +84,7 @@ def _doubtful(manifest: Manifest, images: Sequence[int]) -> list[int]:
             place = manifest.place(image)
             try:
                 if place.path not in files:  # a shard holds many
-                    # Not blocking: opening a pipe would wait for ever.
+                    # Not blocking: opening a pipe would wait forever.
                     file = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                     stack.callback(os.close, file)
                     files[place.path] = file
@@ -93,7 +93,7 @@ def _doubtful(manifest: Manifest, images: Sequence[int]) -> list[int]:
                 beginning = os.pread(file, min(size, _BEGINNING), place.offset)
                 tail = min(size, _END)
                 end = os.pread(file, tail, place.offset + size - tail)
-            except OSError:  # the reader asks again, and says why
+            except OSError:  # the reader tries again, and reports the reason
                 beginning, end, size = b"", b"", 0
             if not is_whole(beginning, end, size):
                 doubtful.append(image)

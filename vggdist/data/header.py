@@ -17,37 +17,37 @@ _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 # Markers that hold the size, ITU-T T.81 table B.1: SOF0 to SOF15 without DHT, JPG and DAC.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset(range(0xD0, 0xDA)) | {0x01}
-# In a scan 0x00 says that 0xFF is a number, 0xFF fills, and 0xD0 to 0xD7 are restart markers.
+# In a scan 0x00 marks 0xFF as data, 0xFF is fill, and 0xD0 to 0xD7 are restart markers.
 _MARKER_BEHIND_A_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # Another scan, tables for it, the number of lines, application data, comments.
 _MAY_STAND_THERE = frozenset({0xC4, 0xCC, *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE})
 
 
 class DamagedError(Exception):
-    """A JPEG whose pixels end before the image does.
+    """A JPEG whose pixel data ends too early.
 
-    Decoders notice it at most if a window reaches that far, and where a marker stands among the
-    pixels they hand out grey for the rest without a word; a training wants to know from the start.
+    Decoders notice it only if a window reaches that far, and after a marker within the pixel data
+    they silently return grey for the rest; a training needs to know from the start.
     """
 
 
 class TooLargeError(Exception):
-    """An image of more pixels than Pillow decodes; DALI would decode it, and take gigabytes."""
+    """An image with more pixels than Pillow decodes; DALI would decode it, using gigabytes."""
 
     def __init__(self) -> None:
         super().__init__("its header claims more pixels than Pillow decodes; shrink it")
 
 
 def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width, pixels, not turned by an EXIF orientation.
+    """Height and width, pixels, ignoring an EXIF orientation.
 
     Args:
         encoded: (num_bytes,), in any format that Pillow knows.
 
     Raises:
-        DamagedError: it is a JPEG whose pixels end too early.
+        DamagedError: a JPEG whose pixel data ends too early.
         TooLargeError: it has more pixels than Pillow decodes.
-        Exception: the kind that Pillow raises; it is no image, or a damaged one.
+        Exception: any kind that Pillow raises; not an image, or a damaged one.
     """
     data = encoded.data
     size = _jpeg_size(data) if data[:2] == _START_OF_IMAGE else None
@@ -57,7 +57,7 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
         return size
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.format == "TIFF":  # Pillow has turned its size
+            if image.format == "TIFF":  # Pillow has applied the orientation
                 tags = image.tag_v2  # type: ignore[attr-defined]
                 return int(tags[_TIFF_HEIGHT]), int(tags[_TIFF_WIDTH])
             return image.height, image.width
@@ -66,31 +66,31 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def size_from_beginning(beginning: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Height and width as `image_size` finds them, from the first bytes of a file.
+    """Height and width as from `image_size`, but from the first bytes of a file.
 
     Args:
-        beginning: (num_bytes,); of most JPEGs some thousand bytes are enough.
+        beginning: (num_bytes,); a few thousand bytes are enough for most JPEGs.
 
     Returns:
-        None where the size is not there, or the image is no JPEG.
+        None if they lack the size, or the image is not a JPEG.
     """
     data = beginning.data
     return _jpeg_size(data, whole=False) if data[:2] == _START_OF_IMAGE else None
 
 
 def _jpeg_size(data: memoryview, whole: bool = True) -> tuple[int, int] | None:
-    """As `image_size`, in a tenth of Pillow's time; none where a marker is not where it should be.
+    """As `image_size`, in a tenth of Pillow's time; None if a marker is not where it should be.
 
-    From marker to marker until the scan; the frame's holds length (2 bytes), precision (1), height
-    (2) and width (2).
+    Follows the markers up to the scan; the frame's marker holds length (2 bytes), precision (1),
+    height (2) and width (2).
 
     Args:
-        whole: whether all of the file is there; its pixels are looked through only then.
+        whole: whether `data` is the whole file; only then its pixel data is scanned.
     """
     i, size = 2, None
     while i + 8 < len(data) and data[i] == 0xFF:
         marker = data[i + 1]
-        if marker == 0xFF:  # a byte of filling
+        if marker == 0xFF:  # a fill byte
             i += 1
             continue
         if marker in _WITHOUT_LENGTH:
@@ -111,13 +111,13 @@ def _jpeg_size(data: memoryview, whole: bool = True) -> tuple[int, int] | None:
 
 
 def _require_whole_scans(data: memoryview, start: int) -> None:
-    """Raises a DamagedError unless the scans end with the image; other data may follow it.
+    """Raises a DamagedError unless the scans are complete; other data may follow.
 
-    Damage that looks like pixels is not seen: no decoder sees it.
+    Damage that looks like pixel data is not detected: no decoder can.
 
     Args:
         data: the whole file.
-        start: where the first scan's pixels begin.
+        start: offset of the first scan's pixel data.
     """
     while (found := _MARKER_BEHIND_A_SCAN.search(data, start)) is not None:
         place = found.start()

@@ -1,7 +1,7 @@
 """Batches of images on the rank's device: plan and manifest in, tensors out.
 
-A loader makes batches in threads of its own, a few ahead of the consumer. It knows its rank and the
-world size as integers and talks to no other rank.
+A loader makes batches in its own threads, a few ahead of the consumer. It knows its rank and the
+world size only as integers and does not communicate with other ranks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from vggdist.data.producer import BatchProducer, Made, Producer
 
 
 class Loader(Generic[Made]):
-    """An iterator over what threads make ahead; close it, or use it in `with`."""
+    """An iterator over batches that threads make ahead; close it, or use it in `with`."""
 
     def __init__(self, producer: Producer[Any, Made], prefetch: int) -> None:
-        threads = torch.get_num_threads()  # settles the calling thread's number
+        threads = torch.get_num_threads()  # fixes the calling thread's number
         room = -(-prefetch // producer.num_lanes)
         self._producer = producer
         self._queues: list[_Queue] = [queue.Queue(room) for _ in range(producer.num_lanes)]
@@ -43,12 +43,12 @@ class Loader(Generic[Made]):
             )
             for lane, finished in enumerate(self._queues)
         ]
-        # Also runs when the loader is forgotten or the interpreter ends: DALI's threads must not
-        # outlive it.
+        # Also runs when the loader is garbage collected or the interpreter exits: DALI's threads
+        # must not outlive it.
         self._finalize = weakref.finalize(self, _shut_down, producer, lanes, self._queues, stop)
         for lane in lanes:
             lane.start()
-        # The threads have limited themselves, and with them those that have not computed yet.
+        # The threads have limited themselves, and thereby all threads that have not computed yet.
         ready.wait()
         torch.set_num_threads(threads)
 
@@ -62,10 +62,10 @@ class Loader(Generic[Made]):
         return self
 
     def __next__(self) -> Made:
-        """The next batch, or whatever is made of one.
+        """The next batch, or what the producer makes of one.
 
         Raises:
-            DataError: an image cannot be used, and none may take its place.
+            DataError: an image is bad, and must not be replaced.
         """
         if self._error is not None:
             raise self._error
@@ -85,29 +85,29 @@ class Loader(Generic[Made]):
         raise item
 
     def close(self) -> None:
-        """Ends the threads and gives memory back; the loader is empty afterwards."""
+        """Ends the threads and frees memory; the loader is empty afterwards."""
         self._finalize()
 
 
 class TrainingLoader(Loader[Batch]):
-    """The micro batches of one rank, step by step, in order and without end.
+    """The micro batches of one rank, step by step, without end.
 
     Micro batch k of a step on rank r is the global batch's images from (k x world size + r) x
-    micro on, so the ranks together see the same images in the same order however many they are.
+    micro on, so the ranks together see the same images in the same order, whatever their number.
 
     Args:
         manifest: the training set.
-        plan: what happens to each image; of this manifest and the split's global batch.
+        plan: the sample plan, for this manifest and the split's global batch.
         data: crop size, mean, prefetch.
         split: how a global batch is divided.
         rank: of `split.world_size`.
-        device: where the batches are wanted.
+        device: of the batches.
         dtype: of the images: float32, bfloat16 or float16.
         first_step: the step that comes first, counted from 0.
-        last_step: the step before which to end; none: never.
-        known_bad: images that others stand in for; asked again for every batch.
-        max_bad: how many more this rank may find before it gives up; none: all.
-        num_threads: threads that decode.
+        last_step: the step before which to end; None: never.
+        known_bad: returns the images to replace; called for every batch.
+        max_bad: how many more this rank may find before it fails; None: all.
+        num_threads: decoding threads.
     """
 
     def __init__(
@@ -146,19 +146,19 @@ class TrainingLoader(Loader[Batch]):
 
 
 class EvaluationLoader(Loader[Batch]):
-    """Centre crops of the images that fall to one rank: each image of the set on one rank, once.
+    """Centre crops of one rank's share of the images: each image of the set on one rank, once.
 
     Args:
         manifest: the set.
         data: crop size, mean, prefetch.
         scale: Q, the rescaled shorter side, pixels.
-        batch_size: images of a batch; a rank's last one may have fewer.
-        only: numbers of the images to share, in place of the whole set.
+        batch_size: images per batch; a rank's last batch may have fewer.
+        only: numbers of the images to share, instead of the whole set.
         rank: of `world_size`.
         world_size: ranks that share the set.
-        device: where the batches are wanted.
+        device: of the batches.
         dtype: of the images.
-        num_threads: threads that decode.
+        num_threads: decoding threads.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class EvaluationLoader(Loader[Batch]):
         share = images[evaluation_share(len(images), rank, world_size)]
         self.num_images = len(share)
         self.num_batches = -(-len(share) // batch_size)
-        # Of the rank that has most: the ranks that share the set may have to meet as often.
+        # Of the rank with the most: all ranks may need the same number of collectives.
         most = len(evaluation_share(len(images), 0, world_size))
         self.num_rounds = -(-most // batch_size)
 
@@ -191,7 +191,7 @@ class EvaluationLoader(Loader[Batch]):
         super().__init__(producer, data.prefetch)
 
 
-_Queue = queue.Queue[Any]  # what was made, or a BaseException
+_Queue = queue.Queue[Any]  # a batch, or a BaseException
 
 
 def _produce(
@@ -201,8 +201,8 @@ def _produce(
     ready: threading.Barrier,
     stop: threading.Event,
 ) -> None:
-    """A lane's thread: puts batches, and at last StopIteration or what went wrong."""
-    torch.get_num_threads()  # a thread takes the common number at its first look, not later
+    """A lane's thread: queues batches, and finally StopIteration or the error."""
+    torch.get_num_threads()  # a thread takes the common number at its first query, not later
     torch.set_num_threads(1)  # the cores are busy decoding
     ready.wait()
     end: BaseException = StopIteration()
@@ -213,17 +213,17 @@ def _produce(
                 finished.put(batch)
                 if stop.is_set():
                     break
-    except BaseException as error:  # whatever it is, the consumer must not wait for ever
+    except BaseException as error:  # whatever it is, the consumer must not wait forever
         end = error
     if not stop.is_set():
         finished.put(end)
 
 
 def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A CUDA stream for this thread: on the common one its copies would wait for the network.
+    """A CUDA stream for this thread: on the default stream its copies would wait for the network.
 
-    A thread starts on GPU 0, and goes back there where a stream's context ends; unless told
-    otherwise every rank would open a context on it, which takes half a gigabyte.
+    A thread starts on GPU 0, and returns there when a stream's context ends; otherwise every rank
+    would open a context on it, which takes half a gigabyte.
     """
     if device.type != "cuda":
         return contextlib.nullcontext()
@@ -239,14 +239,14 @@ def _shut_down(
     stop: threading.Event,
 ) -> None:
     stop.set()
-    if threading.current_thread() in lanes:  # the garbage collector came by here
+    if threading.current_thread() in lanes:  # the garbage collector ran in this thread
         again = threading.Thread(
             target=_shut_down, args=(producer, lanes, queues, stop), daemon=True
         )
         again.start()
         return
     for lane, finished in zip(lanes, queues, strict=True):
-        while lane.is_alive():  # it may be waiting for a place in the queue
+        while lane.is_alive():  # it may be waiting for space in the queue
             with contextlib.suppress(queue.Empty):
                 finished.get(timeout=0.05)
         while not finished.empty():

@@ -1,8 +1,7 @@
-"""The images of one split as a list that cannot shift: numbers, labels, and where the bytes are.
+"""The images of one split as a fixed list: numbers, labels, and where the bytes are.
 
-A label is the place of a class in `Manifest.classes`. An image lies in a file of its own below its
-class folder, or at an offset of a shard; the list is the same, so a training may change from one
-form to the other.
+A label is the index of a class in `Manifest.classes`. An image is a file below its class folder, or
+at an offset of a shard; the list is the same for both, so a training may switch between them.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ class Place(NamedTuple):
     """Where the bytes of an image are."""
 
     path: bytes
-    """The file, as the operating system takes it."""
+    """The path of the file, as bytes for the operating system."""
     offset: int
-    """Where in the file they begin."""
+    """Offset in the file."""
     num_bytes: int
-    """How many; -1: as many as the file has."""
+    """Number of bytes; -1: the whole file."""
 
 
 class Names(Sequence[bytes]):
-    """Many byte strings in one: a list of 1.3 million would take seconds and 100 MB to load.
+    """Many byte strings packed in one: a list of 1.3 million would take seconds and 100 MB.
 
     Args:
-        packed: the strings, each ended by a NUL byte.
+        packed: the strings, each terminated by a NUL byte.
     """
 
     def __init__(self, packed: bytes) -> None:
@@ -60,7 +59,7 @@ class Names(Sequence[bytes]):
         return self.packed[start : int(self._ends[i])]
 
     def unpack(self, first: int = 0, last: int | None = None) -> list[str]:
-        """Those from `first` to before `last` as text."""
+        """The names in [first, last) as text."""
         start = int(self._ends[first - 1]) + 1 if first else 0
         stop = len(self.packed) if last is None else (int(self._ends[last - 1]) + 1 if last else 0)
         return os.fsdecode(self.packed[start:stop]).split("\0")[:-1]
@@ -68,32 +67,32 @@ class Names(Sequence[bytes]):
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Tar files in the split's folder, and where in them the images are."""
+    """Tar files in the split's folder, and the positions of the images in them."""
 
     files: tuple[str, ...]
     """Their names."""
     sizes: NDArray[np.int64]
-    """(num_files,), bytes of each file."""
+    """(num_files,), length of each file in bytes."""
     file: NDArray[np.int32]
-    """(num_images,), the file of each image, a place in `files`."""
+    """(num_images,), the file of each image, an index into `files`."""
     offset: NDArray[np.int64]
-    """(num_images,), where in it the image's bytes begin."""
+    """(num_images,), offset of the image's bytes in it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What is in the files; needed to verify them, not to train."""
+    """Contents of the files; needed to verify them, not to train."""
 
     sizes: NDArray[np.int32]
-    """(num_images, 2), width and height, pixels; 0 where no header could be read."""
+    """(num_images, 2), width and height, pixels; 0 if the header could not be read."""
     sha256: NDArray[np.uint8]
-    """(num_images, 32), of the encoded bytes; 0 where they were not read."""
+    """(num_images, 32), of the encoded bytes; 0 if they were not read."""
     times: NDArray[np.int64] | None = None
-    """(num_images,), when the image's file had last been changed as these bytes were first seen in
-    it, ns; -1: not known; none: of no image."""
+    """(num_images,), modification time of each image's file when these bytes were first read, ns;
+    -1: unknown; None: unknown for all."""
     file_times: NDArray[np.int64] | None = None
-    """(num_files,), when the images' files, or the shards, had last been changed as they were known
-    to hold this, ns; none: not known."""
+    """(num_files,), modification times of the images' files, or of the shards, when last verified
+    to hold these contents, ns; None: unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,27 +102,27 @@ class Manifest:
     folder: Path
     """The folder that holds the class folders, or the shards."""
     split: str
-    """train or val; empty for class folders that belong to no split."""
+    """train or val; empty for class folders without a split."""
     classes: tuple[str, ...]
-    """Names of the classes; a label is a place in this tuple."""
+    """Names of the classes; a label is an index into this tuple."""
     labels: NDArray[np.int64]
     """(num_images,), the label of each image, ascending."""
     names: Names = field(repr=False)
     """File names relative to the class folders."""
     resized: str = ""
-    """How the images were resized when they were packed; empty: they were not."""
+    """How the images were resized when packed; empty if they were not."""
     num_bytes: NDArray[np.int64] | None = None
-    """(num_images,), length of each encoded image; none: not known yet."""
+    """(num_images,), length of each encoded image; None: not yet known."""
     shards: Shards | None = None
-    """Where the images are; none: each in a file of its own."""
+    """Where the images are; None: each in its own file."""
     quarantine: frozenset[int] = frozenset()
-    """Images known to be unusable. They keep their numbers; training shows others in their place.
+    """Images known to be bad. They keep their numbers; training replaces them with others.
     """
     contents: ContentsDigest = UNKNOWN
-    """What is in the files, as far as it has been looked at."""
+    """Contents of the files, as far as known."""
     digest: str = field(init=False)
     """SHA-256 over classes, labels, names and `resized`: the same digest means the same images in
-    the same order. It depends neither on where they are nor on whether they are packed.
+    the same order. It depends neither on their location nor on whether they are packed.
     """
 
     def __post_init__(self) -> None:
@@ -145,7 +144,7 @@ class Manifest:
         return len(self.labels)
 
     def name(self, image: int) -> str:
-        """What an image is called: class/file."""
+        """The name of an image: class/file."""
         return os.fsdecode(self._encoded_name(image))
 
     def place(self, image: int) -> Place:
@@ -153,13 +152,13 @@ class Manifest:
         num_bytes = -1 if self.num_bytes is None else int(self.num_bytes[image])
         folder = os.fsencode(self.folder) + b"/"
         if self.shards is None:
-            # Whatever the length was: a file that was replaced since is still an image.
+            # Not the known length: a file that has since been replaced is still an image.
             return Place(folder + self._encoded_name(image), 0, -1)
         file = os.fsencode(self.shards.files[self.shards.file[image]])
         return Place(folder + file, int(self.shards.offset[image]), num_bytes)
 
     def path(self, image: int) -> Path:
-        """The file that an image is in: its own, or a shard."""
+        """The file of an image: its own, or a shard."""
         return Path(os.fsdecode(self.place(image).path))
 
     def described(self, image: int) -> str:
@@ -168,7 +167,7 @@ class Manifest:
         return path if self.shards is None else f"{path} ({quote(self.name(image))})"
 
     def numbers(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
-        """Each name (class/file) with the number of its image, or with None if there is none."""
+        """Each name (class/file) with the number of its image, or None if there is none."""
         labels = {name: label for label, name in enumerate(self.classes)}
         for name in names:
             folder, _, file = name.partition("/")
@@ -183,7 +182,7 @@ class Manifest:
             yield name, number
 
     def with_classes(self, classes: tuple[str, ...]) -> Manifest:
-        """The same images, with labels by another order of the same classes."""
+        """The same images, with labels for another order of the same classes."""
         if classes == self.classes:
             return self
         label = {name: label for label, name in enumerate(classes)}
@@ -223,10 +222,10 @@ class Dataset:
 def from_classes(
     folder: Path, split: str, classes: Iterable[tuple[str, Sequence[str]]]
 ) -> Manifest:
-    """The manifest of class folders whose files nobody has looked into.
+    """The manifest of class folders whose files have not been read.
 
     Args:
-        classes: each class, in the order of labels, with the sorted names of its images.
+        classes: each class, in label order, with the sorted names of its images.
     """
     found, counts, packed = [], [], []
     for name, images in classes:

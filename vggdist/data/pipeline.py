@@ -1,9 +1,8 @@
-"""From encoded images to crops or whole rescaled images: the DALI graph, the same for CPU and GPU.
+"""Encoded images -> crops or whole rescaled images: one DALI graph for CPU and GPU.
 
-Of each image only the window is decoded that will be seen. The rest (resize, flip) is done by the
-graph for crops on a GPU, and else by `data/finish.py`. What comes out is 8-bit RGB whatever the
-file holds, and is never turned by its EXIF orientation: the paper's data never was, and torchvision
-does not either.
+Only the visible window of each image is decoded. The rest (resize, flip) is done by the graph for
+crops on a GPU, otherwise by `data/finish.py`. The output is 8-bit RGB for every file format. EXIF
+orientation is ignored: the paper's data did not use it, nor does torchvision.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from vggdist.data.reader import EncodedImage
 
 Resize = Literal["dali", "torch"]
 Finished = TypeVar("Finished")
-"""What is made of a batch's images."""
+"""The result for a batch of images."""
 
-# The largest ImageNet image: preallocated, so that GPU memory does not creep up for epochs (DALI
-# issues 278 and 5087).
+# The largest ImageNet image: preallocated, so that GPU memory does not grow for epochs (DALI issues
+# 278 and 5087).
 _LARGEST_WIDTH, _LARGEST_HEIGHT = 5980, 6430
-# nvJPEG is told so many images of that size, and does not say what it takes: 42 of a micro batch of
-# 64 would be 4.8 GB, 166 of 256 19 GB. Should images be larger than told, it takes more then.
+# nvJPEG preallocates for this many images of that size, and does not report the memory: 42 of a
+# micro batch of 64 would be 4.8 GB, 166 of 256 19 GB. For larger images it allocates more later.
 _MOST_PREALLOCATED_BYTES = 1 << 30
 _HARDWARE_DECODERS = 8  # of an H100; nvImageCodec rounds the number of images up to a multiple
 _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
@@ -46,19 +45,19 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A batch to be made: n images and what is done to each."""
+    """A batch to make: n images and what is done to each."""
 
     images: list[EncodedImage]
     samples: Samples
 
 
 class ImageFormat(ABC, Generic[Finished]):
-    """What is made of images, and where."""
+    """What is made of images, and on which device."""
 
     device: torch.device
-    """Where images are made and left."""
+    """The device of the results."""
     hardware_decoder_share: float
-    """Of the JPEGs, for a GPU's hardware decoder, 0 to 1."""
+    """Fraction of the JPEGs for a GPU's hardware decoder, 0 to 1."""
 
     @abstractmethod
     def graph(self) -> Any:
@@ -66,22 +65,22 @@ class ImageFormat(ABC, Generic[Finished]):
 
     @abstractmethod
     def inputs(self, work: Work) -> tuple[Any, ...]:
-        """What the graph takes from outside."""
+        """The graph's external inputs."""
 
     @abstractmethod
     def finisher(self) -> Callable[[Any, Work], Finished]:
-        """What is done to the graph's output, in the thread that asks for it."""
+        """Processes the graph's output, in the thread that requests it."""
 
 
 @dataclass(frozen=True)
 class CropFormat(ImageFormat[Tensor]):
-    """Crops as `Work.samples` has them: (n, 3, crop_size, crop_size) uint8, channels_last."""
+    """Crops according to `Work.samples`: (n, 3, crop_size, crop_size) uint8, channels_last."""
 
     crop_size: int
     """Side, pixels."""
     device: torch.device
     resize: Resize | None = None
-    """Who resizes and flips; none: DALI on a GPU, torch on a CPU."""
+    """The library that resizes and flips; None: DALI on a GPU, torch on a CPU."""
     hardware_decoder_share: float = 0.65
 
     @property
@@ -96,14 +95,14 @@ class CropFormat(ImageFormat[Tensor]):
         samples = work.samples
         sizes = [(image.height, image.width) for image in work.images]
         side, start = source_windows(sizes, samples.scale, samples.position, self.crop_size)
-        # Computed here: every operator of a graph costs time in each run, however little it does.
+        # Computed here: every operator of a graph costs time per run, however little it does.
         inputs = _inputs(work, start, np.repeat(side[:, None], 2, axis=1))
         return (*inputs, samples.flip.astype(np.int32)) if self.by_dali else inputs
 
     def finisher(self) -> Callable[[Any, Work], Tensor]:
         if self.by_dali:
-            # A copy is torch's own memory; DALI would reuse its buffer as soon as this thread lets
-            # go of it, even while the network still reads it.
+            # Copied to torch's own memory: DALI would reuse its buffer as soon as this thread
+            # releases it, even while the network still reads it.
             return lambda output, _: from_dlpack(output.as_tensor()).clone().permute(0, 3, 1, 2)
         finisher = WindowFinisher(self.crop_size)
         return lambda output, work: finisher.finish(output, work.samples.flip)
@@ -111,7 +110,7 @@ class CropFormat(ImageFormat[Tensor]):
 
 @dataclass(frozen=True)
 class WholeFormat(ImageFormat[list[SameShape]]):
-    """Whole images at several scales; of `Work.samples` only the numbers of the images count."""
+    """Whole images at several scales; uses only the image numbers of `Work.samples`."""
 
     scales: tuple[int, ...]
     """Values of Q, the rescaled shorter side, pixels."""
@@ -134,7 +133,7 @@ class UndecodableError(Exception):
     """DALI has failed, and its pipeline is dead.
 
     Attributes:
-        bad: the images that it does not decode, number -> encoded bytes; empty if each is decoded
+        bad: the images that it cannot decode, number -> encoded bytes; empty if it decodes each
             alone.
     """
 
@@ -144,17 +143,17 @@ class UndecodableError(Exception):
 
 
 class ImagePipeline(Generic[Finished]):
-    """Iterates over (work, what was made of it) in the order of `work`; used by one thread.
+    """Iterates over (work, its result) in the order of `work`; used by one thread.
 
     Args:
-        work: what is to be made, read a few batches ahead.
+        work: batches to make, read a few ahead.
         batch_size: images of the largest batch.
         image_format: what is made of them.
-        num_threads: threads that decode.
+        num_threads: decoding threads.
 
     Raises:
-        UndecodableError: an image of the batches that were begun cannot be decoded. Nothing can
-            follow then.
+        UndecodableError: an image of the started batches cannot be decoded. The iterator is then
+            unusable.
     """
 
     def __init__(
@@ -165,8 +164,8 @@ class ImagePipeline(Generic[Finished]):
         num_threads: int,
     ) -> None:
         self._format = image_format
-        self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # begun, with what DALI reads
-        self._feed_failed = False  # no fault of DALI's, then
+        self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # started, with DALI's inputs
+        self._feed_failed = False  # then it is not DALI's fault
         self._pipe = _build(
             self._feed(work), batch_size, image_format, num_threads, image_format.device
         )
@@ -188,7 +187,7 @@ class ImagePipeline(Generic[Finished]):
         except RuntimeError as error:
             if self._feed_failed:
                 raise
-            # The frames of its traceback would keep the dead pipeline, and that the GPU's memory.
+            # The frames of its traceback would keep the dead pipeline, and so the GPU's memory.
             failure = error.with_traceback(None)
         if failure is not None:
             self.close()
@@ -200,7 +199,7 @@ class ImagePipeline(Generic[Finished]):
         return work, finished
 
     def close(self) -> None:
-        """Gives threads and memory back."""
+        """Frees threads and memory."""
         self._pipe = None
 
     def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
@@ -214,13 +213,13 @@ class ImagePipeline(Generic[Finished]):
             raise
 
     def _undecodable(self) -> dict[int, NDArray[np.uint8]]:
-        """The images that fail alone: DALI says neither which image of which batch failed."""
+        """The images that fail alone: DALI reports neither the batch nor the image that failed."""
         pending = [
             (int(work.samples.image[i]), _only(work, i))
             for work, _ in self._ahead
             for i in range(len(work.images))
         ]
-        # A GPU decodes what a CPU does, but for bugs, and is asked only if the CPU sees nothing.
+        # Apart from bugs, a GPU decodes what a CPU does; it is tried only if the CPU finds nothing.
         for device in dict.fromkeys((_CPU, self._format.device)):
             if bad := self._fail_alone(pending, device):
                 return bad
@@ -229,10 +228,10 @@ class ImagePipeline(Generic[Finished]):
     def _fail_alone(
         self, pending: list[tuple[int, Work]], device: torch.device
     ) -> dict[int, NDArray[np.uint8]]:
-        """Those of some images that a device does not decode."""
+        """The images that a device does not decode."""
         bad = {}
         while pending:
-            # One graph for as many as go well: on a GPU each takes memory and time.
+            # Reuse a graph until an image fails: on a GPU each costs memory and time.
             alone = [self._format.inputs(work) for _, work in pending]
             pipe = _build(iter(alone), 1, self._format, 1, device, ahead=False)
             done = 0
@@ -245,7 +244,7 @@ class ImagePipeline(Generic[Finished]):
                 bad[number] = work.images[0].encoded
                 done += 1
             pending = pending[done:]
-            del pipe  # before the next one takes memory
+            del pipe  # before the next one allocates memory
         return bad
 
 
@@ -269,7 +268,7 @@ def _build(
     device: torch.device,
     ahead: bool = True,
 ) -> Any:
-    """A pipeline; if not `ahead`, it begins nothing before it is asked for it."""
+    """A pipeline; if not `ahead`, it starts each batch only on request."""
     gpu = device.type == "cuda"
     pipe = dali.pipeline_def(image_format.graph())(
         inputs,
@@ -286,22 +285,22 @@ def _build(
 
 
 def gpu_decoding(hardware_share: float, batch_size: int) -> dict[str, Any]:
-    """What a decoder on a GPU is told beside what one on a CPU is.
+    """Additional settings of a decoder on a GPU.
 
     Args:
-        hardware_share: of the JPEGs, for the hardware decoder, 0 to 1.
+        hardware_share: fraction of the JPEGs for the hardware decoder, 0 to 1.
         batch_size: images of the largest batch.
     """
     num_images = hardware_share * batch_size + _HARDWARE_DECODERS
     largest_bytes = 3 * _LARGEST_WIDTH * _LARGEST_HEIGHT
     shrink = min(1.0, math.sqrt(_MOST_PREALLOCATED_BYTES / (num_images * largest_bytes)))
     return {
-        # 0.65 is DALI's own choice again: 0.90 is 2 % faster, with a longer tail of slow batches
-        # (DALI issue 6366).
+        # 0.65 is DALI's default: 0.90 is 2 % faster, but with a longer tail of slow batches (DALI
+        # issue 6366).
         "hw_decoder_load": hardware_share,
         "preallocate_width_hint": int(shrink * _LARGEST_WIDTH),
         "preallocate_height_hint": int(shrink * _LARGEST_HEIGHT),
-        "jpeg_fancy_upsampling": True,  # as libjpeg on the CPU, so that both devices agree
+        "jpeg_fancy_upsampling": True,  # like libjpeg on the CPU, so that both devices agree
     }
 
 
@@ -326,14 +325,14 @@ def _crop_graph(
 
 
 def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], *ndims: int) -> Any:
-    # Not copied: what was fed is kept in ImagePipeline until its batch has come out.
+    # Not copied: ImagePipeline keeps the inputs until their batch is done.
     return fn.external_source(
         inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=list(ndims), no_copy=True
     )
 
 
 def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu: dict[str, Any] | None) -> Any:
-    """One pixel outside the image would end the pipeline; `source_windows` stays inside."""
+    """One pixel outside the image would kill the pipeline; `source_windows` stays inside."""
     return fn.decoders.image_slice(
         encoded,
         device="cpu" if gpu is None else "mixed",

@@ -1,15 +1,15 @@
-"""The sample plan: what happens to every image of a run, as a pure function of the seed and the
-position in the run.
+"""The sample plan: what happens to each image of a run, as a pure function of seed and position in
+the run.
 
 Position p counts the images of the whole run: step x global batch + place in the global batch.
-Epoch e = p div N shows each of the N images once, in the order of a permutation that belongs to
-(seed, e). Scale, crop, flip, colour shift and dropout key belong to (seed, p). No stream of random
-numbers is ever advanced, so a step's batch does not depend on how many ranks there are nor on where
-the run was resumed, and the data state of a run is one integer.
+Epoch e = p div N shows each of the N images once, in the order of a permutation determined by
+(seed, e). Scale, crop, flip, colour shift and dropout key are determined by (seed, p). No random
+stream is ever advanced, so a step's batch depends neither on the number of ranks nor on where the
+run was resumed, and the data state of a run is one integer.
 
-Where the permutation wants an image that is known to be bad, another takes its place, which belongs
-to (seed, p) and to the set of bad images. A run that finds a file bad when it first needs it, and
-one that knew from the start, therefore see the same images.
+If the permutation selects an image known to be bad, another replaces it, determined by (seed, p)
+and the set of bad images. So a run that finds a bad file when it first needs it sees the same
+images as a run that knew it from the start.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _WORDS_PER_COUNTER = 4
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Which images, and what is done to each; n of them."""
+    """n images, and what is done to each."""
 
     image: NDArray[np.int64]
     """(n,), numbers of the images in their manifest."""
     scale: NDArray[np.int32]
     """(n,), S: the rescaled shorter side, pixels."""
     position: NDArray[np.int32]
-    """(n, 2), place of the crop along y and x, in [0, 65536)."""
+    """(n, 2), position of the crop along y and x, in [0, 65536)."""
     flip: NDArray[np.bool_]
     """(n,), whether the crop is mirrored."""
     color_draw: NDArray[np.float32]
     """(n, 3), factors of the colour shift; see `data/color.py`."""
     dropout_key: NDArray[np.int64]
-    """(n,), not negative; whoever draws dropout masks derives the image's masks from it."""
+    """(n,), not negative; the image's dropout masks are derived from it."""
 
     def __len__(self) -> int:
         return len(self.image)
@@ -82,7 +82,7 @@ class SamplePlan:
         """Images [start, stop) of the global batch of a step, counted from 0; by default all.
 
         Args:
-            known_bad: images that cannot be shown; not all there are.
+            known_bad: images that cannot be shown; must not be all images.
         """
         stop = self.global_batch if stop is None else stop
         assert 0 <= start <= stop <= self.global_batch
@@ -120,16 +120,16 @@ class SamplePlan:
         position = np.arange(first, last, dtype=np.int64)
         epoch, place = np.divmod(position, self.num_images)
         image = np.empty_like(position)
-        for one in np.unique(epoch):
-            chosen = epoch == one
-            image[chosen] = self._permutation(int(one))[place[chosen]]
+        for shown in np.unique(epoch):
+            chosen = epoch == shown
+            image[chosen] = self._permutation(int(shown))[place[chosen]]
         if known_bad:
             for i in np.flatnonzero(np.isin(image, list(known_bad))):
                 image[i] = self._substitute(int(position[i]), known_bad)
         return image
 
     def _substitute(self, position: int, known_bad: Set[int]) -> int:
-        """The first good image in a random sequence that belongs to (seed, position)."""
+        """The first good image of a random sequence determined by (seed, position)."""
         assert len(known_bad) < self.num_images
         for attempt in itertools.count():
             word = _philox_words((self._seed, _SUBSTITUTES), (position, attempt), 1)[0]
@@ -158,18 +158,18 @@ def evaluation_samples(images: ArrayLike, scale: int) -> Samples:
 
 
 def evaluation_share(num_images: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """The images that `rank` evaluates: every `world_size`-th, so that the ranks' shares are the
-    set, each image once.
+    """The images that `rank` evaluates: every `world_size`-th, so that the ranks together have each
+    image once.
     """
     assert 0 <= rank < world_size
     return np.arange(rank, num_images, world_size, dtype=np.int64)
 
 
 def _philox_words(key: tuple[int, int], counter: tuple[int, int], count: int) -> NDArray[np.uint64]:
-    """`count` random 64-bit words from counter (low, high) on.
+    """`count` random 64-bit words, starting at counter (low, high).
 
-    Raw words, because numpy promises the stream of a bit generator for ever, but not that of
-    `Generator`'s methods.
+    Raw words, because numpy guarantees the stream of a bit generator, but not that of `Generator`'s
+    methods.
     """
     generator = np.random.Philox(
         key=np.array(key, dtype=np.uint64), counter=np.array([*counter, 0, 0], dtype=np.uint64)
@@ -178,9 +178,9 @@ def _philox_words(key: tuple[int, int], counter: tuple[int, int], count: int) ->
 
 
 def _normals(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Standard normal numbers by Box and Muller's transform, (n, 4) from (n, 4) words."""
+    """Standard normal numbers by the Box-Muller transform, (n, 4) from (n, 4) words."""
     uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1), 53 bits
-    # Contiguous whatever n is: numpy may take another routine, one bit off, for strided arrays.
+    # Contiguous for every n: for strided arrays numpy may use another routine, one bit off.
     radius = np.sqrt(-2.0 * np.log(np.ascontiguousarray(1.0 - uniform[:, :2])))
     angle = 2.0 * np.pi * np.ascontiguousarray(uniform[:, 2:])
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)

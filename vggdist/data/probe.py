@@ -1,7 +1,7 @@
-"""Whether DALI decodes an image, asked for one image at a time.
+"""Tests whether DALI decodes an image, one image at a time.
 
-DALI names no file when a batch fails, and its pipeline is dead afterwards. So whoever wants to know
-which image it was, or whether one will be, asks here.
+When a batch fails, DALI names no file, and its pipeline is dead. This module finds the image that
+failed, or that would fail.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _ENCODED = "encoded"
 
 
 class WindowProbe:
-    """Decodes a window of one encoded image after the other; used by one thread.
+    """Decodes a window of one encoded image after another; used by one thread.
 
     The window ends at the bottom right corner and its side is half the shorter side, so a decoder
-    comes past all of the data: the upper part of a truncated JPEG would decode without complaint.
+    must read all of the data: the upper part of a truncated JPEG would decode without complaint.
 
     Args:
-        device: what decodes: a GPU, with DALI's mixed decoder, or the CPU if it is none.
+        device: the decoding device: a GPU, with DALI's mixed decoder, or the CPU if None.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -40,10 +40,10 @@ class WindowProbe:
         self.close()
 
     def problem(self, encoded: NDArray[np.uint8]) -> str | None:
-        """Why DALI does not decode an image, in a few words; none if it does.
+        """Why DALI does not decode an image, in a few words; None if it does.
 
         Args:
-            encoded: (num_bytes,), the image as it is in its file.
+            encoded: (num_bytes,), the file's bytes.
         """
         if not len(encoded):
             return "the file is empty"
@@ -58,7 +58,7 @@ class WindowProbe:
         return None
 
     def close(self) -> None:
-        """Gives threads and memory back; the next question takes new ones."""
+        """Frees threads and memory; the next call allocates new ones."""
         self._pipe = None
 
 
@@ -68,7 +68,7 @@ def _build(gpu: int | None) -> Any:
         batch_size=1,
         num_threads=1,
         device_id=gpu,
-        prefetch_queue_depth=1,  # an answer belongs to the image that was fed last
+        prefetch_queue_depth=1,  # a result belongs to the image that was fed last
     )
     pipe.build()
     return pipe
@@ -90,7 +90,7 @@ def _graph(decoder: str) -> Any:
 
 
 def _essence(message: str) -> str:
-    """The line of DALI's message that says what happened, between its own stack traces."""
+    """The line of DALI's message with the reason, between its stack traces."""
     _, _, told = message.partition("encountered:")
     lines = [line.strip(" :") for line in told.splitlines() if line.strip()]
     return lines[0] if lines else message.strip().partition("\n")[0]

@@ -1,10 +1,10 @@
-"""Making batches: plans, reads ahead, decodes, and replaces what cannot be used.
+"""Makes batches: plans, reads ahead, decodes, and replaces bad images.
 
 Everything here runs in the loader's threads, one for each lane. A lane is a DALI pipeline and the
-thread that takes windows from it and finishes them; batch b belongs to lane b mod lanes. While one
+thread that takes windows from it and resizes them; batch b belongs to lane b mod lanes. While one
 pipeline is between two batches, the other keeps the cores busy.
 
-What is made of the images is the subclass's: batches of crops here, whole images in
+Subclasses define what is made of the images: batches of crops here, whole images in
 `data/whole_images.py`.
 """
 
@@ -41,28 +41,27 @@ from vggdist.errors import DataError
 
 READING_THREADS = 16
 """As many as there is work for."""
-_DECODING_THREADS_PER_LANE = 4  # finishing takes a sixth of the time of decoding
+_DECODING_THREADS_PER_LANE = 4  # resizing takes a sixth of the time of decoding
 
 Made = TypeVar("Made")
-"""What the consumer gets of a batch."""
+"""The consumer's form of a batch."""
 BatchSamples = Callable[[int, Set[int]], Samples | None]
-"""(number of a batch, images that are known to be bad) -> what is in the batch, none after the
-last."""
+"""(number of a batch, images known to be bad) -> the samples of the batch, None after the last."""
 
 
 class Producer(ABC, Generic[Finished, Made]):
     """Makes all batches, in lanes.
 
     Args:
-        samples: what is in each batch; pure, so that batches can be planned again.
+        samples: the samples of each batch; a pure function, so that batches can be planned again.
         batch_size: images of the largest batch.
         image_format: what the pipelines make of them.
-        num_threads: threads that decode, of all lanes.
+        num_threads: decoding threads of all lanes.
 
     Attributes:
-        num_lanes: how many threads may call `batches`, each for a lane of its own.
-        max_bad: how many bad images `samples` may find others for; one more is an error.
-        remedy: what to say where that is none.
+        num_lanes: how many threads may call `batches`, each for its own lane.
+        max_bad: how many bad images `samples` may replace; one more is an error.
+        remedy: end of the error message if `max_bad` is 0.
         known_bad: images that are bad, as far as others know.
     """
 
@@ -81,7 +80,7 @@ class Producer(ABC, Generic[Finished, Made]):
         self.device = image_format.device
         self._manifest, self._samples, self._data = manifest, samples, data
         self._batch_size, self._format, self._num_threads = batch_size, image_format, num_threads
-        # On a GPU one pipeline takes all, and its memory.
+        # One pipeline keeps a GPU busy, and takes its memory.
         self.num_lanes = (
             max(min(2, num_threads), -(-num_threads // _DECODING_THREADS_PER_LANE))
             if self.device.type == "cpu"
@@ -94,24 +93,24 @@ class Producer(ABC, Generic[Finished, Made]):
 
     @abstractmethod
     def tensors(self, made: Made) -> Iterable[Tensor]:
-        """Those that a GPU's allocator must not lend again while the consumer uses them."""
+        """The tensors that a GPU's allocator must not reuse while the consumer reads them."""
 
     @abstractmethod
     def _made(self, samples: Samples, finished: Finished, bad: tuple[BadImage, ...]) -> Made:
-        """What the consumer gets.
+        """The consumer's form of a batch.
 
         Args:
             samples: of the batch.
             finished: what the pipeline made of them.
-            bad: images found to be unusable since the batch before.
+            bad: bad images found since the previous batch.
         """
 
     def close(self) -> None:
-        """Ends the threads that read."""
+        """Ends the reading threads."""
         self._reader.close()
 
     def batches(self, lane: int) -> Generator[Made]:
-        """The batches of a lane from its first on."""
+        """The batches of a lane, from the first."""
         num_threads = self._num_threads // self.num_lanes
         num_threads += lane < self._num_threads % self.num_lanes
         number, failed_at = lane, -1
@@ -124,15 +123,15 @@ class Producer(ABC, Generic[Finished, Made]):
                         number += self.num_lanes
                     return
             except UndecodableError as failure:
-                # With every image well alone, DALI gets a second chance at the same batch.
+                # If every image decodes alone, DALI gets a second chance at the same batch.
                 if not failure.bad and failed_at == number:
                     raise
                 failed_at = number
                 for image, encoded in failure.bad.items():
-                    self._heed(BadImage(image, decoding_problem(encoded)))
+                    self._handle_bad(BadImage(image, decoding_problem(encoded)))
 
     def _work(self, number: int) -> Generator[Work]:
-        """From batch `number` of a lane on; files are read a few batches ahead."""
+        """A lane's work from batch `number` on; files are read a few batches ahead."""
         ahead: deque[tuple[Samples, Pending]] = deque()
         while True:
             while len(ahead) < -(-self._data.read_ahead // self.num_lanes):
@@ -146,7 +145,7 @@ class Producer(ABC, Generic[Finished, Made]):
             number += self.num_lanes
 
     def _read(self, number: int, samples: Samples, pending: Pending) -> Work:
-        """A batch whose images can all be read and have a size."""
+        """A batch whose images are all readable and have a size."""
         while True:
             read = pending.wait()
             problems = {
@@ -155,9 +154,9 @@ class Producer(ABC, Generic[Finished, Made]):
                 if isinstance(result, str)
             }
             if not problems:
-                return Work([one for one in read if not isinstance(one, str)], samples)
+                return Work([image for image in read if not isinstance(image, str)], samples)
             for image, reason in problems.items():
-                self._heed(BadImage(image, reason))
+                self._handle_bad(BadImage(image, reason))
             again = self._planned(number)
             assert again is not None
             samples, pending = again, self._reader.begin(again.image.tolist())
@@ -166,14 +165,14 @@ class Producer(ABC, Generic[Finished, Made]):
         bad = self._found | self.known_bad()
         if len(bad) == self._manifest.num_images:
             raise DataError(
-                f"No image in {quote(self._manifest.folder)} can be used. See whether the disk is "
-                "well, and list the reasons with `vggdist check "
+                f"No image in {quote(self._manifest.folder)} can be used. Check the disk, and "
+                "list the reasons with `vggdist check "
                 f"{quote(self._manifest.folder.parent)}`."
             )
         return self._samples(number, bad)
 
-    def _heed(self, bad: BadImage) -> None:
-        """Has others stand in for an image from now on, if that may be."""
+    def _handle_bad(self, bad: BadImage) -> None:
+        """Replaces an image from now on, if that is allowed."""
         with self._lock:
             if bad.image not in self._found:
                 self._found.add(bad.image)
@@ -234,10 +233,10 @@ class BatchProducer(Producer[Tensor, Batch]):
 
 
 def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> DataError:
-    """The error for more bad images than a training may meet."""
+    """The error for more bad images than a training allows."""
     return DataError(
         f"{found} of {manifest.num_images} images could not be used, more than the {allowed} that "
-        f"data.max_unusable allows. {last}. See whether the disk is well, and list all bad images "
+        f"data.max_unusable allows. {last}. Check the disk, and list all bad images "
         f"with `vggdist check {quote(manifest.folder.parent)}`."
     )
 

@@ -1,7 +1,7 @@
-"""Encoded images with their sizes, from files of their own or from shards, read ahead by threads.
+"""Encoded images with their sizes, from separate files or shards, read ahead by threads.
 
-A cold disk or a network file system answers late, not slowly, so many images are asked for at once
-and some batches before they are wanted.
+Cold disks and network file systems have high latency, not low throughput, so many images are
+requested at once, some batches before they are needed.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Encoded = NDArray[np.uint8]
 
 
 class EncodedImage(NamedTuple):
-    """An image as it is in its file."""
+    """An encoded image and its size."""
 
     encoded: Encoded
     """(num_bytes,)."""
     height: int
-    """Pixels, as the header has it."""
+    """Pixels, from the header."""
     width: int
 
 
-# One thread reads a usual batch: in the page cache, several only stand in each other's way, and on
-# a slow disk the batches that are read ahead keep several busy.
+# One thread reads a usual batch: with a warm page cache several only contend, and on a slow disk
+# the batches read ahead keep several busy.
 _IMAGES_PER_TASK = 64
 _BEGINNING = 16384  # bytes; an EXIF thumbnail or a colour profile may fill them
-# Waits before a file is tried again that may be well: a network file system has moments.
+# Waits before a retry: errors of a network file system may be temporary.
 _PAUSES_SECONDS = (0.1, 1.0)
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, EOFError)
 
@@ -49,11 +49,11 @@ def read_encoded(place: Place, descriptor: int | None = None, most: int | None =
     Args:
         place: the file and the part of it.
         descriptor: of the file, if it is open.
-        most: how many bytes are wanted at most, from the first on; none: all.
+        most: maximum number of bytes, from the first on; None: all.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        EOFError: the file ends before the image does, or is none.
+        EOFError: the file ends before the image does, or is not a regular file.
     """
     if descriptor is None:
         descriptor = _open(place.path)
@@ -80,16 +80,16 @@ def read_encoded(place: Place, descriptor: int | None = None, most: int | None =
 
 
 def _open(path: bytes) -> int:
-    # Not blocking: opening a pipe that somebody left among the images would wait for ever.
+    # Not blocking: opening a pipe among the images would wait forever.
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 class ReadAhead:
-    """Reads images in threads of its own.
+    """Reads images in its own threads.
 
     Args:
         manifest: where the images are.
-        num_threads: images that are asked for at once.
+        num_threads: images requested at once.
     """
 
     def __init__(self, manifest: Manifest, num_threads: int) -> None:
@@ -99,13 +99,13 @@ class ReadAhead:
         self._lock = threading.Lock()
 
     def begin(self, images: Sequence[int]) -> Pending:
-        """Asks for images by their numbers."""
+        """Requests images by number."""
         return Pending([self._pool.submit(self._read_some, chunk) for chunk in _chunks(images)])
 
     def sizes(self, images: Sequence[int]) -> Iterator[tuple[int, int] | None]:
-        """Height and width of each image, in order; none where the image cannot be used.
+        """Height and width of each image, in order; None for a bad image.
 
-        Of most JPEGs only the beginning is read, so one without an end has a size here.
+        Most JPEGs are read only at the beginning, so a truncated one has a size here.
         """
         for part in [self._pool.submit(self._sizes_of_some, chunk) for chunk in _chunks(images)]:
             yield from part.result()
@@ -159,8 +159,8 @@ class ReadAhead:
         return read_encoded(place, self._descriptor(place), most)
 
     def _descriptor(self, place: Place) -> int | None:
-        """Shards stay open: opening one anew for every image would ask a network's metadata server
-        a million times an epoch."""
+        """Shards stay open: reopening one for every image would query a network's metadata server a
+        million times per epoch."""
         if self._manifest.shards is None:
             return None
         with self._lock:
@@ -169,8 +169,8 @@ class ReadAhead:
             return self._shards[place.path]
 
     def _forget(self, place: Place) -> None:
-        """Has a shard opened anew. The old descriptor, which others may be reading from, leaks
-        until the end of the process; that happens after an error only."""
+        """Makes the next access reopen a shard. The old descriptor, which other threads may be
+        using, leaks until the process ends; this happens only after an error."""
         with self._lock:
             self._shards.pop(place.path, None)
 
@@ -181,11 +181,11 @@ def _chunks(images: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 class Pending:
-    """Images that were asked for."""
+    """Requested images."""
 
     def __init__(self, parts: list[Future[list[EncodedImage | str]]]) -> None:
         self._parts = parts
 
     def wait(self) -> list[EncodedImage | str]:
-        """Each image, or why it cannot be used."""
-        return [one for part in self._parts for one in part.result()]
+        """Each image, or why it is bad."""
+        return [image for part in self._parts for image in part.result()]

@@ -1,8 +1,8 @@
-"""A data set as it is on the disk: compared with its manifest, name by name and file by file.
+"""Compares a data set on disk with its manifest, name by name and file by file.
 
 A class folder that is lost, added or renamed would silently change the labels of all later classes,
-so the list of images is written down once, and every later start compares the tree with it. What is
-in the files is noted with it, so that results of other images under the same names are told apart.
+so the list of images is saved once, and every later start compares the tree with it. It also holds
+digests of the files, to detect results of different images under the same names.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Splits of a data set, compared with the disk; one rank does so."""
+    """Splits of a data set, compared with the disk by one rank."""
 
     splits: tuple[Manifest, ...]
-    """With the digests of their contents."""
+    """The manifests, with digests of their contents."""
     contents: Mapping[str, Contents]
-    """Split -> what is in its files."""
+    """Split -> contents of its files."""
     changed: tuple[str, ...]
-    """Images, split/class/file, that are not what they were when they were looked at before."""
+    """Images, split/class/file, whose contents have changed since the last survey."""
     remarks: tuple[str, ...]
-    """What a person should know, as sentences."""
+    """Warnings for the user, as sentences."""
     is_news: bool
-    """Whether the stored manifest does not say all of this."""
+    """Whether the stored manifest is out of date."""
     places: tuple[Path, ...]
-    """Where the manifest may lie, the best place first."""
+    """Folders for the manifest, the preferred one first."""
 
     @property
     def dataset(self) -> Dataset:
@@ -63,13 +63,13 @@ class Survey:
         return Dataset(train, val)
 
     def save(self) -> Path | None:
-        """Writes the manifest, where it does not say all of this yet.
+        """Writes the manifest, if it is out of date.
 
         Returns:
             The file, if there was none before.
 
         Raises:
-            DataError: there is none, and none can be written.
+            DataError: there is none, and it cannot be written.
         """
         if not self.is_news:
             return None
@@ -79,31 +79,33 @@ class Survey:
         except DataError as error:
             if is_first:
                 raise
-            logger.warning("What is new is not noted, and found out anew at each start: %s", error)
+            logger.warning(
+                "The updated manifest is not saved, and is computed again at each start: %s", error
+            )
             return None
         return file if is_first else None
 
 
 class _Look(NamedTuple):
-    """A split as it was listed just now."""
+    """A split as currently listed."""
 
     manifest: Manifest
     census: Census
     states: NDArray[np.int64] | None
-    """Of the files; none where there are differences."""
+    """Of the files; None if there are differences."""
     differences: list[str]
     """From the stored list, as sentences."""
 
 
 def survey_dataset(root: str | Path, fallback: Path | None = None) -> Survey:
-    """Looks at both splits; nothing is written.
+    """Surveys both splits; writes nothing.
 
     Args:
         root: the folder with train/ and val/.
-        fallback: where the manifest may lie as well, and then goes before that in `root`.
+        fallback: another folder for the manifest, which takes precedence over `root`.
 
     Raises:
-        DataError: there is no such data set, or it is not the one that its manifest lists.
+        DataError: there is no such data set, or it differs from its manifest.
     """
     root = dataset_folder(root)
     stored = find_manifest(root, fallback)
@@ -117,10 +119,10 @@ def survey_dataset(root: str | Path, fallback: Path | None = None) -> Survey:
 
 
 def survey_images(images: Manifest) -> Survey:
-    """Looks again at images that were opened; nothing is written.
+    """Surveys images that were opened before; writes nothing.
 
     Raises:
-        DataError: others are there.
+        DataError: the images have changed.
     """
     root = images.folder.parent if images.split else images.folder
     stored = find_manifest(root) if images.split else None
@@ -128,10 +130,10 @@ def survey_images(images: Manifest) -> Survey:
 
 
 def note_files(manifest: Manifest, contents: Contents) -> tuple[Manifest, Contents]:
-    """A split that was written just now, with the times of its files.
+    """A split that has just been written, with the times of its files.
 
     Raises:
-        DataError: something else lies there.
+        DataError: the folder has other images.
     """
     look = _compare(manifest)
     if look.states is None:
@@ -146,7 +148,7 @@ def dataset_folder(root: str | Path) -> Path:
     """`root` as an absolute path.
 
     Raises:
-        DataError: it has no train/ and val/, or is still being prepared.
+        DataError: it has no train/ and val/, or its preparation is unfinished.
     """
     root = existing_folder(root)
     if is_unfinished(root):
@@ -169,11 +171,11 @@ def list_split(folder: Path, split: str, census: Census | None = None) -> Manife
 
     Args:
         folder: with class folders.
-        split: what it is called.
+        split: its name.
         census: as in `list_classes`.
 
     Raises:
-        DataError: as `list_classes`; or there are shards.
+        DataError: as in `list_classes`; or there are shards.
     """
     shards = [name for name in names_in(folder) if name.endswith(".tar")]
     if shards:
@@ -187,7 +189,7 @@ def list_split(folder: Path, split: str, census: Census | None = None) -> Manife
 def _put_together(
     looks: Sequence[_Look], root: Path, stored: Path | None, places: Sequence[Path]
 ) -> Survey:
-    if differences := [one for look in looks for one in look.differences]:
+    if differences := [text for look in looks for text in look.differences]:
         raise _other_images(root, stored, looks[0].manifest, differences)
     known = (load_contents(stored, root) if stored is not None else None) or {}
     renewed = []
@@ -195,9 +197,9 @@ def _put_together(
         assert look.states is not None
         renewed.append(renew(look.manifest, known.get(look.manifest.split), look.states))
     changed = [
-        f"{one.manifest.split}/{one.manifest.name(image)}".removeprefix("/")
-        for one in renewed
-        for image in one.changed
+        f"{split.manifest.split}/{split.manifest.name(image)}".removeprefix("/")
+        for split in renewed
+        for image in split.changed
     ]
     if changed and looks[0].manifest.shards is not None:
         damage = [f"{spelled(name)} is not the image that was packed." for name in changed]
@@ -213,15 +215,14 @@ def _put_together(
         )
     if changed:
         remarks.append(
-            f"{len(changed):,} images are not what they were when {stored} was written: "
-            f"{listed(changed)}."
+            f"{len(changed):,} images have changed since {stored} was written: {listed(changed)}."
         )
     return Survey(
-        splits=tuple(one.manifest for one in renewed),
-        contents={one.manifest.split: one.contents for one in renewed},
+        splits=tuple(split.manifest for split in renewed),
+        contents={split.manifest.split: split.contents for split in renewed},
         changed=tuple(changed),
         remarks=tuple(remarks),
-        is_news=stored is None or any(one.is_news for one in renewed),
+        is_news=stored is None or any(split.is_news for split in renewed),
         places=tuple(places),
     )
 
@@ -242,7 +243,7 @@ def _list(folder: Path, split: str) -> _Look:
 
 
 def _compare(manifest: Manifest) -> _Look:
-    """A split beside the disk."""
+    """A split compared with the disk."""
     census = Census()
     if manifest.shards is not None:
         return _Look(manifest, census, *_compare_shards(manifest))

@@ -1,4 +1,4 @@
-"""Why an image cannot be used, in a few words for the user."""
+"""Reasons why an image is bad, in a few words for the user."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class BadImage:
     image: int
     """Its number in the manifest."""
     reason: str
-    """What is wrong with it."""
+    """Why it cannot be used."""
 
     def sentence(self, manifest: Manifest) -> str:
-        """The beginning of a message: which image it is, and the reason."""
+        """The beginning of a message: the image and the reason."""
         return f"The image {manifest.described(self.image)} cannot be used: {self.reason}"
 
 
@@ -38,7 +38,7 @@ def reading_problem(error: Exception) -> str:
 
 
 def decoding_problem(encoded: NDArray[np.uint8]) -> str:
-    """Why DALI does not decode an image, as far as Pillow knows; DALI names error numbers."""
+    """Why DALI does not decode an image, according to Pillow; DALI only has error numbers."""
     try:
         if not len(encoded):
             return "the file is empty"

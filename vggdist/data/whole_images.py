@@ -1,5 +1,5 @@
-"""Whole images for dense and multi-crop evaluation (section 3.2): every image of a set once, at
-several scales, together with others of its shape.
+"""Whole images for dense and multi-crop evaluation (section 3.2): each image of a set once, at
+several scales, grouped by shape.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from vggdist.data.unusable import BadImage
 from vggdist.errors import DataError
 from vggdist.terminal import Progress
 
-_PATIENCE_SECONDS = 2.0  # a person waits so long without a sign of life
+_PATIENCE_SECONDS = 2.0  # before progress is shown
 _MOST_LANES = 2  # each holds several groups
-_MOST_MEGAPIXELS = 16  # of a rescaled image; D's first maps take 4 GB each then, in fp32
+_MOST_MEGAPIXELS = 16  # of a rescaled image; D's first maps then take 4 GB each, in fp32
 
 
 @dataclass(frozen=True, eq=False)
 class WholeImages:
-    """n images of one shape, whole, their shorter side rescaled to Q."""
+    """n whole images of one shape, the shorter side rescaled to Q."""
 
     scale: int
     """Q, pixels."""
@@ -47,54 +47,54 @@ class WholeImages:
     index: NDArray[np.int64]
     """(n,), numbers of the images in their manifest."""
     mean: Tensor
-    """(1, 3) float32, what is to be subtracted from R, G and B, on the device."""
+    """(1, 3) float32, subtracted from R, G and B, on the device."""
     std: Triple = (1.0, 1.0, 1.0)
-    """What R, G and B are divided by."""
+    """Divisors of R, G and B."""
     dtype: torch.dtype = torch.float32
-    """Of `images`."""
+    """The type of `images`."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def images(self) -> Tensor:
-        """(n, 3, height, width), channels_last, what a network is fed; made anew each time, since
+        """(n, 3, height, width), channels_last, the network's input; computed on each access, since
         it is four times as large as the pixels."""
         return normalized(self.pixels, self.mean, self.std, self.dtype)
 
 
 Group = list[WholeImages]
-"""Images that were decoded together: for every scale, in order, its shapes."""
+"""Images decoded together: for every scale, in order, its shapes."""
 
 
 class WholeImageLoader(Loader[Group]):
-    """The whole images that fall to one rank, in groups: each image of the set on one rank, once.
+    """One rank's share of whole images, in groups: each image of the set on one rank, once.
 
-    A rank's images are ordered by width over height, so those of one shape stand together whatever
-    the scale, and those whose size nobody could read come first, where they end the evaluation at
-    once. Sizes are taken from the manifest's contents where `vggdist check` or `vggdist prepare`
-    has left them, else from the images' headers before the first group; they only order.
+    A rank's images are sorted by width over height, so images of one shape are adjacent at every
+    scale, and those without a readable size come first, where they end the evaluation at once.
+    Sizes come from the manifest if `vggdist check` or `vggdist prepare` has stored them, else from
+    the images' headers before the first group; they only affect the order.
 
     Memory, besides what the consumer holds, is that of at most data.prefetch + 2 finished groups
     and six groups decoded at their own size (on a GPU data.prefetch + 1 and three), and of
-    data.read_ahead groups of encoded images. A group takes 3 bytes a pixel: 32 ImageNet images 18
-    MB decoded, and 8, 19 and 34 MB at Q = 256, 384 and 512. An image of extreme shape counts by its
-    rescaled pixels.
+    data.read_ahead groups of encoded images. A group takes 3 bytes per pixel: 32 ImageNet images
+    take 18 MB decoded, and 8, 19 and 34 MB at Q = 256, 384 and 512. An image of extreme shape
+    counts by its rescaled pixels.
 
     Args:
         manifest: the set.
         data: mean, std, prefetch, read_ahead; both count groups.
         scales: values of Q, the rescaled shorter side, pixels.
-        group_size: images that are decoded together; the last group of a rank may have fewer.
+        group_size: images decoded together; the last group of a rank may have fewer.
         rank: of `world_size`.
         world_size: ranks that share the set.
-        device: where the images are wanted.
+        device: of the images.
         dtype: of `WholeImages.images`.
-        num_threads: threads that decode.
-        only: numbers of the images to share, in place of the whole set.
+        num_threads: decoding threads.
+        only: numbers of the images to share, instead of the whole set.
 
     Raises:
-        DataError: an image is so long that rescaled it would not fit into memory.
+        DataError: an image is so long that it would not fit into memory when rescaled.
     """
 
     def __init__(
@@ -154,22 +154,22 @@ class _GroupProducer(Producer[list[SameShape], Group]):
         self._mean = torch.tensor([data.mean], dtype=torch.float32, device=self.device)
 
     def tensors(self, made: Group) -> Iterable[Tensor]:
-        return (tensor for one in made for tensor in (one.pixels, one.labels))
+        return (tensor for images in made for tensor in (images.pixels, images.labels))
 
     def _made(
         self, samples: Samples, finished: list[SameShape], bad: tuple[BadImage, ...]
     ) -> Group:
         return [
             WholeImages(
-                one.scale,
-                one.pixels,
-                self._on_device(self._manifest.labels[samples.image[one.rows]]),
-                samples.image[one.rows],
+                images.scale,
+                images.pixels,
+                self._on_device(self._manifest.labels[samples.image[images.rows]]),
+                samples.image[images.rows],
                 self._mean,
                 self._data.std,
                 self._dtype,
             )
-            for one in finished
+            for images in finished
         ]
 
 
@@ -184,16 +184,16 @@ def _require_to_fit(
         raise DataError(
             f"The image {manifest.described(int(images[first]))} is {width} x {height} pixels. "
             f"Whole, with its shorter side rescaled to {scale}, it would have more than the "
-            f"{_MOST_MEGAPIXELS} megapixels that may be needed at once. Cut it, or evaluate centre "
-            "crops."
+            f"{_MOST_MEGAPIXELS} megapixels that may be needed at once. Crop it, or evaluate "
+            "centre crops."
         )
 
 
 def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray[np.int64]:
-    """Height and width of images, (n, 2); 0 where they cannot be known.
+    """Height and width of images, (n, 2); 0 if unknown.
 
     Args:
-        show: whether to show progress, if it takes long.
+        show: whether to show progress if it takes long.
     """
     sizes = _known_sizes(manifest)[images]
     unknown = np.flatnonzero(sizes.min(axis=1, initial=1) == 0)
@@ -211,7 +211,7 @@ def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray
 
 
 def _known_sizes(manifest: Manifest) -> NDArray[np.int64]:
-    """Of all images as far as the stored manifest knows them, else 0."""
+    """Sizes of all images that the stored manifest has, else 0."""
     unknown = np.zeros((manifest.num_images, 2), dtype=np.int64)
     root = manifest.folder.parent
     stored = find_manifest(root) if manifest.split else None

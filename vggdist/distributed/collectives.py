@@ -1,9 +1,9 @@
-"""Sums and gatherings over all ranks that run beside the computation, nodes taken into account.
+"""All-reduce and all-gather that run during the computation and take nodes into account.
 
-Where nodes have several ranks each, as many of them everywhere, little goes between nodes: a sum is
-made inside of each node first, each of its ranks takes a part of it to the other nodes, and the
-parts are put together inside. Gathering goes the other way round: each rank's tensor once to every
-other node, then to the ranks inside. Elsewhere all ranks are one ring.
+If all nodes have the same number of ranks, more than one, little is sent between nodes: a sum is
+first computed within each node, each of its ranks exchanges one part of it with the other nodes,
+and the parts are gathered within the node. All-gather works the other way round: each rank's tensor
+is sent once to every other node, then to the ranks within. Otherwise all ranks form one ring.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vggdist.distributed.process import WORK_TIMEOUT, gather
 from vggdist.distributed.traffic import PIECE_ELEMENTS
 
 Wait = Callable[[], object]
-"""Returns when the result can be used; on a GPU, what is queued after it will find it there."""
+"""Returns when the result can be used; on a GPU, by work queued after the call."""
 
 
 class Collectives:
     """All-reduce and all-gather of all ranks, started at once and waited for later.
 
-    Every rank must start the same ones in the same order.
+    Every rank must start the same collectives in the same order.
 
     Attributes:
         world_size: ranks.
@@ -37,7 +37,7 @@ class Collectives:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Collective: the ranks tell each other their host names."""
+        """Collective: the ranks exchange their host names."""
         self.world_size = distributed.get_world_size()
         self.nodes = nodes_of(gather(os.uname().nodename))
         self._between: _BetweenNodes | None = None
@@ -55,10 +55,10 @@ class Collectives:
     def all_gather(self, own: Tensor) -> tuple[Tensor, Wait]:
         """The rows (n, d) of all ranks, n the same everywhere -> (world_size n, d).
 
-        Their order is the same on all ranks, though not always that of the ranks.
+        Their order is the same on all ranks, but not always rank order.
         """
         gathered = own.new_empty((self.world_size * own.shape[0], *own.shape[1:]))
-        # A layer's inputs have a gradient, which another thread would take into account.
+        # A layer's inputs require a gradient, which autograd would track in the other thread.
         own = own.detach().contiguous()
         if self._between is not None:
             return gathered, self._between.all_gather(gathered, own)
@@ -76,13 +76,13 @@ def nodes_of(hosts: Sequence[str]) -> list[list[int]]:
 
 
 def is_regular(nodes: Sequence[Sequence[int]]) -> bool:
-    """Whether there are several nodes, of several ranks each, and all have as many."""
+    """Whether there are several nodes, all with the same number of ranks, more than one."""
     sizes = {len(ranks) for ranks in nodes}
     return len(nodes) > 1 and len(sizes) == 1 and sizes != {1}
 
 
 class _BetweenNodes:
-    """The collectives of a world of n nodes with r ranks each, in steps that follow each other."""
+    """The collectives of a world of n nodes with r ranks each, in consecutive steps."""
 
     def __init__(self, nodes: Sequence[Sequence[int]], device: torch.device) -> None:
         rank = distributed.get_rank()
@@ -105,7 +105,7 @@ class _BetweenNodes:
         padded = F.pad(flat, (0, rest)) if rest else flat
         parts = torch.empty_like(padded)
         distributed.all_to_all_single(parts, padded, group=self._inside)
-        # Of the same part, from all ranks inside; 16-bit numbers are added in fp32.
+        # The same part, from all ranks of the node; 16-bit numbers are added in fp32.
         parts = parts.view(self._ranks_per_node, -1)
         own = parts.sum(0, dtype=torch.float32).to(flat.dtype)
         distributed.all_reduce(own, group=self._across)
@@ -129,13 +129,13 @@ def _group(ranks: Sequence[int]) -> distributed.ProcessGroup:
 
 
 class _Thread:
-    """Does one work after the other beside the computation on a CPU."""
+    """Runs collectives one after another in a thread, during the computation on a CPU."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = (
             queue.SimpleQueue()
         )
-        # A daemon: a rank that ends with an error must not wait for what others no longer send.
+        # A daemon: a rank that fails must not wait for data that others no longer send.
         threading.Thread(target=self._work, daemon=True).start()
 
     def start(self, work: Callable[[], None]) -> Wait:
@@ -156,7 +156,7 @@ class _Thread:
 
 
 class _Stream:
-    """The same on a GPU: a queue of its own, for which only the device waits."""
+    """The same on a GPU: a separate stream, for which only the device waits."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -168,5 +168,5 @@ class _Stream:
         return partial(self._wait, self._stream.record_event(), work)
 
     def _wait(self, event: torch.cuda.Event, work: Callable[[], None]) -> None:
-        """Until this has been called, `work` holds tensors that the device may still need."""
+        """Keeps `work` until called: it holds tensors that the device may still need."""
         torch.cuda.current_stream().wait_event(event)

@@ -1,4 +1,4 @@
-"""Which device a rank computes on, and why a GPU that is there cannot be used."""
+"""Choosing a rank's device, and explaining why a GPU cannot be used."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def choose_device(name: str, local_rank: int, num_gpus: int = 0) -> torch.device
     """`auto`, `cpu` or `cuda` -> the device of this local rank.
 
     Args:
-        num_gpus: how many all ranks of this node have together, where that is known; a rank that
-            sees fewer may see only its own.
+        num_gpus: GPUs of all ranks of this node, if known; a rank that sees fewer may see only its
+            own.
 
     Raises:
-        ConfigError: cuda is wanted and there is none, or fewer GPUs than local ranks; or auto would
-            leave a GPU idle that this process was given.
+        ConfigError: cuda is set and there is no GPU, or fewer than local ranks; or auto would leave
+            idle a GPU that this process was given.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -49,9 +49,9 @@ def choose_device(name: str, local_rank: int, num_gpus: int = 0) -> torch.device
 
 
 def _why_no_gpu() -> str:
-    """Why torch cannot use the GPU that this process was given; empty: it was given none.
+    """Why torch cannot use the GPU that this process was given; empty if it was given none.
 
-    `CUDA_VISIBLE_DEVICES` alone says nothing: launchers set it on machines without a GPU, too.
+    `CUDA_VISIBLE_DEVICES` alone proves nothing: launchers also set it on machines without a GPU.
     """
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
     is_given = _NODE.exists() or slurm.num_gpus(os.environ) > 0
@@ -69,13 +69,13 @@ def _why_no_gpu() -> str:
         f"this process was given an NVIDIA GPU that torch cannot use: {_driver()}, and torch "
         f"{torch.__version__} (CUDA {cuda}) needs driver {needed} or newer. Update the driver, or "
         "install a torch that is built for an older CUDA (make setup CUDA=12, for drivers from 525 "
-        "on); `nvidia-smi` shows whether the GPU is well. Set device to cpu to train on the "
-        "processor all the same"
+        "on); `nvidia-smi` shows whether the GPU works. Set device to cpu to train on the "
+        "processor instead"
     )
 
 
 def _driver() -> str:
-    """The driver in words."""
+    """The driver, for a message."""
     try:
         found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", _DRIVER.read_text(errors="replace"))
     except OSError:
@@ -84,10 +84,10 @@ def _driver() -> str:
 
 
 def require_kernels(device: torch.device) -> None:
-    """Refuses a GPU for which this torch has no kernels; CPUs have them.
+    """Refuses a GPU for which this torch has no kernels; CPUs always pass.
 
     Raises:
-        ConfigError: the GPU, what torch has, and which torch to install.
+        ConfigError: names the GPU, torch's architectures, and the torch to install.
     """
     if device.type != "cuda":
         return
@@ -112,11 +112,11 @@ def require_kernels(device: torch.device) -> None:
 def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
     """Whether a GPU can run code for one of the architectures, such as sm_80 or compute_120.
 
-    sm_XY runs on X.Z with Z >= Y; compute_XY is compiled for every newer GPU when it is first used.
+    sm_XY runs on X.Z with Z >= Y; compute_XY is compiled for any newer GPU on first use.
     """
     for architecture in architectures:
         kind, _, number = architecture.partition("_")
-        if not number.isdecimal():  # sm_90a runs on 9.0 alone, which has sm_90 beside it
+        if not number.isdecimal():  # sm_90a runs only on 9.0, and torch also lists sm_90
             continue
         version = divmod(int(number), 10)
         if kind == "sm" and version[0] == capability[0] and version <= capability:

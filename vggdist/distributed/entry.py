@@ -1,4 +1,4 @@
-"""What runs first in every command, before anything else is imported: Ctrl-C, output, errors."""
+"""Runs first in every command, before other imports: Ctrl-C, output, errors."""
 
 import io
 import os
@@ -13,11 +13,11 @@ from vggdist.errors import EXIT_INTERRUPTED, VggdistError, no_space_left
 def run(main: Callable[[], int]) -> int:
     """Runs a command that imports what it needs itself; returns the exit code.
 
-    What a user can solve ends with a sentence, and Ctrl-C without a word. While modules are
-    imported it ends the process on the spot: compiled modules make other errors of a
-    KeyboardInterrupt, or lose it with a trace, and nothing has to be cleaned up yet.
+    Errors that a user can solve end with a sentence, Ctrl-C without a message. During imports
+    Ctrl-C ends the process at once: compiled modules turn a KeyboardInterrupt into other errors, or
+    swallow it after a traceback, and there is nothing to clean up yet.
     """
-    # A process in the background of a script ignores Ctrl-C, and goes on doing so.
+    # A background process of a script ignores Ctrl-C, and keeps ignoring it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -34,10 +34,10 @@ def run(main: Callable[[], int]) -> int:
 
 
 def end_of_full_disk(error: OSError) -> int:
-    """Says that a disk is full, where nothing more specific was said; returns the exit code.
+    """Reports a full disk for which there is no more specific message; returns the exit code.
 
     Raises:
-        OSError: `error`, which is about something else.
+        OSError: `error`, if it has another cause.
     """
     if (sentence := no_space_left(error)) is None:
         raise error

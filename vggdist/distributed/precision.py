@@ -1,7 +1,7 @@
-"""In which precision a device computes: what `precision: auto` means there, and for all ranks.
+"""The precision that a device computes in: resolves `precision: auto` for it and for all ranks.
 
-Looks at what the device has, and measures: a processor may have instructions for bf16 and be slower
-with them, and the environment may forbid them (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA).
+Checks the device's features, and measures: a processor with bf16 instructions may be slower with
+them, and the environment may disable them (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 _MEASURED_SECONDS = 0.5
 _WORTH_A_WARNING = 1.1
-"""From this ratio to fp32 on it is more than noise."""
+"""A ratio to fp32 above this is more than noise."""
 _FROM_SAFEST: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
-"""What several ranks agree on is the first of these that one of them wants."""
+"""Ranks agree on the first of these that any of them chooses."""
 
 
 def resolve_precision(
     config: Config, process: Process, of_run: Precision | None = None
 ) -> tuple[Config, str]:
-    """The configuration with a precision in place of `auto`, and a sentence on why; collective.
+    """The configuration with `auto` replaced by a precision, and the reason; collective.
 
-    From here on this process computes in it (`use_precision`).
+    Afterwards this process computes in it (`use_precision`).
 
     Args:
-        config: `precision` may also be set, and is then obeyed.
-        process: all ranks come to the same precision, one that each of their devices has.
-        of_run: the precision that the run to be continued was begun in, which `auto` keeps.
+        config: a `precision` other than `auto` is kept.
+        process: all ranks choose the same precision, one that each of their devices has.
+        of_run: the precision of the run to be continued, which `auto` keeps.
 
     Raises:
         ConfigError: the device cannot compute in the precision that is set.
@@ -62,9 +62,9 @@ def resolve_precision(
 
 
 def use_precision(precision: Precision) -> None:
-    """Sets what torch leaves open: products in fp32 are exact, in tf32 they are not.
+    """Sets torch's global switches: products are exact in fp32, rounded in tf32.
 
-    By itself torch uses TF32 in convolutions, and adds up parts of 16-bit products in 16 bits.
+    By default torch uses TF32 in convolutions, and adds parts of 16-bit products in 16 bits.
     """
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     products = torch.backends.cuda.matmul
@@ -74,10 +74,10 @@ def use_precision(precision: Precision) -> None:
 
 
 def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
-    """The precision for one device, and a sentence on why.
+    """The precision for one device, and the reason as a sentence.
 
     `auto` is bf16 where the device computes it natively, fp16 on older GPUs, else fp32. A setting
-    that the device would emulate is obeyed; the sentence then says what that costs.
+    that the device would emulate is kept; the sentence then reports its cost.
 
     Raises:
         ConfigError: the device cannot compute in the precision that is set.
@@ -104,7 +104,7 @@ def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[P
 
 
 def is_native(precision: Precision, device: torch.device) -> bool:
-    """Whether the device has instructions for the precision, by its data sheet."""
+    """Whether the device has instructions for the precision, according to its data sheet."""
     if precision == "fp32":
         return True
     if precision == "tf32":
@@ -116,16 +116,16 @@ def is_native(precision: Precision, device: torch.device) -> bool:
 
 
 def relative_seconds(precision: Precision, device: torch.device) -> float:
-    """How long a convolution takes, forward and backward, if it takes 1 in fp32; in half a second.
+    """Time of a convolution, forward and backward, relative to fp32; takes half a second.
 
     Raises:
-        ConfigError: the device cannot compute in this precision at all.
+        ConfigError: the device cannot compute in this precision.
     """
     seconds = {DTYPES["fp32"]: math.inf, DTYPES[precision]: math.inf}
     try:
         steps = {dtype: _Step(dtype, device) for dtype in seconds}
         for step in steps.values():
-            step.seconds()  # the first one builds kernels
+            step.seconds()  # the first call builds kernels
         ends_at = time.monotonic() + _MEASURED_SECONDS
         while time.monotonic() < ends_at or math.inf in seconds.values():
             for dtype, step in steps.items():
@@ -161,7 +161,7 @@ class _Step:
 
 
 def _cost(precision: Precision, device: torch.device) -> str:
-    """What it costs, in words, to compute in a precision that the device lacks; else empty."""
+    """The cost of a precision that the device lacks, as text; empty if it has it."""
     if precision == "fp32" or (device.type == "cuda" and is_native(precision, device)):
         return ""
     if precision == "tf32":

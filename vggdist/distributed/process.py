@@ -1,8 +1,8 @@
-"""This process among the others: rank, world size, device; starting, agreeing, adding up.
+"""This process among the ranks: rank, world size, device; joining, agreeing, summing.
 
 The only interface to launchers is the environment that all of them set (RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR, MASTER_PORT); under plain `srun` it is made of SLURM's. A process without
-it is a world of one.
+WORLD_SIZE, MASTER_ADDR, MASTER_PORT); under plain `srun` it is derived from SLURM's. A process
+without it is a world of one.
 """
 
 import contextlib
@@ -26,38 +26,38 @@ T = TypeVar("T")
 
 START_TIMEOUT = timedelta(minutes=5)
 WORK_TIMEOUT = timedelta(minutes=30)
-"""How long ranks wait for one that writes a checkpoint; torch's own default."""
+"""How long ranks wait while one writes a checkpoint; torch's default."""
 RENDEZVOUS_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Process:
-    """One rank of the world, and the device that it works on."""
+    """One rank of the world, and its device."""
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
     num_cores: int = 1
-    """Processor cores that are this rank's own, or its share where ranks have the same."""
+    """This rank's own processor cores, or its share of cores used by several ranks."""
 
     @property
     def is_main(self) -> bool:
-        """The main rank writes files and speaks to people."""
+        """The main rank writes files and prints."""
         return self.rank == 0
 
 
 def announced_rank() -> str:
-    """What the launcher calls this process, before `start` and whether or not it is a number."""
+    """The launcher's name for this process, available before `start`; may be no number."""
     return os.environ.get("RANK") or slurm.announced_rank(os.environ) or "0"
 
 
 def start(device: str = "auto") -> Process:
-    """Joins the world that the launcher's environment describes, or makes a world of one.
+    """Joins the world described by the launcher's environment, or creates a world of one.
 
     Raises:
-        ConfigError: there is no device such as is wanted, or torch cannot use it.
-        DistributedError: the environment is incomplete, or not all ranks came within five minutes.
+        ConfigError: there is no such device, or torch cannot use it.
+        DistributedError: the environment is incomplete, or not all ranks joined in five minutes.
     """
     process = _from_environment(device)
     require_kernels(process.device)
@@ -66,7 +66,7 @@ def start(device: str = "auto") -> Process:
     _join(process)
     process = replace(process, num_cores=_count_cores(process.device))
     if process.device.type == "cpu":
-        # torchrun sets one thread per rank, the deepspeed launcher none at all.
+        # torchrun sets one thread per rank, the deepspeed launcher no number.
         torch.set_num_threads(process.num_cores)
     return process
 
@@ -103,11 +103,11 @@ def _join(process: Process) -> None:
 
 
 def _count_cores(device: torch.device) -> int:
-    """Cores that this rank may use, divided by the ranks that may use just the same ones.
+    """Cores that this rank may use, divided by the ranks that may use exactly the same cores.
 
-    SLURM and `deepspeed --bind_cores_to_rank` give each rank cores of its own; other launchers let
-    all ranks of a node use all of them, and so does a SLURM without affinity, where threads of many
-    jobs would wait for each other's cores: there it is what was asked for.
+    SLURM and `deepspeed --bind_cores_to_rank` give each rank its own cores; other launchers let all
+    ranks of a node use all cores. So does SLURM without affinity, where threads of different jobs
+    would compete for cores: there it is the number that was requested.
     """
     cores = sorted(os.sched_getaffinity(0))
     name = f"{os.uname().nodename} {cores}".encode()
@@ -150,11 +150,11 @@ def _integer(name: str) -> int:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Process]:
-    """The world as long as it is needed: `start`, and `stop` once all has gone well.
+    """The world for a `with` block: `start`, and `stop` after success.
 
-    An error leaves a world of several ranks standing: others may sit in a collective, and NCCL
-    would wait for them, up to `WORK_TIMEOUT`, before anybody has read what went wrong. The process
-    is to end then (`vggdist.distributed.rank.leave`), and its launcher ends the others.
+    An error does not tear down a world of several ranks: others may be in a collective, and NCCL
+    would wait for them, up to `WORK_TIMEOUT`, before the error is shown. The process should then
+    end (`vggdist.distributed.rank.leave`), and its launcher ends the others.
     """
     process = start(device)
     try:
@@ -180,13 +180,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def all_agree(yes: bool, device: torch.device) -> bool:
-    """Whether every rank says yes."""
+    """Whether `yes` is true on every rank."""
     refusals = torch.tensor([0 if yes else 1], device=device)
     return int(sum_over_ranks(refusals).item()) == 0
 
 
 def from_main(value: int, device: torch.device) -> int:
-    """The main rank's whole number, on all ranks."""
+    """The main rank's `value`, on all ranks."""
     number = torch.tensor([value], dtype=torch.int64, device=device)
     if distributed.get_world_size() > 1:
         distributed.broadcast(number, src=0)
@@ -194,7 +194,7 @@ def from_main(value: int, device: torch.device) -> int:
 
 
 def gather_rows(rows: Tensor, most: int) -> Tensor | None:
-    """All ranks' rows, one rank's after the other's, on the main rank; None on the others.
+    """All ranks' rows in rank order, on the main rank; None on the others.
 
     Args:
         rows: (n, d) on the rank's device; n may differ between ranks.
@@ -215,7 +215,7 @@ def gather_rows(rows: Tensor, most: int) -> Tensor | None:
 
 
 def gather(value: T) -> list[T]:
-    """Every rank's small object, in the order of ranks, on all ranks; for rare occasions."""
+    """Every rank's object, in rank order, on all ranks; for small objects and rare use."""
     gathered: list[T | None] = [None] * distributed.get_world_size()
     if len(gathered) == 1:
         return [value]

@@ -1,4 +1,4 @@
-"""What every rank does around its work: speak to the terminal, end with a sentence, act as one."""
+"""What every rank does around its work: log, report errors, act on the main rank only."""
 
 import contextlib
 import logging
@@ -27,23 +27,23 @@ from vggdist.terminal import training_progress
 T = TypeVar("T")
 
 MEETING_SECONDS = 5.0
-"""How often the ranks meet while the main one acts: if it lists or hashes images for longer than a
-collective may last, it would be taken for lost."""
+"""Interval of the collectives while the main rank acts: if it listed or hashed images for longer
+than a collective's timeout, it would be presumed dead."""
 
 
 def run_rank(work: Callable[[], int]) -> int:
-    """Does a rank's work; prints what a user can solve, and returns the exit code.
+    """Does a rank's work; prints errors that a user can solve, and returns the exit code.
 
-    Every rank may meet the same problem; those that all ranks meet are printed by the main one.
+    Errors that all ranks raise are printed by the main rank only.
     """
-    rank = world.announced_rank()  # a number, if the launcher is right
+    rank = world.announced_rank()  # a number, if the launcher is correct
     log_to_terminal(rank == "0")
     try:
         return work()
     except StoppedError as stopped:
         logging.getLogger("vggdist").info("%s", stopped)
         return stopped.exit_code
-    except KeyboardInterrupt:  # the second one, where the first waits for a checkpoint
+    except KeyboardInterrupt:  # the second; the first waits for a checkpoint
         return EXIT_INTERRUPTED
     except VggdistError as error:
         if rank == "0" or isinstance(error, DataError | DistributedError):
@@ -52,7 +52,7 @@ def run_rank(work: Callable[[], int]) -> int:
         return error.exit_code
     except OSError as error:
         return end_of_full_disk(error)
-    except SystemExit as end:  # of `on_main`, where the main rank speaks
+    except SystemExit as end:  # from `on_main`, where the main rank prints
         return int(end.code or 0)
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error) and "Connection reset" not in str(error):
@@ -62,9 +62,10 @@ def run_rank(work: Callable[[], int]) -> int:
 
 
 def leave(exit_code: int) -> int:
-    """Passes the exit code on, unless an error has left the world standing (`world.joined`).
+    """Returns the exit code, unless an error has left the world standing (`world.joined`).
 
-    Then the process ends here, with all said: in order it would wait for the other ranks.
+    Then the process ends here, after flushing its output: an orderly exit would wait for the other
+    ranks.
     """
     if exit_code and distributed.is_initialized():
         logging.shutdown()
@@ -75,7 +76,7 @@ def leave(exit_code: int) -> int:
 
 
 def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
-    """Runs `action` on the main rank only; where it fails, all ranks end, and only it speaks."""
+    """Runs `action` on the main rank only; if it fails, all ranks end and only it prints."""
     result, problem = None, None
     with _meeting(process):
         if process.is_main:
@@ -87,16 +88,15 @@ def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
     if problem is not None:
         raise problem
     if exit_code:
-        # Launchers end with the code of any rank.
+        # Launchers return the exit code of any rank.
         raise SystemExit(exit_code)
     return result
 
 
 @contextlib.contextmanager
 def _meeting(process: Process) -> Iterator[None]:
-    """All ranks meet every few seconds until the main one has done what is inside; collective.
-
-    It meets in a thread: what is inside stays in the main thread, where signals arrive.
+    """Synchronizes all ranks every few seconds until the main rank has left the block; collective.
+    This runs in a thread: the block stays in the main thread, where signals arrive.
     """
     if process.world_size == 1:
         yield
@@ -125,7 +125,7 @@ def _meeting(process: Process) -> Iterator[None]:
 
 
 def log_to_terminal(is_main: bool = True) -> None:
-    """Sends what is logged to stderr; of ranks that are not the main one, errors only."""
+    """Logs to stderr; ranks other than the main one log errors only."""
     logger = logging.getLogger("vggdist")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -1,8 +1,8 @@
-"""Ranks under plain `srun`: what SLURM tells a task, in the words of the other launchers.
+"""Ranks under plain `srun`: SLURM's variables translated to those of the other launchers.
 
-What one `srun` starts is a step, and its tasks have SLURM_STEP_NUM_TASKS. The shells of `sbatch`
-and `salloc` lack it, though SLURM_NTASKS and SLURM_PROCID stand there too; an interactive shell is
-a step of one task, whatever SLURM_NTASKS says.
+One `srun` starts a step, and its tasks have SLURM_STEP_NUM_TASKS. The shells of `sbatch` and
+`salloc` lack it, although they have SLURM_NTASKS and SLURM_PROCID; an interactive shell is a step
+of one task, whatever the value of SLURM_NTASKS.
 """
 
 import re
@@ -12,29 +12,29 @@ from vggdist.errors import DistributedError
 
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000
-"""The ports end below those that Linux gives to outgoing connections (from 32768 on)."""
+"""These ports end below those that Linux uses for outgoing connections (from 32768 on)."""
 
 _HOST = r"(?:[^][,\s]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+"
 
 
 def is_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether this process is one of several that one `srun` has started."""
+    """Whether this process is one of several tasks of an `srun`."""
     return environment.get("SLURM_STEP_NUM_TASKS", "1") != "1"
 
 
 def announced_rank(environment: Mapping[str, str]) -> str | None:
-    """The task's number as SLURM has it, in a step of several tasks."""
+    """SLURM's number of the task, in a step of several tasks."""
     return environment.get("SLURM_PROCID") if is_one_of_several(environment) else None
 
 
 def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a step's task.
+    """RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for a task of a step.
 
-    Empty outside a step of several tasks, and where another launcher has named a rank. An address
-    or a port that the environment names is kept.
+    Empty outside a step of several tasks, and if another launcher has set a rank. An address or
+    port set in the environment is kept.
 
     Raises:
-        DistributedError: a variable is missing or makes no sense.
+        DistributedError: a variable is missing or invalid.
     """
     launched = any(name in environment for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if launched or not is_one_of_several(environment):
@@ -50,37 +50,37 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def num_gpus(environment: Mapping[str, str]) -> int:
-    """GPUs of all of a step's tasks on this node, also where each sees fewer; 0: unknown."""
+    """GPUs of all of the step's tasks on this node, even if each sees fewer; 0: unknown."""
     given = environment.get("SLURM_GPUS_ON_NODE", "")
     return int(given) if is_one_of_several(environment) and given.isdecimal() else 0
 
 
 def num_cpus(environment: Mapping[str, str]) -> int | None:
-    """CPUs of each task, which a cluster without affinity does not enforce; None: unknown."""
+    """CPUs per task, which a cluster without affinity does not enforce; None: unknown."""
     given = environment.get("SLURM_CPUS_PER_TASK", "")
     return int(given) if given.isdecimal() and int(given) else None
 
 
 def num_restarts(environment: Mapping[str, str]) -> int:
-    """How often SLURM has started this job again.
+    """How often SLURM has restarted this job.
 
     Raises:
-        DistributedError: SLURM_RESTART_COUNT is no number.
+        DistributedError: SLURM_RESTART_COUNT is not a number.
     """
     name = "SLURM_RESTART_COUNT"
     return _number(environment, name) if name in environment else 0
 
 
 def first_host(hosts: str) -> str:
-    """The first of the hosts in SLURM's notation: `rack[1-2]n[07-09,12],login` -> `rack1n07`.
+    """The first host of a list in SLURM's notation: `rack[1-2]n[07-09,12],login` -> `rack1n07`.
 
     Raises:
-        DistributedError: it is no such list.
+        DistributedError: not such a list.
     """
     if not re.fullmatch(f"{_HOST}(?:,{_HOST})*", hosts):
         raise DistributedError(
-            f"SLURM_STEP_NODELIST is {hosts!r}, which is no list of hosts such as node[1-2,5]; set "
-            "MASTER_ADDR to the host of rank 0."
+            f"SLURM_STEP_NODELIST is {hosts!r}, which is not a list of hosts such as node[1-2,5]; "
+            "set MASTER_ADDR to the host of rank 0."
         )
     first = re.match(_HOST, hosts)
     assert first is not None
@@ -89,7 +89,7 @@ def first_host(hosts: str) -> str:
 
 def _main_host(environment: Mapping[str, str], rank: int) -> str:
     host = first_host(_text(environment, "SLURM_STEP_NODELIST"))
-    # So it is with --distribution=arbitrary; the list is in order of names even then.
+    # This happens with --distribution=arbitrary; the list is sorted by name even then.
     if rank == 0 and environment.get("SLURM_NODEID", "0") != "0":
         own = environment.get("SLURMD_NODENAME", "another host")
         raise DistributedError(
@@ -101,10 +101,10 @@ def _main_host(environment: Mapping[str, str], rank: int) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """Another one for each of the next jobs, of their first steps and of their restarts.
+    """A port that differs between successive jobs, between their first steps and their restarts.
 
-    Jobs that share a node mostly follow each other closely, and a job that starts again must not
-    meet what is left of its last attempt.
+    Jobs that share a node mostly have close numbers, and a restarted job must not connect to what
+    is left of its last attempt.
     """
     job, step = (_number(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return FIRST_PORT + (64 * job + 8 * step + num_restarts(environment)) % NUM_PORTS

@@ -1,12 +1,12 @@
-"""What gradients cost on the network: bytes that a rank sends in a step, by arithmetic alone.
+"""Network cost of gradients: bytes that a rank sends in a step, by arithmetic alone.
 
 The gradient of a fully connected layer is dY^T X: a product of the layer's inputs X (images,
 in_features) and the gradients dY (images, out_features) of its outputs. Each rank can send either
-its matrix or these two factors, from which all ranks make the same matrix (sufficient factor
+its matrix or these two factors, from which all ranks compute the same matrix (sufficient factor
 broadcasting; Xie et al., UAI 2016; Zhang et al., Poseidon, USENIX ATC 2017).
 
-Where a node has several ranks, both ways send less between nodes, and by the same factor (the
-number of ranks in a node); so which way is cheaper does not depend on the nodes.
+If a node has several ranks, both ways send less between nodes by the same factor (the ranks per
+node), so the cheaper way does not depend on the nodes.
 """
 
 from collections.abc import Iterable
@@ -34,9 +34,9 @@ def all_reduce_bytes(num_elements: int, world_size: int, element_bytes: int) -> 
 def all_reduce_bytes_between_nodes(
     num_elements: int, num_nodes: int, ranks_per_node: int, element_bytes: int
 ) -> float:
-    """Sent by each node to the others, where the sum is made inside of each node first.
+    """Sent by each node to the others, if the sum is computed within each node first.
 
-    All its ranks together; each takes its part of the tensor to the other nodes.
+    For all its ranks together; each sends its part of the tensor to the other nodes.
     """
     return ranks_per_node * all_reduce_bytes(
         num_elements // ranks_per_node, num_nodes, element_bytes
@@ -97,19 +97,19 @@ def layer_traffic(
 
     Args:
         name: such as fc6.
-        in_features: units that come in.
-        out_features: units that go out.
+        in_features: input units.
+        out_features: output units.
         images_per_rank: of a whole step, all micro batches.
         world_size: ranks.
-        precision: in which a matrix travels.
-        factor_precision: in which X and dY travel.
+        precision: of a matrix when sent.
+        factor_precision: of X and dY when sent.
     """
     return LayerTraffic(
         name,
         all_reduce=all_reduce_bytes(
             (in_features + 1) * out_features, world_size, ELEMENT_BYTES[precision]
         ),
-        # The gradient of the biases is a sum over dY, so it comes for nothing.
+        # The gradient of the biases is a sum over dY, so it costs nothing.
         factors=factor_bytes(
             in_features, out_features, images_per_rank, world_size, ELEMENT_BYTES[factor_precision]
         ),
@@ -117,5 +117,5 @@ def layer_traffic(
 
 
 def choose(exchange: Exchange, layers: Iterable[LayerTraffic]) -> dict[str, Exchange]:
-    """How each layer's gradient travels: as wished, or for `auto` by bytes."""
+    """How each layer's gradient is sent: as configured, or for `auto` in the fewer bytes."""
     return {layer.name: layer.fewer if exchange == "auto" else exchange for layer in layers}

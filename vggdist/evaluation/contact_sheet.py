@@ -1,4 +1,4 @@
-"""Pictures of what a network sees and says: beside the truth, or with its most probable classes."""
+"""Pictures of predictions: next to the true class, or with the most probable classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CELL, MARGIN, TEXT_HEIGHT = 128, 8, 40
 RIGHT, WRONG = (24, 128, 56), (200, 30, 40)
 
 PICTURE = 220
-"""Longest side of an image on a sheet of rankings, pixels."""
+"""Longest side of an image on a ranking sheet, pixels."""
 _PADDING, _BARS, _ROW, _TITLE = 16, 360, 37, 30
 _PAPER, _CARD, _EDGE = (244, 245, 247), (255, 255, 255), (222, 225, 230)
 _INK, _GREY, _TRACK = (28, 32, 38), (110, 117, 127), (233, 236, 240)
@@ -24,7 +24,7 @@ FIRST, OTHERS = (31, 102, 190), (150, 186, 226)
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image (height, width, 3), 8-bit RGB, as the network was fed it, and what it said."""
+    """One input image (height, width, 3), 8-bit RGB, and the network's prediction."""
 
     image: NDArray[np.uint8]
     truth: str
@@ -33,21 +33,22 @@ class Prediction:
 
 
 def draw_contact_sheet(predictions: Sequence[Prediction], path: Path, columns: int = 8) -> None:
-    """Writes a PNG of all predictions, right ones framed in green and wrong ones in red."""
+    """Writes a PNG of all predictions, correct ones framed green and wrong ones red."""
     rows = -(-len(predictions) // columns)
     width, height = CELL + 2 * MARGIN, CELL + 2 * MARGIN + TEXT_HEIGHT
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
-    for index, one in enumerate(predictions):
+    for index, prediction in enumerate(predictions):
         left, top = index % columns * width + MARGIN, index // columns * height + MARGIN
-        picture = Image.fromarray(one.image).resize((CELL, CELL), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(prediction.image).resize((CELL, CELL), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left, top))
-        color = RIGHT if one.truth == one.prediction else WRONG
+        color = RIGHT if prediction.truth == prediction.prediction else WRONG
         draw.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), outline=color, width=3)
-        said = f"{_fit(draw, one.prediction, font, CELL - 44)}  {100 * one.confidence:.0f} %"
-        draw.text((left, top + CELL + 5), said, fill=color, font=font)
-        truth = f"is {_fit(draw, one.truth, font, CELL - 16)}"
+        percent = f"{100 * prediction.confidence:.0f} %"
+        caption = f"{_fit(draw, prediction.prediction, font, CELL - 44)}  {percent}"
+        draw.text((left, top + CELL + 5), caption, fill=color, font=font)
+        truth = f"is {_fit(draw, prediction.truth, font, CELL - 16)}"
         draw.text((left, top + CELL + 21), truth, fill=(70, 70, 70), font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
@@ -58,7 +59,7 @@ class Ranking:
     """One image, and the classes that a network finds most probable."""
 
     image: Image.Image
-    """In its own shape, RGB; larger ones are made smaller."""
+    """In its own shape, RGB; large images are scaled down."""
     title: str
     classes: tuple[tuple[str, float], ...]
     """Names and confidences from 0 to 1, the largest first."""
@@ -67,7 +68,7 @@ class Ranking:
 def draw_ranking_sheet(rankings: Sequence[Ranking], path: Path) -> None:
     """Writes a picture of cards, each an image with a bar for each of its classes."""
     columns = min(3, 1 + (len(rankings) > 3) + (len(rankings) > 12))
-    num_bars = max(len(one.classes) for one in rankings)
+    num_bars = max(len(ranking.classes) for ranking in rankings)
     width = PICTURE + _BARS + 3 * _PADDING
     height = max(PICTURE, _TITLE + _ROW * num_bars) + 2 * _PADDING
     rows = -(-len(rankings) // columns)
@@ -76,28 +77,28 @@ def draw_ranking_sheet(rankings: Sequence[Ranking], path: Path) -> None:
         (columns * (width + _PADDING) + _PADDING, rows * (height + _PADDING) + _PADDING),
         _PAPER,
     )
-    for index, one in enumerate(rankings):
+    for index, ranking in enumerate(rankings):
         left = index % columns * (width + _PADDING) + _PADDING
         top = index // columns * (height + _PADDING) + _PADDING
-        _draw_card(sheet, one, (left, top, left + width - 1, top + height - 1))
+        _draw_card(sheet, ranking, (left, top, left + width - 1, top + height - 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
-def _draw_card(sheet: Image.Image, one: Ranking, box: tuple[int, int, int, int]) -> None:
+def _draw_card(sheet: Image.Image, ranking: Ranking, box: tuple[int, int, int, int]) -> None:
     draw = ImageDraw.Draw(sheet)
     draw.rounded_rectangle(box, radius=10, fill=_CARD, outline=_EDGE)
-    picture = one.image.copy()
+    picture = ranking.image.copy()
     picture.thumbnail((PICTURE, PICTURE))
     middle = (box[1] + box[3] + 1) // 2
     left = box[0] + _PADDING + (PICTURE - picture.width) // 2
     sheet.paste(picture, (left, middle - picture.height // 2))
     left = box[0] + 2 * _PADDING + PICTURE
-    top = middle - (_TITLE + _ROW * len(one.classes)) // 2
+    top = middle - (_TITLE + _ROW * len(ranking.classes)) // 2
     font = ImageFont.load_default(15)
-    title = _fit(draw, one.title, ImageFont.load_default(13), _BARS)
+    title = _fit(draw, ranking.title, ImageFont.load_default(13), _BARS)
     draw.text((left, top + 2), title, fill=_GREY, font=ImageFont.load_default(13))
-    for number, (name, confidence) in enumerate(one.classes):
+    for number, (name, confidence) in enumerate(ranking.classes):
         y = top + _TITLE + _ROW * number
         percent = f"{100 * confidence:.1f} %"
         room = _BARS - int(draw.textlength(percent, font=font)) - _PADDING
@@ -119,7 +120,7 @@ def _fit(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width: int,
 ) -> str:
-    """`text`, shortened to `width` pixels; a line break could not be measured."""
+    """`text`, shortened to `width` pixels; without line breaks, which cannot be measured."""
     text = printable(text)
     if draw.textlength(text, font=font) <= width:
         return text

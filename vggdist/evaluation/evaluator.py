@@ -32,11 +32,11 @@ def evaluate(
     Args:
         network: images -> logits (n, num_classes), in evaluation mode.
         batches: this rank's share.
-        num_images: how many images all shares hold together.
-        device: where the counts are kept until the end; nothing is read back before.
+        num_images: total images of all shares.
+        device: where the counts stay until the end, so that the host does not wait.
 
     Raises:
-        RuntimeError: the shares together are not `num_images`.
+        RuntimeError: the shares do not add up to `num_images`.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     loss = torch.zeros(1, dtype=torch.float64, device=device)

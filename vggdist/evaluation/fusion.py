@@ -30,7 +30,7 @@ class ErrorRates:
 
 
 Members = tuple[int, ...]
-"""Numbers of the files that a fusion is the mean of, in ascending order."""
+"""Numbers of the files that a fusion averages, ascending."""
 
 
 def errors_of_fusions(
@@ -42,8 +42,8 @@ def errors_of_fusions(
 
     Args:
         files: posteriors of the same images.
-        fusions: what is averaged, as numbers of `files`.
-        advance: called with the number of images whenever some more were counted.
+        fusions: the files to average, as numbers of `files`.
+        advance: called with the number of images just counted.
 
     Raises:
         WeightsError: a file is damaged, or two are of different images.
@@ -94,8 +94,8 @@ def _require_same_images(first: PosteriorsFile, file: PosteriorsFile) -> None:
 
 
 def _count(values: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """As `count_errors`, four times as fast: that compares the numbers of all classes, which only
-    images with ties need."""
+    """As `count_errors`, but four times as fast: only images with ties need to compare class
+    numbers."""
     own = np.take_along_axis(values, labels[:, None], axis=1)
     num_ahead = np.count_nonzero(values > own, axis=1)
     tied = np.count_nonzero(values == own, axis=1) != 1  # or it is nan

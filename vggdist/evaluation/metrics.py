@@ -17,10 +17,10 @@ class Errors:
 
 
 def count_errors(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images have their class not first, and not among the first five.
+    """Counts images whose class is not first, and not among the first five.
 
-    Classes with equal logits are ranked by their number, so that the count depends on nothing else;
-    a logit that is not a number comes last, and its class is an error.
+    Classes with equal logits are ranked by number, so that the count is deterministic. A nan logit
+    ranks last, and its class is an error.
 
     Args:
         logits: (n, num_classes), or posteriors.

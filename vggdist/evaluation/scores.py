@@ -1,7 +1,7 @@
 """Class posteriors of images by the paper's three protocols: centre crop, dense, multi-crop.
 
-Posteriors are fp32, on the network's device. How many images go through the convolutions at once is
-bounded in pixels; the layout of the work never changes a result by more than rounding.
+Posteriors are fp32, on the network's device. The images in the convolutions at once are bounded in
+pixels; batching never changes a result by more than rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SpatialAverage = Literal["logits", "posteriors"]
 
 
 class Network(Protocol):
-    """What of a network is needed here."""
+    """The parts of a network that are needed here."""
 
     @property
     def crop_size(self) -> int: ...
@@ -33,7 +33,7 @@ class Network(Protocol):
         """The same of the crops at `rows` x `columns` -> (n, crops, c, h', w'), row by row."""
 
     def score_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Last pooled maps of any shapes -> for each, logits at every place (n, h'', w'', k)."""
+        """Last pooled maps of any shapes -> for each, logits at every position (n, h'', w'', k)."""
 
 
 class Images(Protocol):
@@ -41,13 +41,13 @@ class Images(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """(n, 3, h, w) as the network is fed them."""
+        """(n, 3, h, w), the network's input."""
 
 
 def most_pixels(max_megapixels: float | None, device: torch.device) -> int:
-    """Most pixels that go through the convolutions at once: as configured, or best for the device.
+    """Most pixels in the convolutions at once: as configured, or best for the device.
 
-    On a CPU an image and its mirror image at a time: the maps of more do not stay in its cache.
+    On a CPU this is one image and its mirror image: the maps of more do not fit its cache.
     """
     if max_megapixels is None:
         max_megapixels = 0.4 if device.type == "cpu" else 16.0
@@ -69,18 +69,18 @@ def dense_posteriors(
     spatial_average: SpatialAverage,
     max_pixels: int,
 ) -> list[Tensor]:
-    """Section 3.2: the network applied everywhere on whole images, its score map averaged.
+    """Section 3.2: the network applied at every position of whole images, its score map averaged.
 
     Args:
         network: applied to whole images.
-        group: images of any shapes; their windows share the passes over fc6's weights, so some
-            tens together are faster than each alone.
+        group: images of any shapes; their windows share the passes over fc6's weights, so a few
+            dozen together are faster than each alone.
         flip: average the posteriors of an image and of its mirror image.
-        spatial_average: what is averaged over the places of a score map.
-        max_pixels: most pixels in the convolutions at once; a larger image goes alone.
+        spatial_average: what is averaged over the positions of a score map.
+        max_pixels: most pixels in the convolutions at once; a larger image is processed alone.
 
     Returns:
-        For each of the group (n, k).
+        (n, k) for each member of the group.
     """
     maps = [maps_with_mirrored(network, part.images, flip, max_pixels) for part in group]
     return [
@@ -99,12 +99,12 @@ def multi_crop_posteriors(
         network: applied to crops.
         group: images of any shapes.
         flip: average the posteriors of a crop and of its mirror image.
-        max_pixels: most pixels in the convolutions at once; a larger image goes alone.
+        max_pixels: most pixels in the convolutions at once; a larger image is processed alone.
 
     Returns:
-        For each of the group (n, k).
+        (n, k) for each member of the group.
     """
-    found = []
+    posteriors = []
     for part in group:
         images = part.images
         at_once = max(1, max_pixels // (images.shape[2] * images.shape[3]))
@@ -115,8 +115,8 @@ def multi_crop_posteriors(
             ]
             for piece in torch.split(images, at_once)
         ]
-        found.append(torch.cat([torch.stack(view).mean(dim=0) for view in views]))
-    return found
+        posteriors.append(torch.cat([torch.stack(view).mean(dim=0) for view in views]))
+    return posteriors
 
 
 def _of_crops(network: Network, images: Tensor, mirrored: bool, max_pixels: int) -> Tensor:
@@ -126,12 +126,12 @@ def _of_crops(network: Network, images: Tensor, mirrored: bool, max_pixels: int)
     if mirrored:
         images = images.flip(3)
         grid[:, 1] = width - network.crop_size - grid[:, 1]
-    # Crops coincide where a side of the image is hardly longer than theirs.
-    (rows, row), (columns, column) = (np.unique(one, return_inverse=True) for one in grid.T)
+    # Crops coincide if a side of the image is hardly longer than theirs.
+    (rows, row), (columns, column) = (np.unique(starts, return_inverse=True) for starts in grid.T)
     maps = network.crop_maps(images, rows.tolist(), columns.tolist(), max_pixels)
     (scores,) = network.score_maps([maps.flatten(0, 1)])
     posteriors = scores[:, 0, 0].float().softmax(dim=1).view(*maps.shape[:2], -1)
-    # Not a sum weighted by how often each counts: a GPU's host would wait to hand over the weights.
+    # Not a sum weighted by multiplicity: on a GPU the host would wait to transfer the weights.
     crops = (row * len(columns) + column).tolist()
     return torch.stack([posteriors[:, crop] for crop in crops]).mean(dim=0)
 
@@ -139,7 +139,7 @@ def _of_crops(network: Network, images: Tensor, mirrored: bool, max_pixels: int)
 def maps_with_mirrored(network: Network, images: Tensor, flip: bool, max_pixels: int) -> Tensor:
     """The last pooled maps (n, c, h, w) of images, computed in pieces of at most `max_pixels`.
 
-    If `flip`, (2n, c, h, w) with those of the mirror images behind; `mean_of_mirrored` joins them.
+    If `flip`, (2n, c, h, w) with those of the mirror images last; `mean_of_mirrored` averages them.
     """
     height, width = images.shape[2:]
     images = torch.cat([images, images.flip(3)]) if flip else images
@@ -148,7 +148,7 @@ def maps_with_mirrored(network: Network, images: Tensor, flip: bool, max_pixels:
 
 
 def mean_of_mirrored(values: Tensor, flip: bool) -> Tensor:
-    """What came of `maps_with_mirrored`: (2n, k) -> (n, k)."""
+    """Averages images and mirror images of `maps_with_mirrored`: (2n, k) -> (n, k)."""
     return values.view(2, -1, values.shape[1]).mean(dim=0) if flip else values
 
 

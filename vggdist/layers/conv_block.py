@@ -19,8 +19,8 @@ class ConvBlock(nn.Sequential):
         """Builds the block.
 
         Args:
-            in_channels: channels of the maps that come in.
-            layers: one block of a `Configuration`, first a convolution.
+            in_channels: channels of the input maps.
+            layers: one block of a `Configuration`, beginning with a convolution.
             batch_norm: batch normalization before each ReLU. The convolution keeps its bias, which
                 is then redundant, so that weights and parameter counts are torchvision's.
         """

@@ -1,8 +1,8 @@
-"""Dropout whose mask belongs to the image, not to the process that happens to compute it.
+"""Dropout whose mask depends on the image, not on the process that computes it.
 
 A mask from a random stream changes with the number of ranks and with the micro batch. Here it is a
 pure function of (the image's key, the layer's number, the unit's number), so a run has the same
-masks however it is divided.
+masks however its work is divided.
 """
 
 import torch
@@ -24,14 +24,14 @@ LAYER_DISTANCE = 0xD1B54A32D192ED03
 
 
 class KeyedDropout(nn.Module):
-    """Dropout with masks made from the images' keys; torch's own without keys; off in eval mode."""
+    """Dropout with masks derived from image keys; torch's own without keys; off in eval mode."""
 
     def __init__(self, ratio: float, layer: int) -> None:
         """Builds the layer.
 
         Args:
-            ratio: share of the units set to zero, in [0, 1); the rest grows by 1 / (1 - ratio).
-            layer: the layer's number, such as 6 for fc6: each layer has masks of its own.
+            ratio: fraction of units set to zero, in [0, 1); the others grow by 1 / (1 - ratio).
+            layer: the layer's number, such as 6 for fc6; each layer has its own masks.
         """
         assert 0.0 <= ratio < 1.0, ratio
         super().__init__()
@@ -39,11 +39,11 @@ class KeyedDropout(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Sets some units to zero and enlarges the others.
+        """Sets some units to zero and scales the others up.
 
         Args:
             x: activations (n, d).
-            keys: int64 (n,), one random number of 64 bits per image and step, on the device of `x`.
+            keys: int64 (n,), one random 64-bit number per image and step, on the device of `x`.
 
         Returns:
             (n, d), of the type of `x`.
@@ -59,14 +59,15 @@ class KeyedDropout(nn.Module):
     def _kept(self, keys: Tensor, num_units: int) -> Tensor:
         """Keys (n,) -> bool (n, num_units): the units not dropped, the same on every device.
 
-        In wrapping int64. `>>` fills with the sign, so `&` after it makes the shift a logical one.
+        Computed in wrapping int64. `>>` copies the sign bit, so the `&` after it makes the shift
+        logical.
         """
         units = torch.arange(num_units, device=keys.device) * INCREMENT
         bits = (keys + _signed(self.layer * LAYER_DISTANCE)).unsqueeze(1) + units
         bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * FACTOR_1
         bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * FACTOR_2
-        # SplitMix64 ends with bits ^ (bits >> 31), which leaves the upper 31 bits as they are, and
-        # no others are compared: the threshold is a multiple of 2^33.
+        # SplitMix64 ends with bits ^ (bits >> 31), which does not change the upper 31 bits, and
+        # only those are compared: the threshold is a multiple of 2^33.
         return bits >= round(self.ratio * 2**31) * 2**33 - 2**63
 
     def extra_repr(self) -> str:

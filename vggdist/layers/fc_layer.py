@@ -13,16 +13,16 @@ TakeFactors = Callable[[Tensor, Tensor], None]
 
 
 class FCLayer(nn.Module):
-    """Linear, ReLU, dropout (fc6, fc7); the last layer (fc8) is linear alone.
+    """Linear, ReLU, dropout (fc6, fc7); the last layer (fc8) is only linear.
 
-    Dropout after the ReLU is the paper's place for it. torchvision once had it before fc6 and its
-    errors fell by about a point with the move (pytorch/vision pull request 107).
+    The paper has dropout after the ReLU. torchvision once had it before fc6; moving it lowered its
+    errors by about a point (pytorch/vision pull request 107).
 
     Attributes:
-        take_factors: if set, weights and biases get no gradients. In their place it is called in
-            every backward pass with the factors of which they consist: the inputs X
-            (n, in_features) and the gradients dY (n, out_features) of the outputs, in the type of
-            the computation. The weights' gradient is dY^T X, the biases' the sum of dY over n.
+        take_factors: if set, weights and biases get no gradients. Instead, every backward pass
+            calls it with their factors: the inputs X (n, in_features) and the gradients dY (n,
+            out_features) of the outputs, in the type of the computation. The weights' gradient is
+            dY^T X, the biases' the sum of dY over n.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class FCLayer(nn.Module):
         """Builds the layer.
 
         Args:
-            in_features: units that come in.
-            out_features: units that go out.
-            number: the layer's number in the paper's count, 6 to 8; its dropout masks depend on it.
+            in_features: input units.
+            out_features: output units.
+            number: the layer's number in the paper, 6 to 8; its dropout masks depend on it.
             dropout: dropout ratio; not used in the last layer.
-            last: neither ReLU nor dropout, for logits.
+            last: no ReLU and no dropout, for logits.
         """
         super().__init__()
         self.linear = _Linear(in_features, out_features)
@@ -76,14 +76,14 @@ class FCLayer(nn.Module):
         weight = self.linear.weight
         if weight.is_cuda or weight.dtype == dtype:
             return weight.detach().to(dtype)
-        # On a CPU always in the same memory: fresh memory costs three times what the rounding does.
+        # On a CPU, reuse the same memory: fresh memory costs three times as much as the rounding.
         if self._rounded is None or self._rounded.dtype != dtype:
             self._rounded = torch.empty_like(weight, dtype=dtype)
         return self._rounded.copy_(weight)
 
 
 class _Linear(nn.Linear):
-    """As `nn.Linear`, and sooner on a CPU."""
+    """`nn.Linear`, but faster on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _linear(x, self.weight, self.bias)
@@ -94,15 +94,15 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     exact = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if weight.is_cuda or not exact or torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
-    # The weights times columns of units: with 8 to 32 images, where the product is little more than
-    # reading the weights, fp32 on a CPU takes a fifth to a half less time so.
+    # Multiply the weights by columns of units: with 8 to 32 images, where reading the weights
+    # dominates, this takes a fifth to a half less time in fp32 on a CPU.
     return torch.addmm(bias[:, None], weight, x.T).T.contiguous()
 
 
 class _FactoredLinear(torch.autograd.Function):
-    """`F.linear` that hands on the factors of its weights' gradient.
+    """`F.linear` that passes on the factors of its weights' gradient.
 
-    Takes the weights twice: those that are trained, and the same in the type of the computation.
+    Takes the weights twice: the trained ones, and a copy in the type of the computation.
     """
 
     @staticmethod
@@ -122,6 +122,6 @@ class _FactoredLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        # First, so that they travel while the rest is computed.
+        # First, so that they are sent while the rest is computed.
         ctx.take_factors(x, gradient)
         return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None, None

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class FlattenLayer(nn.Module):
     """(n, c, h, w) -> (n, c * h * w), ordered channel, row, column whatever the memory format.
 
-    That is the order of torchvision's fc6 weights. `view` would fail on channels_last maps, whose
-    memory holds row, column, channel.
+    This is the order of torchvision's fc6 weights. `view` would fail on channels_last maps, which
+    are stored as row, column, channel.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""Local response normalization, which only A-LRN has (Krizhevsky et al. 2012, section 3.3)."""
+"""Local response normalization, used only in A-LRN (Krizhevsky et al. 2012, section 3.3)."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class LocalResponseNorm(nn.Module):
-    """Divides each unit by the activity of the neighbouring channels, its own included, per pixel.
+    """Divides each unit by the activity of its own and the neighbouring channels, per pixel.
 
     b_i = a_i / (k + alpha * sum of a_j^2 over the channels |j - i| <= size // 2) ^ beta
 
-    VGG takes AlexNet's parameters, the defaults here. The printed formula does not divide alpha by
-    `size`; `torch.nn.LocalResponseNorm` and Caffe do, so theirs equals this one with alpha = 5e-4.
+    The defaults are AlexNet's parameters, which VGG uses. The printed formula does not divide alpha
+    by `size`; `torch.nn.LocalResponseNorm` and Caffe do, so they match this one with alpha = 5e-4.
     Which of the two VGG was trained with is unknown: its code descends from Caffe, its text from
     AlexNet.
     """
@@ -26,7 +26,7 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w), of the same type."""
-        # In fp32: fp16 squares are infinite from 256 on, and bf16 rounds small sums away beside k.
+        # In fp32: fp16 squares are infinite from 256 on, and bf16 loses small sums next to k.
         normalized = F.local_response_norm(
             x.float(), self.size, alpha=self.alpha * self.size, beta=self.beta, k=self.k
         )

@@ -1,4 +1,4 @@
-"""What classes are called; ImageNet's names come with torchvision, so they need no network."""
+"""Names of classes; ImageNet's come with torchvision, so they need no network."""
 
 import re
 
@@ -10,9 +10,9 @@ NUM_IMAGENET_CLASSES = 1000
 def class_names(description: Description) -> tuple[str, ...]:
     """A name for each class, in the order of labels.
 
-    The file's own names; ImageNet's where the file has none for 1000 classes, or WordNet numbers
-    such as n01440764 for all of them (labels are in the order of these numbers, in every network
-    of ImageNet); else the labels as numbers.
+    The file's own names. ImageNet's, if the file has 1000 classes without names or named only by
+    WordNet numbers such as n01440764 (every ImageNet network orders its labels by these numbers).
+    Else the labels as numbers.
     """
     classes, num_classes = description.classes, description.model.num_classes
     is_imagenet = num_classes == NUM_IMAGENET_CLASSES and (

@@ -1,8 +1,8 @@
 """Table 1 of the paper as data: the convolution blocks of configurations A, A-LRN, B, C, D and E.
 
 A layer is written as in the table: `3-64` is a convolution of kernel size 3 with 64 channels, `LRN`
-is local response normalization. Every block ends in a max-pooling; fc6, fc7 and fc8 follow the last
-block in every configuration.
+is local response normalization. In every configuration each block ends in a max-pooling, and fc6,
+fc7 and fc8 follow the last block.
 """
 
 import re
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution: stride 1, padded so that height and width stay, followed by ReLU."""
+    """One convolution: stride 1, padded to keep height and width, followed by ReLU."""
 
     kernel_size: int
     channels: int
@@ -43,7 +43,7 @@ TABLE_1: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 USUAL_NAMES = {"VGG11": "A", "VGG13": "B", "VGG16": "D", "VGG19": "E"}
-"""What most people call columns of Table 1."""
+"""The usual names of columns of Table 1."""
 
 MAX_BLOCKS = 5
 """The crop size is a multiple of 32 = 2^5, so it can be halved five times."""
@@ -67,10 +67,10 @@ def parse_layer(text: str) -> Layer:
 
 
 def column_name(text: str) -> str:
-    """The name of a column of Table 1: `A-LRN`, `d`, `VGG16` and `vgg-16` are such.
+    """The name of a column of Table 1: accepts `A-LRN`, `d`, `VGG16`, `vgg-16`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: not the name of a column.
     """
     plain = re.sub(r"[-_ ]", "", text.upper())
     columns = {name.replace("-", ""): name for name in TABLE_1} | USUAL_NAMES

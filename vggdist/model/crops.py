@@ -1,14 +1,14 @@
-"""The last pooled maps of overlapping crops of an image, with what they share computed once.
+"""The last pooled maps of overlapping crops of an image, computing their shared parts once.
 
-25 crops of 224 pixels show a pixel of an image at Q = 256 about 14 times. A convolution pads a crop
-with zeros, so near its border a crop's maps are its own. A few pixels further in they are those of
-the whole image; and near one side those of an image that is cut off there, which all crops with
-that side have in common. So the first blocks run on the whole region of the crops, on strips along
-their sides and on squares at their corners, and the crops' maps are put together from these: what
-they are alone, up to rounding.
+25 crops of 224 pixels show each pixel of an image at Q = 256 about 14 times. A convolution pads a
+crop with zeros, so the maps near a crop's border differ from those of the whole image; a few pixels
+further in they are equal. Near one side they equal those of an image cut off there, which all crops
+with that side share. So the first blocks run on the whole region of the crops, on strips along
+their sides and on squares at their corners, and the crops' maps are assembled from these; the
+result is that of separate crops, up to rounding.
 
-Poolings must fall on the same pixels: if two blocks are shared, only crops whose first rows and
-first columns are equal modulo 4 share a region.
+Poolings must align: if two blocks are shared, only crops whose first rows and first columns are
+equal modulo 4 share a region.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Lines = Sequence[int]
 
 @dataclass(frozen=True)
 class Sharing:
-    """How many blocks crops share, and what follows from it; 0 blocks: nothing is shared."""
+    """How many blocks crops share; 0: nothing is shared."""
 
     num_blocks: int
     ring: int
-    """How far a crop's padding reaches into its maps after these blocks, in pixels of theirs."""
+    """How far a crop's padding reaches into its maps after these blocks, in map pixels."""
 
     @property
     def stride(self) -> int:
-        """Pixels of the image for one pixel of the shared maps, along a side."""
+        """Image pixels per pixel of the shared maps, along a side."""
         return 1 << self.num_blocks
 
     @property
     def strip(self) -> int:
-        """Pixels of the image across a strip: the crop's ring, and that of the cut behind it."""
+        """Width of a strip, image pixels: the crop's border plus that of the cut behind it."""
         return 2 * self.ring * self.stride
 
     def num_pixels(self, rows: Lines, columns: Lines, crop_size: int) -> int:
@@ -58,7 +58,7 @@ NOTHING = Sharing(0, 0)
 
 
 def alike(lines: Lines, stride: int) -> list[list[int]]:
-    """Those that are equal modulo `stride`, together."""
+    """Groups of lines that are equal modulo `stride`."""
     found: dict[int, list[int]] = defaultdict(list)
     for line in lines:
         found[line % stride].append(line)
@@ -87,7 +87,7 @@ def choose_sharing(features: nn.Sequential, rows: Lines, columns: Lines, crop_si
         shared = sharing.num_pixels(rows, columns, crop_size)
         return float(alone - shared) * sum(work[: sharing.num_blocks])
 
-    return max((one for one in sharings if one.strip <= crop_size), key=saved)
+    return max((s for s in sharings if s.strip <= crop_size), key=saved)
 
 
 def crop_maps(
@@ -99,7 +99,7 @@ def crop_maps(
     max_pixels: int,
     sharing: Sharing,
 ) -> Tensor:
-    """What `features` makes of the crops at all of `rows` x `columns`.
+    """Applies `features` to the crops at all of `rows` x `columns`.
 
     Args:
         features: blocks and poolings in turn.
@@ -107,8 +107,8 @@ def crop_maps(
         rows: first rows of the crops, ascending.
         columns: first columns of the crops, ascending.
         crop_size: side of the crops, pixels, a multiple of 2^blocks.
-        max_pixels: most pixels of crops that the other blocks take at once; at least one crop.
-        sharing: what is computed together.
+        max_pixels: most crop pixels that the other blocks process at once; at least one crop.
+        sharing: which blocks are computed once for all crops.
 
     Returns:
         (n, crops, c, h', w'), the crops row by row.
@@ -132,16 +132,16 @@ def _patchwork(
     crop_size: int,
     sharing: Sharing,
 ) -> Tensor:
-    """What `early` makes of crops that share a region: (crops * n, c, side, side).
+    """Applies `early` to crops that share a region: (crops * n, c, side, side).
 
-    Each piece is an image to `early`, which pads it with zeros where it is cut, as it pads a crop.
+    `early` treats each piece as an image and pads it with zeros where it is cut, as it pads a crop.
     """
     strip, stride, ring = sharing.strip, sharing.stride, sharing.ring
     n, side = len(images), crop_size // stride
     region = images[:, :, rows[0] : rows[-1] + crop_size, columns[0] : columns[-1] + crop_size]
     tops = [row - rows[0] for row in rows]
     lefts = [column - columns[0] for column in columns]
-    # Of each crop both sides: first all that begin strips, then all that end them.
+    # Both sides of each crop: first all strip starts, then all strip ends.
     y = tops + [top + crop_size - strip for top in tops]
     x = lefts + [left + crop_size - strip for left in lefts]
     n_th = (-1, len(images))

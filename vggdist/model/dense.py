@@ -1,8 +1,8 @@
-"""A trained network as evaluations apply it: to whole images of any shape, and fast.
+"""A trained network, applied fast to whole images of any shape for evaluation.
 
-`VGG.score_map` is section 3.2 as it is written. Here the weights are cast once, the convolutions
-run on as many images as the caller gives at once, and fc6 to fc8 see the windows of many maps of
-any shapes as the rows of one matrix: all of them share each pass over fc6's 103 million weights.
+`VGG.score_map` follows section 3.2 literally. Here the weights are cast once, the convolutions run
+on all images that the caller passes, and fc6 to fc8 process the windows of many maps of any shapes
+as the rows of one matrix, so that they share each pass over fc6's 103 million weights.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ FullyConnected = Literal["fc6", "fc7", "fc8"]
 LAYERS: tuple[FullyConnected, ...] = ("fc6", "fc7", "fc8")
 
 WINDOW_BYTES = 2**25
-"""Most memory of the windows that go through fc6 at once: 32 MiB, 668 windows of D in bf16."""
+"""Memory limit for the windows in fc6 at once: 32 MiB, 668 windows of D in bf16."""
 
 
 class DenseNetwork:
-    """A network in one type on one device, without gradients and dropout.
+    """A network in one dtype on one device, without gradients or dropout.
 
-    It keeps copies, so that the `VGG` it was made of can be dropped.
+    It holds copies, so the original `VGG` can be deleted.
     """
 
     def __init__(self, network: VGG, dtype: torch.dtype, device: torch.device) -> None:
         """Casts and lays out the weights.
 
         Args:
-            network: with its trained weights; is not changed.
+            network: the trained network; not changed.
             dtype: of weights and activations.
-            device: where both are.
+            device: of both.
         """
         self.crop_size, self.window = network.crop_size, network.window
         self.dtype, self.device = dtype, device
@@ -55,7 +55,7 @@ class DenseNetwork:
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> Tensor:
-        """The last pooled maps (n, c, h, w), as `VGG.maps`; all images go through at once.
+        """The last pooled maps (n, c, h, w), as `VGG.maps`; all images in one pass.
 
         Raises:
             ValueError: images smaller than the network's input.
@@ -68,10 +68,10 @@ class DenseNetwork:
         """The last pooled maps of the crops of images at all of `rows` x `columns`.
 
         Args:
-            images: (n, 3, h, w); some layers take all of them at once.
+            images: (n, 3, h, w); some layers process all of them at once.
             rows: first rows of the crops, ascending.
             columns: first columns of the crops, ascending.
-            max_pixels: most pixels of crops that go through the other layers at once.
+            max_pixels: most crop pixels that the other layers process at once.
 
         Returns:
             (n, crops, c, window, window), the crops row by row.
@@ -89,16 +89,16 @@ class DenseNetwork:
 
     @torch.no_grad()
     def score_maps(self, maps: Sequence[Tensor], layer: FullyConnected = "fc8") -> list[Tensor]:
-        """Applies the fully connected layers at every place of maps of any shapes.
+        """Applies the fully connected layers at every position of maps of any shapes.
 
         Args:
-            maps: of `maps`, each (n, c, h, w) with n, h and w of its own.
+            maps: results of `maps`, each (n, c, h, w); n, h and w may differ.
             layer: the last one to apply: fc8 for logits; fc6 and fc7 end with their ReLU.
 
         Returns:
             For each of `maps` (n, h', w', units), h' = h - window + 1, w' = w - window + 1.
         """
-        # Rows, columns and channels lie in memory in this order, so a window's pixel is one row.
+        # Memory order is row, column, channel, so a window's pixel is one row.
         pixels = torch.cat([part.permute(0, 2, 3, 1).flatten(0, 2) for part in maps])
         places = self._places(maps)
         windows = torch.cat([place.flatten(0, 2).flatten(1) for place in places])
@@ -121,7 +121,7 @@ class DenseNetwork:
         ]
 
     def _places(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """For each of `maps` (n, h', w', window, window): the windows' pixels, numbered through."""
+        """For each of `maps` (n, h', w', window, window): the windows' pixels, numbered."""
         places, first = [], 0
         for part in maps:
             n, _, h, w = part.shape
@@ -138,7 +138,7 @@ def _by_pixels(weight: Tensor, window: int) -> Tensor:
 
 
 def _fold_normalizations(block: nn.Module) -> None:
-    """Makes batch normalizations part of the convolutions before them: the same up to rounding."""
+    """Folds batch normalizations into the convolutions before them: equal up to rounding."""
     layers = dict(block.named_children())
     for name, layer in layers.items():
         if isinstance(layer, nn.BatchNorm2d):

@@ -1,5 +1,4 @@
-"""How weights begin: drawn at random, or copied from a trained network (section 3.1); and which of
-them stay as they began."""
+"""Initial weights: random, or copied from a trained network (section 3.1); and frozen layers."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -20,7 +19,7 @@ NUM_COPIED_CONVOLUTIONS = 4
 
 
 def build_initialized(config: ModelConfig, crop_size: int, seed: int) -> VGG:
-    """The configured network with its first weights, drawn as `config.initialization` says."""
+    """The configured network with random weights, drawn by `config.initialization`."""
     network = build_vgg(config, crop_size)
     initialize(network, config.initialization, config.initial_std, seed)
     return network
@@ -28,13 +27,13 @@ def build_initialized(config: ModelConfig, crop_size: int, seed: int) -> VGG:
 
 @torch.no_grad()
 def initialize(model: nn.Module, method: Method, initial_std: float, seed: int) -> None:
-    """Draws all weights; biases become 0 and batch normalizations the identity.
+    """Draws all weights; biases are set to 0 and batch normalizations to the identity.
 
-    A function of the arguments alone: the numbers are drawn on the CPU in fp32, in the order of the
-    layers, so that rank, device and memory format do not matter.
+    Depends only on the arguments: the numbers are drawn on the CPU in fp32, in layer order, so
+    rank, device and memory format do not matter.
 
-    How large the first logits are (RMS, measured on four ImageNet images minus the mean, whose RMS
-    is 60, at 224 pixels, without batch normalization):
+    RMS of the initial logits (measured on four ImageNet images minus the mean, whose RMS is 60, at
+    224 pixels, without batch normalization):
 
     method           | A      | D      | E
     glorot           | 1.0    | 0.19   | 0.06
@@ -45,11 +44,11 @@ def initialize(model: nn.Module, method: Method, initial_std: float, seed: int) 
     Args:
         model: the network, on any device.
         method: glorot: uniform within sqrt(6 / (fan_in + fan_out)), equation 16 of Glorot & Bengio
-            (2010), to which section 3.1 points. trzy/VGG16 trained D to the paper's errors with the
+            (2010), to which section 3.1 refers. trzy/VGG16 trained D to the paper's errors with the
             normal distribution of the same variance, and the variance is what matters.
-            kaiming: normal with variance 2 / fan_in (He et al. 2015), which keeps the RMS through
-            ReLUs, and so the large RMS of pixels: use it with batch normalization or a smaller
-            learning rate. (It is the "Xavier-Gaussian" that did not converge at 0.01 in
+            kaiming: normal with variance 2 / fan_in (He et al. 2015), which preserves the RMS
+            through ReLUs, and so the large RMS of the pixels: use it with batch normalization or a
+            smaller learning rate. (It is the "Xavier-Gaussian" that did not converge at 0.01 in
             apache/mxnet issue 9866: rnd_type gaussian, factor_type in, magnitude 2.)
             gaussian: normal with `initial_std`. The paper prints a *variance* of 10^-2, which is a
             standard deviation of 0.1; many ports use 0.01. Neither trains D or E from nothing.
@@ -78,7 +77,7 @@ def initialize(model: nn.Module, method: Method, initial_std: float, seed: int) 
 
 @dataclass(frozen=True)
 class CopyReport:
-    """Where the weights came from: `copied` pairs (own layer, source layer), `random` the rest."""
+    """Origin of the weights: `copied` has pairs (own layer, source layer), `random` the rest."""
 
     copied: tuple[tuple[str, str], ...]
     random: tuple[str, ...]
@@ -88,19 +87,18 @@ class CopyReport:
 def copy_trained(model: VGG, state: Mapping[str, Tensor]) -> CopyReport:
     """Copies layers of a trained network into an initialized one (section 3.1).
 
-    Layers go together when they belong to the same block, in order, and all their tensors (weight,
-    bias, batch normalization) have equal shapes. Of these the first four convolutions are copied,
-    and fc6 to fc8. From A they are conv1_1, conv2_1, conv3_1 and conv3_2: A's first four would not
-    fit the first four of a deeper network. If all convolutions of both networks go together, it is
-    the same configuration at another training scale S, and all are copied, as section 3.1 does for
-    S = 384.
+    Layers match, in order, if they are in the same block and all their tensors (weight, bias, batch
+    normalization) have equal shapes. The first four matching convolutions are copied, and fc6 to
+    fc8. From A these are conv1_1, conv2_1, conv3_1 and conv3_2: A's first four would not fit the
+    first four of a deeper network. If all convolutions of both networks match, it is the same
+    configuration at another training scale S, and all are copied, as section 3.1 does for S = 384.
 
     Args:
-        model: the deeper network; already initialized, since the rest stays as it is.
+        model: the deeper network, already initialized: layers that are not copied stay unchanged.
         state: the trained network's `VGG.state_dict()`.
 
     Raises:
-        ConfigError: no convolution fits, or the state is not that of a `VGG`.
+        ConfigError: no convolution matches, or the state is not from a `VGG`.
     """
     own, source = _layers(model.state_dict()), _layers(state)
     convolutions, fully_connected = _fitting(own, source, "conv"), _fitting(own, source, "fc")
@@ -121,9 +119,9 @@ def copy_trained(model: VGG, state: Mapping[str, Tensor]) -> CopyReport:
 
 
 def freeze(model: VGG, trained: Collection[str]) -> None:
-    """Takes the gradients from all weight layers except `trained`, by their names in the paper.
+    """Freezes all weight layers except `trained`, by their names in the paper.
 
-    A batch normalization goes with its convolution.
+    A batch normalization is frozen with its convolution.
     """
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(_weight_layer(path) in trained)
@@ -134,7 +132,7 @@ _Layers = dict[str, dict[str, Tensor]]
 
 
 def _layers(state: Mapping[str, Tensor]) -> _Layers:
-    """Sorts a state by weight layer."""
+    """Groups a state by weight layer."""
     layers: _Layers = {}
     for path, tensor in state.items():
         try:
@@ -149,7 +147,7 @@ def _layers(state: Mapping[str, Tensor]) -> _Layers:
 
 
 def _weight_layer(path: str) -> str:
-    """Of a parameter or buffer of `VGG`; batch normalization belongs to its convolution."""
+    """The layer of a parameter or buffer of `VGG`; batch normalization is its convolution's."""
     return layer_name(path).replace("norm", "conv")
 
 
@@ -176,7 +174,7 @@ def _num_convolutions(layers: _Layers) -> int:
 
 
 def _describe(layers: _Layers) -> str:
-    """The first convolutions, in words for an error."""
+    """The first convolutions, for an error message."""
     convolutions = [name for name in layers if name.startswith("conv")][:NUM_COPIED_CONVOLUTIONS]
     shapes = [f"{name} {tuple(layers[name]['conv.weight'].shape)}" for name in convolutions]
     normalized = any("norm.weight" in layer for layer in layers.values())

@@ -1,4 +1,4 @@
-"""A network with the weights of a file, or which layers differ."""
+"""Building a network with the weights of a file, or listing the layers that differ."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from vggdist.errors import WeightsError
 from vggdist.model.vgg import VGG, build_vgg, layer_name
 
 ABSENT = "the file no such layer"
-"""How a line of `differing_layers` ends where the file lacks the layer."""
+"""End of a `differing_layers` line for a layer missing from the file."""
 
 
 def build_network(weights: Weights, model: ModelConfig | None = None) -> VGG:
     """The network with these weights, fp32, on the CPU, in evaluation mode.
 
     Args:
-        weights: of a file.
-        model: the network that they should be of; none: what the file says.
+        weights: a file's weights.
+        model: the expected network; None: as the file describes.
 
     Raises:
-        WeightsError: they are weights of another network; the message lists the differing layers.
+        WeightsError: the weights are of another network; the message lists the differing layers.
     """
     network = build_vgg(model or weights.description.model, weights.description.crop_size, "meta")
     require_fit(network, weights.tensors, str(weights.path))
@@ -32,13 +32,13 @@ def build_network(weights: Weights, model: ModelConfig | None = None) -> VGG:
 
 
 def require_fit(network: VGG, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuses tensors of another network than `network`.
+    """Refuses tensors that do not fit `network`.
 
     Args:
-        what: whose tensors they are, for the message.
+        what: name of the source of the tensors, for the message.
 
     Raises:
-        WeightsError: the layers that differ.
+        WeightsError: lists the layers that differ.
     """
     differing = differing_layers(network.state_dict(), tensors)
     if differing:
@@ -57,7 +57,7 @@ def require_fit(network: VGG, tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def differing_layers(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """A line for each weight layer, by its name in the paper, that is not alike in both."""
+    """A line for each weight layer that differs, by its name in the paper."""
     wanted, found = _shapes(expected), _shapes(given)
     lines = []
     for name in sorted(wanted | found):
@@ -69,7 +69,7 @@ def differing_layers(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Layer -> its tensors' shapes in words, such as `weight 64x3x3x3, bias 64`."""
+    """Layer -> its tensors' shapes as text, such as `weight 64x3x3x3, bias 64`."""
     layers: dict[str, list[str]] = {}
     for path, tensor in tensors.items():
         try:

@@ -21,10 +21,10 @@ from vggdist.model.summary import require_halves
 
 
 class VGG(nn.Module):
-    """A column of Table 1, or one's own blocks: images (n, 3, crop, crop) -> logits (n, classes).
+    """A column of Table 1, or custom blocks: images (n, 3, crop, crop) -> logits (n, classes).
 
-    `features` holds `block1`, `pool1`, `block2`, `pool2` and so on. The soft-max is left to the
-    loss and to the evaluation.
+    `features` holds `block1`, `pool1`, `block2`, `pool2` and so on. The loss and the evaluation
+    apply the soft-max.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class VGG(nn.Module):
         """Computes the logits.
 
         Args:
-            images: (n, 3, crop_size, crop_size), RGB, minus the mean; channels_last is welcome.
+            images: (n, 3, crop_size, crop_size), RGB, minus the mean; preferably channels_last.
             dropout_keys: int64 (n,), one per image as in `KeyedDropout`; used in training only.
 
         Returns:
@@ -97,7 +97,7 @@ class VGG(nn.Module):
             images: (n, 3, h, w), h and w at least crop_size.
 
         Returns:
-            (n, c, h // 2^blocks, w // 2^blocks): a pooling leaves out an odd last row or column.
+            (n, c, h // 2^blocks, w // 2^blocks): a pooling drops an odd last row or column.
 
         Raises:
             ValueError: images smaller than the network's input.
@@ -112,10 +112,10 @@ class VGG(nn.Module):
         return self.crop_size >> len(self.features) // 2
 
     def score_map(self, images: Tensor) -> Tensor:
-        """Logits at every place of whole images (section 3.2): fc6 as a convolution of the size of
-        its window, fc7 and fc8 as 1x1 convolutions, none of them padded; no dropout.
+        """Logits at every position of whole images (section 3.2): fc6 as a convolution as large as
+        its window, fc7 and fc8 as 1x1 convolutions, all without padding; no dropout.
 
-        `model/dense.py` computes the same faster.
+        `model/dense.py` computes the same, but faster.
 
         Args:
             images: as for `maps`.
@@ -137,7 +137,7 @@ class VGG(nn.Module):
 
 
 def require_whole_images(images: Tensor, crop_size: int) -> None:
-    """Refuses images that are smaller than a network's input.
+    """Refuses images smaller than a network's input.
 
     Raises:
         ValueError: not (n, 3, h, w) with h and w at least `crop_size`.
@@ -153,8 +153,8 @@ def require_whole_images(images: Tensor, crop_size: int) -> None:
 def build_vgg(config: ModelConfig, crop_size: int, device: str = "cpu") -> VGG:
     """Builds the configured network with NaN for weights: `initialize` it or load a checkpoint.
 
-    torch's default weights would cost seconds and be overwritten at once; unset memory is often
-    zero, and such a network trains in silence without ever learning. NaN shows in the first loss.
+    Drawing torch's default weights would take seconds, only to be overwritten. Uninitialized memory
+    is often zero, and such a network would silently never learn; NaN shows in the first loss.
 
     Args:
         config: the network.
@@ -173,7 +173,7 @@ def build_vgg(config: ModelConfig, crop_size: int, device: str = "cpu") -> VGG:
             fc_width=config.fc_width,
             dropout=config.dropout,
         )
-    # `to_empty` imports torch's compiler, a second of every start.
+    # Not `to_empty`, which imports torch's compiler: a second at every start.
     unset = {
         name: torch.full(
             tensor.shape,
@@ -200,4 +200,6 @@ def layer_name(path: str) -> str:
         return f"{match[2]}{match[1]}_{match[3]}"
     if match := re.match(r"(?:features\.)?(pool\d+|fc[678])(\.|$)", path):
         return match[1]
-    raise ValueError(f"{path!r} is not part of a VGG network, which has such as fc6.linear.weight.")
+    raise ValueError(
+        f"{path!r} is not part of a VGG network, whose parts have names such as fc6.linear.weight."
+    )

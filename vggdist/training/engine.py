@@ -1,7 +1,8 @@
-"""The DeepSpeed engine: configuration -> its JSON, and a network -> something that trains.
+"""The DeepSpeed engine: configuration -> DeepSpeed's JSON, and network -> trainable engine.
 
-The only door to DeepSpeed. Whatever differs between its ZeRO stages ends in this file: who reduces
-gradients, which memory format the weights keep, where momentum lies, how an overflow shows.
+The only module that imports DeepSpeed. All differences between its ZeRO stages are handled here:
+who reduces gradients, the memory format of the weights, where momentum is stored, how an overflow
+is detected.
 """
 
 import contextlib
@@ -28,20 +29,20 @@ from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 logger = logging.getLogger(__name__)
 
 SMALLEST_LOSS_SCALE = 1.0
-"""An fp16 overflow at this loss scale is an error: the gradients themselves do not fit."""
+"""An fp16 overflow at this loss scale is an error: the unscaled gradients do not fit."""
 
 
 def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
-    """DeepSpeed's JSON for a training; every value that has a surprising default is written out."""
+    """DeepSpeed's JSON for a training; every value with a surprising default is set explicitly."""
     settings: dict[str, Any] = {
         "train_batch_size": split.global_batch,
         "train_micro_batch_size_per_gpu": split.micro,
         "gradient_accumulation_steps": split.accumulation_steps,
-        # DeepSpeed clips at 1.0 unless told otherwise. At stage 0 our optimizer clips, since
-        # DeepSpeed would wait for the device.
+        # DeepSpeed's default clips at 1.0. At stage 0 our optimizer clips, since DeepSpeed would
+        # wait for the device.
         "gradient_clipping": config.optimizer.gradient_clipping if config.zero_stage else 0.0,
         "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
-        # torch's SGD is not on ZeRO's list, though the two give equal weights.
+        # ZeRO's list lacks torch's SGD, although the weights come out equal.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
         "timers": {"throughput": {"enabled": False}},  # it waits for the device in every step
@@ -58,12 +59,12 @@ def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
 
 
 class Engine:
-    """A network that trains under DeepSpeed, alike for every ZeRO stage and precision.
+    """A network that trains under DeepSpeed, with one interface for all ZeRO stages and precisions.
 
     Attributes:
-        module: the network itself; its weights are fp32 in every precision.
-        optimizer: takes the learning rate and knows whether the latest update was masked.
-        measure_norm: set before a step, to ask for `gradient_norm` after it.
+        module: the network; its weights are fp32 in every precision.
+        optimizer: has the learning rate, and whether the latest update was masked.
+        measure_norm: set it before a step to have `gradient_norm` after it.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Engine:
         if self._zero is None:
             self._engine.enable_backward_allreduce = False
             self._exchange = self._build_exchange(split, process)
-            # After initialize, which views every parameter as bytes and so needs it contiguous.
+            # After initialize, which views parameters as bytes and so needs them contiguous.
             arrange_convolutions(self.module, self.device, config.resolved_precision)
         else:
             logger.warning(
@@ -129,9 +130,10 @@ class Engine:
         return logits
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulates the gradients of a micro batch; in the last one they begin to travel."""
-        # A loss that is not finite can have finite gradients (an infinite logit of the wrong sign);
-        # times nan they are not, and one check of the gradients, shared by all ranks, sees both.
+        """Accumulates the gradients of a micro batch; the last one begins to send them."""
+        # A non-finite loss can have finite gradients (an infinite logit of the wrong sign).
+        # Multiplied by nan they are not finite, so one check of the gradients, shared by all ranks,
+        # covers both.
         finite = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self._engine.backward(loss * finite)
 
@@ -145,45 +147,45 @@ class Engine:
         if self._scaler is not None:
             assert self._scaler._scale is not None
             self._scale_of_step = self._scaler._scale.clone()
-        # Here, because what follows may unscale and clip the gradients.
+        # Before the engine's step, which may unscale and clip the gradients.
         if self._zero is None and self.measure_norm:
             gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
             self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
         clipping = self.config.optimizer.gradient_clipping
         if self._zero is not None and self._scaler is not None and clipping:
-            # ZeRO clips gradients that still carry the loss scale, as if they did not.
+            # ZeRO clips gradients without removing the loss scale.
             self._zero.clip_grad = clipping * self.loss_scale()
         self._engine.step()
         if self._zero is not None and self._scaler is not None and self._zero.overflow:
-            # ZeRO returns before its scaler is updated, and would overflow for ever.
+            # ZeRO returns before it updates its scaler, and would overflow forever.
             state = self._scaler.state_dict()
             lower = {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
             self._scaler.load_state_dict(state | lower)
 
     def train(self) -> None:
-        """Dropout and batch statistics as in training; frozen layers keep their statistics."""
+        """Training mode: dropout and batch statistics; frozen layers keep their statistics."""
         self._engine.train()
         for normalization in normalizations(self.module, trained=False):
             normalization.eval()
 
     def eval(self) -> None:
-        """No dropout, running statistics."""
+        """Evaluation mode: no dropout, running statistics."""
         self._engine.eval()
 
     @property
     def masked(self) -> Tensor:
-        """Float (1,) on the device, equal on all ranks: 1 where the latest update was left out."""
+        """Float (1,) on the device, equal on all ranks: 1 if the latest update was skipped."""
         if self._zero is not None:
-            # Not `tensor([...])`: that is a copy from the host, which waits for the device.
+            # Not `tensor([...])`, a copy from the host, which waits for the device.
             return torch.full((1,), float(self._zero.overflow), device=self.device)
         assert self.optimizer.masked is not None
         return self.optimizer.masked.reshape(1)
 
     @property
     def failed(self) -> Tensor:
-        """Float (1,) on the device: 1 where training must stop.
+        """Float (1,) on the device: 1 if training must stop.
 
-        Every masked update in fp32 and bf16; in fp16 only one at the smallest loss scale.
+        In fp32 and bf16 after any masked update; in fp16 only after one at the smallest loss scale.
         """
         if self._scaler is None or self._scaler._scale is None:
             return self.masked
@@ -205,13 +207,13 @@ class Engine:
         return self._scaler.get_scale() if self._scaler is not None else 1.0
 
     def scaler_state(self) -> dict[str, Any]:
-        """What fp16's loss scaler must remember; empty without one."""
+        """The state of fp16's loss scaler; empty without one."""
         return self._scaler.state_dict() if self._scaler is not None else {}
 
     def is_finite(self) -> bool:
         """Whether the weights, statistics and momentum of this rank have a finite norm in fp32.
 
-        The norm is one up to 1.8e19. Waits for the device.
+        Norms are finite up to 1.8e19. Waits for the device.
         """
         values = [value for value in self.module.state_dict().values() if value.is_floating_point()]
         momentum = (state.get("momentum_buffer") for state in self.optimizer.state.values())
@@ -245,7 +247,7 @@ class Engine:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """What `weights` and `momentum` take on a disk."""
+        """Size of `weights` and `momentum` on disk."""
         held = [*self.module.state_dict().values()]
         if self.config.optimizer.momentum:
             held += trained_parameters(self.module).values()
@@ -258,10 +260,10 @@ class Engine:
         momentum: Mapping[str, Tensor],
         scaler_state: Mapping[str, Any],
     ) -> None:
-        """Continues from what `weights`, `momentum` and `scaler_state` returned, in any stage.
+        """Restores the results of `weights`, `momentum` and `scaler_state`, saved in any stage.
 
         Raises:
-            CheckpointError: they are those of another network.
+            CheckpointError: they are from another network.
         """
         own = self.module.state_dict()
         _check_alike("weights", own, weights)
@@ -289,14 +291,14 @@ class Engine:
             )
 
     def _start_zero_momentum(self) -> None:
-        """ZeRO links momentum to parameters at its first step; this is before it."""
+        """Links momentum to parameters, which ZeRO does only at its first step."""
         assert self._zero is not None
         self.optimizer.start_momentum()
         self._zero._lazy_init_hp_params_optimizer_state()
 
 
 def normalizations(module: nn.Module, trained: bool) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The batch normalizations that are trained, or those that are frozen."""
+    """The trained batch normalizations, or the frozen ones."""
     return [
         part
         for part in module.modules()
@@ -325,22 +327,22 @@ def _to_store(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def quiet_deepspeed(process: Process) -> Iterator[Any]:
-    """DeepSpeed, told which accelerator to use, without its prints."""
+    """DeepSpeed with the right accelerator and without its prints."""
     os.environ["DS_ACCELERATOR"] = process.device.type
-    # DeepSpeed insists on it even where there is nothing to discover, and takes it for the number
-    # of the GPU; a rank that sees only its own GPU has number 0 there.
+    # DeepSpeed requires it even without discovery, and uses it as the GPU's number; a rank that
+    # sees only its own GPU needs number 0.
     former = os.environ.get("LOCAL_RANK")
     number = process.device.index
     os.environ["LOCAL_RANK"] = str(process.local_rank if number is None else number)
-    # It warns on every machine without a GPU, where nothing is amiss.
+    # It warns on every machine without a GPU, needlessly.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             import deepspeed
 
-            # The one operator that it would build on a CPU is for inference, and takes a compiler
-            # and up to a minute at the first start; an empty list of operators leaves it out.
+            # The one operator that it would build on a CPU is for inference, and needs a compiler
+            # and up to a minute at the first start; an empty list of operators skips it.
             deepspeed.ops.__compatible_ops__ = {}
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
             yield deepspeed

@@ -1,11 +1,11 @@
-"""Gradients of fully connected layers from all ranks' factors, and which layers want that.
+"""Gradients of fully connected layers from all ranks' factors, and the choice of these layers.
 
 A layer's gradient over the images of all ranks is dY^T X, with the images of all ranks as the rows
-of X and dY. Gathering the rows and multiplying them everywhere gives what an all-reduce of the
-matrices would give, rounded less often: products are added in fp32 and never rounded to 16 bits.
+of X and dY. Gathering the rows and multiplying them on every rank gives the result of an all-reduce
+of the matrices, rounded less often: products are added in fp32 and never rounded to 16 bits.
 
-Each rank multiplies for itself. Should unlike hardware round differently, weights differ by the sum
-of these roundings and no more, since what is added to them is otherwise the same on all ranks.
+Each rank does its own multiplication. If different hardware rounds differently, weights differ only
+by the sum of these roundings, since the updates are otherwise the same on all ranks.
 """
 
 import logging
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 class FactoredGradient:
-    """The gradient of one layer: its factors are gathered, and its matrix follows from them."""
+    """The gradient of one layer, computed from the gathered factors."""
 
     def __init__(
         self, layer: FCLayer, collectives: Collectives, dtype: torch.dtype | None = None
     ) -> None:
-        """Takes over the layer's gradient.
+        """Takes over the computation of the layer's gradient.
 
         Args:
-            layer: a trained one.
+            layer: a trained layer.
             collectives: of all ranks.
-            dtype: in which the factors travel; none: in that of the computation.
+            dtype: of the factors when sent; None: as computed.
         """
         self._layer, self._collectives, self._dtype = layer, collectives, dtype
         self._travelling: list[tuple[Tensor, Wait]] = []
@@ -48,11 +48,11 @@ class FactoredGradient:
         self.attach()
 
     def attach(self) -> None:
-        """From the next forward pass on, the layer has no gradient of its own."""
+        """From the next forward pass on, autograd computes no gradient for the layer."""
         self._layer.take_factors = self._send
 
     def detach(self) -> None:
-        """From the next forward pass on, the layer has its own gradient."""
+        """From the next forward pass on, autograd computes the layer's gradient."""
         self._layer.take_factors = None
 
     def _send(self, x: Tensor, dy: Tensor) -> None:
@@ -61,13 +61,13 @@ class FactoredGradient:
 
     @torch.no_grad()
     def finish(self) -> Product:
-        """Sets the biases' gradient and returns the weights', means over ranks of the step."""
+        """Sets the biases' gradient and returns the weights': means over all ranks for the step."""
         for _, wait in self._travelling:
             wait()
         x, dy = (_rows([rows for rows, _ in self._travelling[first::2]]) for first in (0, 1))
         self._travelling.clear()
         if x.device.type == "cpu":
-            # Once, rather than for every block of their product.
+            # Once, not for every block of their product.
             x, dy = x.float(), dy.float()
         scale = 1.0 / self._collectives.world_size
         linear = self._layer.linear
@@ -79,7 +79,7 @@ class FactoredGradient:
         weight = self._layer.linear.weight
         gradient = torch.empty_like(weight) if self._kept is None else self._kept
         if weight.device.type == "cpu":
-            # Always the same memory, since fresh memory costs more than its use.
+            # Reuse the same memory, since fresh memory costs more than its use.
             self._kept = gradient
         product.write(slice(None), gradient)
         weight.grad = gradient
@@ -92,13 +92,13 @@ def _rows(parts: Sequence[Tensor]) -> Tensor:
 def choose_factored(
     network: nn.Module, config: Config, split: BatchSplit, *, tell: bool
 ) -> list[FCLayer]:
-    """The trained fully connected layers whose gradients are to travel as factors.
+    """The trained fully connected layers whose gradients are sent as factors.
 
     Args:
         network: with `FCLayer`s.
-        config: says which way, or `auto`.
+        config: its `exchange` decides, or is `auto`.
         split: how a step's images are divided among the ranks.
-        tell: log the bytes that this is decided on.
+        tell: log the bytes of both ways.
     """
     layers = {
         name: module
@@ -130,12 +130,12 @@ def choose_factored(
 def render_traffic(
     layers: Sequence[LayerTraffic], num_others: int, config: Config, split: BatchSplit
 ) -> str:
-    """The table of what each rank sends in a step, by which `auto` decides.
+    """The table of bytes that each rank sends in a step, by which `auto` decides.
 
     Args:
         layers: the fully connected ones.
         num_others: trained parameters of all other layers.
-        config: the precisions, and the wish.
+        config: the precisions and `exchange`.
         split: how a step's images are divided among the ranks.
     """
     ways = choose(config.exchange, layers)

@@ -1,10 +1,11 @@
-"""What the ranks tell each other in every step, in one tiny all-reduce: whether one wants to stop,
-whether one found a bad image, and batch statistics. In an evaluation, whether one wants to stop.
+"""Flags that the ranks share in every step, in one tiny all-reduce: whether any rank was asked to
+stop, whether any found a bad image, and batch statistics. In an evaluation, only the request to
+stop.
 
-Batch normalization's running statistics differ between ranks after every forward pass. Averaged in
-every step, they are the same everywhere, whenever an evaluation or a checkpoint wants them; and
-where the update was masked they go back to what they were, so that nothing bad stays in them. Those
-of frozen layers never change.
+Batch normalization's running statistics differ between ranks after every forward pass. They are
+averaged in every step, so that evaluations and checkpoints find the same values on all ranks. After
+a masked update they are restored, so that no bad values remain. Those of frozen layers never
+change.
 """
 
 import itertools
@@ -33,7 +34,7 @@ class SharedFlags:
         ]
         sizes = [module.get_buffer(name).numel() for module, name in statistics]
         self._flat = torch.zeros(sum(sizes) + 2, device=engine.device)
-        # First, so that with the usual widths each lies as aligned as a tensor of its own.
+        # First, so that with the usual widths each is as aligned as a separate tensor.
         self._statistics, self._requests = self._flat[:-2], self._flat[-2:]
         # The modules' buffers become views, so that averaging needs no copies.
         start = 0
@@ -45,7 +46,7 @@ class SharedFlags:
         self._kept = self._statistics.clone()
 
     def begin(self) -> None:
-        """Keeps the statistics as they are before the step."""
+        """Saves the statistics before the step."""
         self._kept.copy_(self._statistics)
 
     def end(self, engine: Engine, stop_requested: bool, found_bad: bool = False) -> Tensor:
@@ -54,10 +55,10 @@ class SharedFlags:
 
         Args:
             engine: after its step.
-            stop_requested: whether this rank wants to stop.
-            found_bad: whether this rank met an image that it could not use.
+            stop_requested: whether this rank was asked to stop.
+            found_bad: whether this rank found a bad image.
         """
-        # Not `[0] = ...`: that is a copy from the host, which waits for the device.
+        # Not `[0] = ...`, a copy from the host, which waits for the device.
         self._requests[0:1].fill_(float(stop_requested))
         self._requests[1:2].fill_(float(found_bad))
         world_size = distributed.get_world_size()
@@ -69,45 +70,46 @@ class SharedFlags:
 
 
 class StepFlags(NamedTuple):
-    """What all ranks know of a step."""
+    """The flags of a step, the same on all ranks."""
 
     step: int
     """Its number."""
     failed: bool
     """Training must stop: a loss or gradient was not finite."""
     masked: bool
-    """The update was left out."""
+    """The update was skipped."""
     stop: bool
-    """A rank wants to stop."""
+    """A rank was asked to stop."""
     found_bad: bool
-    """A rank met an image that it could not use."""
+    """A rank found a bad image."""
 
 
 def until_stopped(
     batches: Iterator[T], num_rounds: int, stop: StopSignal, device: torch.device
 ) -> Iterator[T]:
-    """This rank's batches of an evaluation, as long as no rank wants to stop; collective.
+    """This rank's batches of an evaluation, until any rank is asked to stop; collective.
 
     Args:
-        num_rounds: batches of the rank that has most of them.
+        num_rounds: batches of the rank that has the most.
 
     Raises:
-        StoppedError: on all ranks, and after as many batches on each, a rank wants to stop.
+        StoppedError: a rank was asked to stop; raised on all ranks after the same number of
+            batches.
     """
     before: _Sent | None = None
     for _ in range(num_rounds):
         yield from itertools.islice(batches, 1)
-        # Not `torch.tensor([...])`: that is a copy from the host, which waits for the device.
+        # Not `torch.tensor([...])`, a copy from the host, which waits for the device.
         request = torch.zeros(1, device=device).fill_(float(stop.requested))
         sent = _Sent(sum_over_ranks(request))
-        # Read a batch later, as a step's flags are.
+        # Read one batch later, like a step's flags.
         if before is not None and any(before.read()):
             raise StoppedError("stopped in an evaluation; the same command continues.")
         before = sent
 
 
 class _Sent:
-    """Numbers on their way from the device to the host, which asks for them later, unwaiting."""
+    """Numbers being copied from the device to the host, which reads them later without waiting."""
 
     def __init__(self, numbers: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -119,32 +121,32 @@ class _Sent:
             self._event.record()
 
     def read(self) -> list[bool]:
-        """Which are above 0, once the device has come to them."""
+        """Which are above 0, once the copy is done."""
         if self._event is not None:
             self._event.synchronize()
         return [value > 0 for value in self._numbers.tolist()]
 
 
 class SentFlags:
-    """A step's flags on their way to the host, which reads them a step later, unwaiting."""
+    """A step's flags being copied to the host, which reads them a step later without waiting."""
 
     def __init__(self, flags: Tensor, step: int) -> None:
         self._step = step
         self._sent = _Sent(flags)
 
     def read(self) -> StepFlags:
-        """The flags, once the device has come to them."""
+        """The flags, once the copy is done."""
         return StepFlags(self._step, *self._sent.read())
 
 
 class DelayedFlags:
-    """Hands out each step's flags a step later, when the host need not wait for them."""
+    """Returns each step's flags one step later, when the host need not wait for them."""
 
     def __init__(self) -> None:
         self._latest: SentFlags | None = None
 
     def push(self, flags: Tensor, step: int) -> StepFlags | None:
-        """Takes the flags of this step; returns those of the step before, if it has any left."""
+        """Takes the flags of this step; returns those of the step before, if any are left."""
         before, self._latest = self._latest, SentFlags(flags, step)
         return None if before is None else before.read()
 

@@ -1,9 +1,9 @@
-"""How gradients travel between ranks: averaged while the backward pass still runs.
+"""Averaging gradients over ranks while the backward pass still runs.
 
 DeepSpeed's own reduction at ZeRO stage 0 waits for the end of the backward pass and copies every
-gradient even on a single rank, so the engine's is switched off (`training/engine.py`) and this one
-takes its place. fc6, three quarters of VGG-16's parameters, is ready almost first; its gradient and
-those of fc7 and fc8 may travel as factors (`training/factors.py`).
+gradient even on a single rank, so `training/engine.py` switches it off and uses this one. fc6, with
+three quarters of VGG-16's parameters, is ready almost first; its gradient and those of fc7 and fc8
+may be sent as factors (`training/factors.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,10 @@ from vggdist.training.product import Product
 class GradientExchange:
     """Makes every gradient the mean over ranks.
 
-    Gradients are all-reduced as they become ready in the last micro batch (a hook behind each
-    parameter's accumulation), those of `factored` layers are multiplied from factors gathered in
-    every micro batch. So the order of the collectives is the order of the backward pass, the same
-    on every rank. A world of one does nothing at all.
+    Gradients are all-reduced as they become ready in the last micro batch (by a hook after each
+    parameter's accumulation); those of `factored` layers are computed from factors gathered in
+    every micro batch. So the collectives follow the order of the backward pass, the same on every
+    rank. A world of one does nothing.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class GradientExchange:
         factor_dtype: torch.dtype | None = None,
         products: list[Product] | None = None,
     ) -> None:
-        """Places the hooks.
+        """Installs the hooks.
 
         Args:
-            parameters: that are trained.
-            is_last_micro_batch: whether the backward pass under way is the last of its step.
+            parameters: the trained ones.
+            is_last_micro_batch: whether the current backward pass is the last of its step.
             collectives: of all ranks.
-            factored: layers whose gradients travel as factors.
-            dtype: in which the other gradients travel.
-            factor_dtype: in which factors travel; none: in that of the computation.
-            products: where those of the factored layers' weights are left in every step; none: they
-                are multiplied, and weights have gradients as always.
+            factored: layers whose gradients are sent as factors.
+            dtype: of the other gradients when sent.
+            factor_dtype: of factors when sent; None: as computed.
+            products: list that receives the products of the factored layers' weights in every step;
+                None: they are multiplied, and weights have normal gradients.
         """
         self._products = products
         self.world_size = collectives.world_size
@@ -77,7 +77,7 @@ class GradientExchange:
         if not self._is_last():
             return
         self._send_bucket()
-        # While the last bucket travels.
+        # While the last bucket is being sent.
         for factored in self._factored:
             product = factored.finish()
             if self._products is None:
@@ -97,7 +97,7 @@ class GradientExchange:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Every rank keeps its own gradients in the steps within."""
+        """Within the block, every rank keeps its own gradients."""
         is_last, self._is_last = self._is_last, lambda: False
         for factored in self._factored:
             factored.detach()
@@ -135,7 +135,7 @@ class GradientExchange:
         start = 0
         for view in views:
             # Divided before the sum, so that fp16's scaled gradients cannot overflow in it; and
-            # before it is rounded, since a division that rounds is several times slower on a CPU.
+            # before rounding, since a rounding division is several times slower on a CPU.
             view.div_(self.world_size)
             if flat.data_ptr() != view.data_ptr():
                 flat[start : start + view.numel()].copy_(view)

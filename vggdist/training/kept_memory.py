@@ -1,8 +1,8 @@
-"""Memory that this process frees stays with it, for the next step to use.
+"""Keeps freed memory in this process for the next step.
 
-A step on a CPU frees and takes the same hundreds of megabytes as the one before. The C library
-gives large blocks back to the system at once, and a page of fresh memory costs more than the
-arithmetic on it: measured, a fifth of a step's time at 224 pixels (732,000 page faults).
+Every step on a CPU allocates and frees the same hundreds of megabytes. The C library returns large
+blocks to the system at once, and a fresh page costs more than the arithmetic on it: a measured
+fifth of a step's time at 224 pixels (732,000 page faults).
 """
 
 import ctypes
@@ -11,10 +11,10 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """From now on, what this process frees is kept for its own use; with other C libraries nothing.
+    """From now on, this process keeps memory that it frees; does nothing without glibc.
 
-    The process stays as large as it has ever been, and is a little larger than it would be: blocks
-    of one size that come and go are used again after the first few of them.
+    The process never shrinks, and is a little larger than it would be: freed blocks are reused
+    after the first few of each size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""Images that cannot be used: every rank knows the same ones, and too many end the training."""
+"""Bad images: all ranks know the same ones, and too many end the training."""
 
 import logging
 from collections.abc import Iterable, Set
@@ -11,53 +11,51 @@ from vggdist.distributed.process import gather
 logger = logging.getLogger(__name__)
 
 ALWAYS_ALLOWED = 10
-"""Images that may break during a training whatever their share is."""
+"""Number of bad images that a training always tolerates, whatever their fraction."""
 
 
 class KnownBad:
-    """The set of images for which the plan takes others.
+    """The set of bad images, which the plan replaces with others.
 
-    Begins as the data set's quarantine. What a rank's loader finds afterwards becomes common
-    knowledge at the end of the step that wanted the image.
+    Starts as the data set's quarantine. Images that a rank's loader finds later are shared with all
+    ranks at the end of the step that needed them.
 
     Args:
         manifest: the training set.
-        max_fraction: the largest share of its images that may break during a training.
+        max_fraction: largest fraction of its images that may be found bad during a training.
 
     Attributes:
-        found: images that broke during the training, quarantine not included.
-        limit: how many may.
+        found: images found bad during the training, without the quarantine.
+        limit: how many are allowed.
     """
 
     def __init__(self, manifest: Manifest, max_fraction: float) -> None:
         self._manifest = manifest
         self.limit = max(ALWAYS_ALLOWED, int(max_fraction * manifest.num_images))
-        # Replaced as a whole, never changed: the loader's thread reads it at any time.
+        # Replaced, never modified: the loader's thread may read it at any time.
         self.images: Set[int] = frozenset().union(*gather(manifest.quarantine))
         self.found: Set[int] = frozenset()
         self._news: list[BadImage] = []
 
     @property
     def has_news(self) -> bool:
-        """Whether this rank knows of images that others may not know of."""
+        """Whether this rank has new bad images that others may not know."""
         return bool(self._news)
 
     def note(self, bad: Iterable[BadImage]) -> None:
-        """Takes in what this rank's loader has found."""
+        """Adds the bad images that this rank's loader has found."""
         self._news += bad
 
     def agree(self) -> None:
-        """Makes every rank's news known to all; collective.
+        """Shares every rank's new bad images with all ranks; collective.
 
         Raises:
-            DataError: on all ranks, more images are bad than may be.
+            DataError: on all ranks, if more images are bad than allowed.
         """
-        news = {bad.image: bad for one in gather(self._news) for bad in one}
+        news = {bad.image: bad for found in gather(self._news) for bad in found}
         self._news = []
         for image in sorted(news.keys() - self.found):
-            logger.warning(
-                "%s; the plan's substitute takes its place.", news[image].sentence(self._manifest)
-            )
+            logger.warning("%s; the sample plan replaces it.", news[image].sentence(self._manifest))
         self.found |= news.keys()
         self.images |= news.keys()
         if news and len(self.found) > self.limit:
@@ -65,7 +63,7 @@ class KnownBad:
             raise too_many_bad(len(self.found), self.limit, self._manifest, last)
 
     def state(self) -> list[int]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return sorted(self.found)
 
     def load(self, state: list[int]) -> None:

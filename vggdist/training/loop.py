@@ -1,4 +1,4 @@
-"""Training as a story: steps, evaluations, checkpoints, log, stop."""
+"""The training loop: steps, evaluations, checkpoints, log, stop."""
 
 import itertools
 import logging
@@ -38,13 +38,13 @@ Batches = AbstractContextManager[Iterator[Batch]]
 
 
 class Training:
-    """A training of one rank, from its first step or from a checkpoint to its end.
+    """One rank's training, from the first step or a checkpoint to the end.
 
     Attributes:
         step: finished steps.
-        errors: of the latest evaluation.
-        evaluated_step: after which it was made; -1: there has been none.
-        elapsed_seconds: from the first step's start to the last one's end, evaluations included.
+        errors: result of the latest evaluation.
+        evaluated_step: the step after which it was made; -1: none yet.
+        elapsed_seconds: from the start of the first step to the end of the last, with evaluations.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Training:
         run_folder: Path,
         description: Description | None = None,
     ) -> None:
-        """Joins the parts.
+        """Assembles the training.
 
         Args:
             num_images: in the training set.
-            open_batches: finished steps -> this rank's micro batches from there on.
+            open_batches: number of finished steps -> this rank's micro batches from there on.
             evaluate: errors of `engine` on the validation set; collective. Raises a StoppedError on
-                all ranks if a rank's signal has come.
-            data_digests: of the manifests, kept with every checkpoint.
-            known_bad: images that `open_batches` does not show.
+                all ranks if any rank has received a signal.
+            data_digests: of the manifests, saved with every checkpoint.
+            known_bad: images that `open_batches` skips.
             log: curves, on the main rank.
-            description: of the network, kept with every checkpoint's weights.
+            description: of the network, saved with every checkpoint's weights.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
@@ -102,24 +102,24 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """Whether the schedule has come to its end."""
+        """Whether the schedule has ended."""
         return self.step >= self.schedule.total_steps or self.schedule.finished
 
     def train(self, stop: StopSignal) -> bool:
         """Trains to the end (True), or until a rank is asked to stop and all have saved (False).
 
         Args:
-            stop: this rank's signals; one that came before the first step counts too.
+            stop: this rank's signals; one received before the first step counts too.
 
         Raises:
-            NumericError: on all ranks, when a loss, a gradient or the weights were not finite.
-            DataError: on all ranks, when too many images could not be used.
+            NumericError: on all ranks, if a loss, a gradient or the weights are not finite.
+            DataError: on all ranks, if too many images are bad.
             CheckpointError: the last checkpoint could not be written.
         """
         self.throughput.resume()
         if self._evaluation_due and not self._evaluate(stop):
             return False
-        self._tell_of_decreases()
+        self._log_decreases()
         if self.finished:
             return True
         began_at = time.monotonic() - self.elapsed_seconds
@@ -133,26 +133,26 @@ class Training:
                 ended = self.step == self.schedule.total_steps
                 saving = ended or self._is_due(self._checkpoint_interval)
                 if saving or stopping or self._evaluation_due:
-                    # Nothing is evaluated or saved before its step is known to be good.
+                    # Never evaluate or save a step before it is known to be good.
                     stopping |= self._handle(delayed.flush())
                 if self._log_due:
                     self._write_log()
-                # Saved first: an evaluation takes its time, and may be interrupted or fail. Whoever
-                # continues from what is saved evaluates then.
+                # Save first: an evaluation takes time, and may be interrupted or fail. A run
+                # resumed from this checkpoint then evaluates it.
                 if saving or stopping:
                     self._save(last=ended or stopping)
                 if self._evaluation_due and not stopping:
                     stopping = not self._evaluate(stop)
                     if not saving and (stopping or self.finished):
                         self._save(last=True)
-                self._tell_of_decreases()
+                self._log_decreases()
                 if stopping:
                     return False
-        self._tell(f"training ends at step {self.step}: {self.schedule.end(self.step)}.")
+        self._log_event(f"training ends at step {self.step}: {self.schedule.end(self.step)}.")
         return True
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides tensors; collective."""
+        """The contents of a checkpoint besides tensors; collective."""
         return {
             "schedule": self.schedule.state(),
             "errors": asdict(self.errors) if self.errors is not None else None,
@@ -173,7 +173,7 @@ class Training:
         self.engine.load(saved.weights, saved.momentum, state["scaler"])
         self._flags = SharedFlags(self.engine)
         of_schedule = state["schedule"]
-        # Checkpoints of format 1 evaluated first, and do not say after which steps.
+        # Runs with format 1 evaluated first, and their checkpoints lack the steps.
         rhythm = range(1, len(of_schedule["errors"]) + 1)
         steps = [number * self._evaluation_interval for number in rhythm]
         self.schedule.load({"steps": steps, **of_schedule})
@@ -202,12 +202,12 @@ class Training:
         return flags
 
     def _handle(self, flags: StepFlags | None) -> bool:
-        """Whether a rank wants to stop; raises where the step failed."""
+        """Whether a rank was asked to stop; raises if the step failed."""
         if flags is None:
             return False
         if flags.failed:
             self.progress.clear()
-            # The network as it was before this step has failed, and so has no good checkpoint.
+            # The weights before this step have failed, so there is no good checkpoint of them.
             raise self._diverged(
                 f"step {flags.step}: the loss or a gradient is infinite or not a number; the "
                 "update was left out, and training stops.",
@@ -220,11 +220,11 @@ class Training:
         return flags.stop
 
     def _diverged(self, what: str, good_until: int) -> NumericError:
-        """The error for a network that has exploded.
+        """The error for a network that has diverged.
 
         Args:
-            what: has shown it, and what follows; whole sentences.
-            good_until: a step; checkpoints of later ones are not known to be any better.
+            what: the symptom and its consequence, in whole sentences.
+            good_until: a step; checkpoints of later steps may be bad.
         """
         good = None
         if self.process.is_main:
@@ -232,9 +232,9 @@ class Training:
         path = shlex.quote(str(good))
         return NumericError(
             f"{what} Lower optimizer.learning_rate, set optimizer.gradient_clipping, or choose a "
-            "precision with more range, in another run.folder; what led here is in the curves. "
+            "precision with more range, in another run.folder; the curves show what led to it. "
             + (
-                f"The newest good checkpoint is {good}; run.resume={path} goes on from there."
+                f"The newest good checkpoint is {good}; run.resume={path} continues from there."
                 if good is not None
                 else f"No checkpoint in {self.checkpoint_folder} is known to be good."
             )
@@ -263,7 +263,7 @@ class Training:
         self.progress.log(self.step, self.epoch, values, self._seconds_left())
 
     def _evaluate(self, stop: StopSignal) -> bool:
-        """Whether the evaluation was made; on no rank where a signal ended it."""
+        """Whether the evaluation was completed; False on all ranks if a signal ended it."""
         self.throughput.pause()
         started_at = time.monotonic()
         self.engine.eval()
@@ -278,12 +278,12 @@ class Training:
             self.progress.clear()
             raise self._diverged(
                 f"step {self.step}: the validation loss is infinite or not a number, so the "
-                "network is good for nothing, and training stops.",
+                "network is useless, and training stops.",
                 good_until=self.evaluated_step,
             )
         self.errors, self.evaluated_step = errors, self.step
-        # An evaluation off the rhythm, at the end of a part, must not count for the patience: the
-        # training would go another way than one that is not done in parts.
+        # An extra evaluation, at the end of a part, must not count for the patience: the training
+        # would differ from one that is not done in parts.
         if self._is_due(self._evaluation_interval):
             self.schedule.observe(self.step, self.errors.top1_error)
         self._evaluation_seconds = time.monotonic() - started_at
@@ -304,17 +304,17 @@ class Training:
             )
         return True
 
-    def _tell_of_decreases(self) -> None:
-        """Says once, of each fall of the learning rate, that it fell."""
+    def _log_decreases(self) -> None:
+        """Reports each decrease of the learning rate once."""
         decreases = self.schedule.decreases(self.step)
         for decrease in decreases[self._num_decreases_told :]:
-            self._tell(
+            self._log_event(
                 f"the learning rate falls to {decrease.learning_rate:g} at step {decrease.step}: "
                 f"{self.schedule.cause}."
             )
         self._num_decreases_told = len(decreases)
 
-    def _tell(self, text: str) -> None:
+    def _log_event(self, text: str) -> None:
         """A line in the log and a mark in TensorBoard."""
         self.progress.clear()
         logger.info("%s", text)
@@ -338,12 +338,12 @@ class Training:
                 checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
             except OSError as error:
                 problem = self._not_saved(error)
-        if last:  # all ranks end with the main one
+        if last:  # all ranks end with the main rank
             if not all_agree(not problem, self.process.device):
                 raise CheckpointError(problem)
         elif problem:
             self.progress.clear()
-            logger.error("%s Training goes on.", problem)
+            logger.error("%s Training continues.", problem)
         self.throughput.resume()
 
     def _not_saved(self, error: OSError) -> str:
@@ -354,12 +354,12 @@ class Training:
             else "There is none before it."
         )
         return (
-            f"the checkpoint of step {self.step} could not be written: {error}. Free space or mend "
+            f"the checkpoint of step {self.step} could not be written: {error}. Free space or fix "
             f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes batches on; the first images of a training go to TensorBoard."""
+        """Passes on batches; logs the first images of a training to TensorBoard."""
         for number, batch in enumerate(batches):
             self.known_bad.note(batch.bad)
             first = self.step == 1 and number == 0
@@ -377,7 +377,7 @@ class Training:
 
     @property
     def _evaluation_due(self) -> bool:
-        """Whether the network as it is now is still to be evaluated."""
+        """Whether the current network is due for evaluation."""
         wanted = self.step and self._is_due(self._evaluation_interval)
         return (wanted or self.step >= self.schedule.total_steps) and (
             self.evaluated_step != self.step
@@ -399,7 +399,7 @@ class Training:
         return self.step % interval == 0
 
     def _seconds_left(self) -> float:
-        """At the pace so far, evaluations included."""
+        """Estimated from the speed so far, evaluations included."""
         steps = self.schedule.total_steps - self.step
         per_step = self.throughput.seconds / max(1, self.throughput.images)
         evaluations = steps / self._evaluation_interval
@@ -407,7 +407,7 @@ class Training:
 
 
 class _Waiting:
-    """Passes batches on and adds up how long each was waited for."""
+    """Passes on batches and sums the time spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches

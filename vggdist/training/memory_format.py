@@ -1,10 +1,10 @@
-"""How the weights of convolutions lie in memory, and with them the maps between.
+"""The memory format of convolution weights, and so of the maps between them.
 
-channels_last is what tensor cores and 16-bit arithmetic on a CPU want. In fp32 on a CPU oneDNN has
-another order of its own, and rearranges weights in every pass, from channels_last more slowly. So
-wide blocks, which have most of the weights and the smallest maps, are better off contiguous:
-measured for 512 channels, both passes together take 0.62 of the time with maps of 2x2, 0.70 of 4x4,
-0.95 to 0.99 of 7x7 to 14x14. Narrow blocks of large maps take up to a quarter longer so.
+channels_last is fastest on tensor cores and for 16-bit arithmetic on a CPU. In fp32 on a CPU,
+oneDNN uses its own order and rearranges weights in every pass, more slowly from channels_last. So
+wide blocks, which have most of the weights and the smallest maps, are faster contiguous: measured
+for 512 channels, both passes together take 0.62 of the time with maps of 2x2, 0.70 with 4x4, 0.95
+to 0.99 with 7x7 to 14x14. Narrow blocks with large maps would take up to a quarter longer.
 """
 
 from typing import Any
@@ -21,11 +21,11 @@ WIDE = 512
 
 
 def arrange_convolutions(network: nn.Module, device: torch.device, precision: Precision) -> None:
-    """Brings the weights into the order that is fastest, and later the maps that blocks take.
+    """Puts the weights, and later the input maps of blocks, into the fastest memory format.
 
     Args:
-        network: with `ConvBlock`s.
-        device: on which it is.
+        network: made of `ConvBlock`s.
+        device: of the network.
         precision: of the computation.
     """
     network.to(memory_format=torch.channels_last)
@@ -34,12 +34,12 @@ def arrange_convolutions(network: nn.Module, device: torch.device, precision: Pr
         for block in network.modules():
             if isinstance(block, ConvBlock) and block.out_channels >= WIDE:
                 block.to(memory_format=torch.contiguous_format)
-                # Else the maps would decide, and the weights be rearranged all the same.
+                # Else the maps would decide, and the weights would still be rearranged.
                 block.register_forward_pre_hook(_contiguous)
 
 
 def convolutions_are_channels_last(part: nn.Module) -> bool:
-    """Whether every 4-D parameter lies in memory as channels_last; 1x1 kernels lie both ways."""
+    """Whether every 4-D parameter is channels_last; 1x1 kernels are in either format."""
     return all(
         parameter.is_contiguous(memory_format=torch.channels_last)
         for parameter in part.parameters()

@@ -1,8 +1,8 @@
 """Curves: TensorBoard events and `metrics.jsonl`, written by the main rank.
 
-After a resume no step appears twice: TensorBoard is told to forget what came after the checkpoint,
-and the lines of `metrics.jsonl` after it are dropped. An evaluation of the checkpoint itself, which
-is made again where nobody knows its outcome, is not written again.
+After a resume no step appears twice: TensorBoard purges the points after the checkpoint, and later
+lines of `metrics.jsonl` are dropped. If the checkpoint itself is evaluated again, because its
+result was not saved, the evaluation is not written again.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class LogFile(logging.FileHandler):
-    """`log.txt`; a disk that is full costs lines of it, of which `MetricLog` tells."""
+    """`log.txt`; a full disk loses lines, which `MetricLog` reports."""
 
     def __init__(self, run_folder: Path) -> None:
         super().__init__(run_folder / LOG_FILE, encoding="utf-8")
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Called where a line could not be written; logging would print a traceback for each."""
+        """Called if a line cannot be written; logging would print a traceback for each."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        """Gives up what could not be written."""
+        """Discards lines that could not be written."""
         with contextlib.suppress(OSError):
             super().close()
 
 
 class MetricLog:
-    """Numbers by name at a step; also texts and pictures, which only TensorBoard gets."""
+    """Writes named numbers at a step; also texts and pictures, to TensorBoard only."""
 
     def __init__(self, run_folder: Path, first_step: int) -> None:
         """Continues the curves of `run_folder` after step `first_step`."""
@@ -57,7 +57,7 @@ class MetricLog:
         kept = self._lines.keep(lambda point: point["step"] <= first_step and "split" in point)
         self._there = {(point["split"], point["step"]) for point in kept}
         self._usual_hook, threading.excepthook = threading.excepthook, self._without_board
-        # From the beginning, where an earlier start ended before its first checkpoint.
+        # From 0, if an earlier start ended before its first checkpoint.
         self._board: SummaryWriter | None = self._open_board(first_step + 1 if first_step else 0)
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class MetricLog:
         """A point of every curve; `split` is train or validation and groups them."""
         if (split, step) in self._there:
             return
-        # JSON has no nan and no infinity.
+        # JSON has no nan or infinity.
         numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
         record = {"split": split, "step": step, "epoch": epoch, **numbers}
         with self._going_on():
@@ -87,8 +87,8 @@ class MetricLog:
         self._on_board(write)
 
     def write_text(self, name: str, text: str, step: int | None = None) -> None:
-        """A text, shown as it is; without a step it belongs to this start."""
-        if ("validation", step) in self._there:  # said then, after the same evaluation
+        """A text, shown verbatim; without a step it belongs to this start."""
+        if ("validation", step) in self._there:  # already written, after the same evaluation
             return
         indented = "\n".join("    " + line for line in text.splitlines())
         shown_at = self._first_step if step is None else step
@@ -103,7 +103,7 @@ class MetricLog:
         return SummaryWriter(folder, purge_step=purge_step, flush_secs=10)
 
     def _on_board(self, write: Callable[[SummaryWriter], None]) -> None:
-        """Writes to TensorBoard, whose thread is dead once it has failed."""
+        """Writes to TensorBoard, whose thread is dead after a failure."""
         if self._board is None:
             return
         with self._going_on():
@@ -114,27 +114,27 @@ class MetricLog:
                 raise
 
     def _without_board(self, failure: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread would print a traceback of what its next call raises as well."""
+        """Ignores a failure of TensorBoard's thread: its next call raises the same error."""
         is_board = type(failure.thread).__module__.startswith("tensorboard.")
         if not (is_board and issubclass(failure.exc_type, OSError)):
             self._usual_hook(failure)
 
     @contextlib.contextmanager
     def _going_on(self) -> Iterator[None]:
-        """A full disk costs points of the curves, not the training; it is said once."""
+        """A full disk loses points of the curves, not the training; reported once."""
         try:
             yield
         except OSError as error:
             if not self._failed:
                 self._failed = True
                 logger.error(
-                    "curves and log in %s cannot be written, training goes on without: %s.",
+                    "curves and log in %s cannot be written, training continues without them: %s.",
                     self._folder,
                     error,
                 )
 
 
 def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """What the network is fed, (n, 3, h, w), (pixels - mean) / std -> 8-bit RGB on the CPU."""
+    """Network inputs (n, 3, h, w), (pixels - mean) / std -> 8-bit RGB on the CPU."""
     shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
     return (images.detach().float().cpu() * scale + shift).round().clamp(0, 255).to(torch.uint8)

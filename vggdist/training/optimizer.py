@@ -1,5 +1,4 @@
-"""SGD with momentum (section 3.1) and LARS, which keep gradients that are not finite out of the
-weights."""
+"""SGD with momentum (section 3.1) and LARS, which skip updates with non-finite gradients."""
 
 import inspect
 from collections.abc import Iterable, Sequence
@@ -15,21 +14,21 @@ from vggdist.training.product import Product
 
 
 class MaskedSGD(torch.optim.SGD):
-    """`torch.optim.SGD` whose fused update the device itself leaves out after a bad gradient.
+    """`torch.optim.SGD` whose fused update the device itself skips after a bad gradient.
 
-    Nothing is read back to the host: one pass over the gradients sets a flag on the device, and
-    torch's fused kernel returns without touching weights and momentum where it is set. Under fp16
-    a `GradScaler` brings the flag (attribute `found_inf`) and every overflow is one skipped step;
-    without a scaler the first bad gradient sets the flag for good, so the weights stay those
-    before it until the host has noticed.
+    Nothing is read back to the host: one pass over the gradients sets a flag on the device, and if
+    it is set, torch's fused kernel returns without touching weights and momentum. In fp16 a
+    `GradScaler` provides the flag (attribute `found_inf`), and every overflow skips one step;
+    without a scaler the first bad gradient sets the flag permanently, so the weights stay as they
+    were before it until the host notices.
 
     Attributes:
-        masked: float (1,), 1 where the latest update was left out.
+        masked: float (1,), 1 if the latest update was skipped.
         products: gradients of weights that have none in memory, for the next step; not with fp16's
             loss scale.
     """
 
-    # Only to keep out of torch's compiler, torch's own import it: two seconds of every start.
+    # torch's own imports its compiler, only to exclude itself: two seconds at every start.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
@@ -53,8 +52,8 @@ class MaskedSGD(torch.optim.SGD):
     def start_momentum(self) -> None:
         """Gives every parameter a zero momentum buffer of its own memory format.
 
-        torch makes them at the first step, uninitialized: masked, that step would leave garbage.
-        From zero, the first update is the same as torch's.
+        torch creates them uninitialized at the first step; if that step is masked, they hold
+        garbage. From zero, the first update equals torch's.
         """
         for group in self.param_groups:
             if group["momentum"]:
@@ -63,7 +62,7 @@ class MaskedSGD(torch.optim.SGD):
                         self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """For all parameters."""
+        """Sets it for all parameters."""
         for group in self.param_groups:
             group["lr"] = learning_rate
 
@@ -107,7 +106,7 @@ class MaskedSGD(torch.optim.SGD):
         momentum: Sequence[Tensor | None],
     ) -> None:
         """torch's fused update, masked by `found_inf`."""
-        # Flat, since on a CPU it would copy tensors that are channels_last.
+        # Flat, since on a CPU it would copy channels_last tensors.
         sgd(
             [in_memory_order(weight) for weight in weights],
             [
@@ -127,7 +126,7 @@ class MaskedSGD(torch.optim.SGD):
         )
 
     def _clip(self) -> None:
-        """`torch.nn.utils.clip_grad_norm_` on the device alone, also of gradients with a scale."""
+        """`torch.nn.utils.clip_grad_norm_` without host synchronization, also with a loss scale."""
         assert not self.products
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         whole = norm(gradients)
@@ -137,7 +136,7 @@ class MaskedSGD(torch.optim.SGD):
         torch._foreach_mul_(gradients, (self._largest_norm / (whole + 1e-6)).clamp(max=1.0))
 
     def _adapt_gradients(self) -> None:
-        """What an optimizer does to its gradients before they are used."""
+        """Changes the gradients before the update; for subclasses."""
 
 
 class MaskedLARS(MaskedSGD):
@@ -147,8 +146,8 @@ class MaskedLARS(MaskedSGD):
 
         c |w| / (|g| + b |w|) (g + b w)
 
-    and then used as SGD would. Biases and the parameters of batch normalization have no trust ratio
-    and no weight decay, as is usual with LARS.
+    and then used as in SGD. Biases and the parameters of batch normalization have no trust ratio
+    and no weight decay, as usual with LARS.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
@@ -166,26 +165,26 @@ class MaskedLARS(MaskedSGD):
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         scale = getattr(self, "grad_scale", None)
-        if scale is not None:  # fp16's, which the fused kernel would take out only later
+        if scale is not None:  # fp16's, which the fused kernel would remove only later
             every = [p.grad for p in self.parameters() if p.grad is not None]
             torch._foreach_mul_(every, scale.reciprocal().reshape(()))
             self.grad_scale = None
         of_weights = torch.stack(torch._foreach_norm(weights))
         of_gradients = torch.stack(torch._foreach_norm(gradients))
         trust = self._trust * of_weights / (of_gradients + self._decay * of_weights)
-        # Weights that are all zero, or have no gradient, would never move, or not be a number.
+        # All-zero weights would never change, and without a gradient become nan.
         ratios = torch.where((of_weights > 0) & (of_gradients > 0), trust, 1.0)
         torch._foreach_add_(gradients, weights, alpha=self._decay)
         torch._foreach_mul_(gradients, list(ratios.unbind()))
 
 
 def build_optimizer(params: Iterable[nn.Parameter], config: OptimizerConfig) -> MaskedSGD:
-    """The configured optimizer of some parameters."""
+    """The configured optimizer for some parameters."""
     return (MaskedLARS if config.name == "lars" else MaskedSGD)(list(params), config)
 
 
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that are trained, by name; the frozen rest has no gradient and no momentum."""
+    """Trained parameters by name; frozen ones have no gradient and no momentum."""
     named = network.named_parameters()
     return {name: parameter for name, parameter in named if parameter.requires_grad}
 
@@ -193,8 +192,8 @@ def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 def in_memory_order(tensor: Tensor) -> Tensor:
     """A flat view of a dense tensor in the order of its memory, whatever its memory format.
 
-    Collectives and torch's fused update want contiguous tensors, which channels_last ones are not;
-    their memory is, and it is laid out alike on every rank.
+    Collectives and torch's fused update need contiguous tensors. channels_last tensors are not
+    contiguous, but their memory is, with the same layout on every rank.
     """
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 

@@ -1,9 +1,9 @@
-"""The gradient of a weight matrix that is known as a product and never lies in memory as a whole.
+"""A weight matrix's gradient, kept as a product and never stored in memory as a whole.
 
-Writing the gradient of fc6, reading it to look for what is not finite, and reading it again to
-update the weights costs more memory traffic than the update itself. From its factors it is made
-block by block, each used while it is in the cache, and what must be known of all of it follows from
-the factors alone.
+Writing the gradient of fc6, reading it to check that it is finite, and reading it again to update
+the weights costs more memory traffic than the update itself. Instead it is computed from its
+factors block by block, each used while it is in the cache; its norm and bound follow from the
+factors alone.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
-"""Of a gradient that are in memory at a time: what a cache holds, or what keeps a GPU busy."""
+"""Elements of a gradient in memory at a time: what fits a cache, or keeps a GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Product:
     """scale dY^T X.
 
     Attributes:
-        weight: (out_features, in_features), whose gradient this is.
+        weight: (out_features, in_features), the weights of this gradient.
         dy: (n, out_features).
         x: (n, in_features), of the same type.
         scale: one over the number of ranks.
@@ -37,7 +37,7 @@ class Product:
         multiply(self.dy[:, rows], self.x, self.scale, out)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their part of the gradient, which the next part overwrites."""
+        """Row ranges and their part of the gradient, which the next part overwrites."""
         height, width = self.weight.shape
         step = max(1, BLOCK_ELEMENTS[self.weight.device.type] // width)
         part = torch.empty(
@@ -55,14 +55,14 @@ class Product:
         |dY^T X|^2 is the sum of the elements of (dY dY^T) (X X^T), multiplied one by one.
         """
         grams = [rows.float() @ rows.float().T for rows in (self.dy, self.x)]
-        # Rounding may leave a gradient of nearly nothing below zero.
+        # Rounding may make the square of a tiny norm negative.
         square: Tensor = (grams[0] * grams[1]).sum().clamp(min=0)
         return square.sqrt() * self.scale
 
     def bound(self) -> Tensor:
         """A scalar that no element exceeds; it is finite exactly when the factors are.
 
-        |dY| |X|, by Cauchy and Schwarz; short of a bound beyond 3e38.
+        |dY| |X|, by Cauchy-Schwarz; unless the bound exceeds 3e38.
         """
         of_dy, of_x = (torch.linalg.vector_norm(f, dtype=torch.float32) for f in (self.dy, self.x))
         bound: Tensor = of_dy * of_x
@@ -76,11 +76,11 @@ def multiply(dy: Tensor, x: Tensor, scale: float, out: Tensor) -> None:
         dy: (n, out_features).
         x: (n, in_features), of the same type.
         scale: applied after the sum, so that fp16 factors lose nothing.
-        out: (out_features, in_features), fp32; its former values are not used.
+        out: (out_features, in_features), fp32; its previous values are not used.
     """
     if dy.is_cuda and dy.dtype != torch.float32:
         torch.addmm(out, dy.T, x, out_dtype=torch.float32, beta=0, alpha=scale, out=out)
     else:
-        # On a CPU in fp32, too: with few rows writing the result is what takes time, and a 16-bit
-        # product would be written first.
+        # On a CPU in fp32, too: with few rows, writing the result dominates, and a 16-bit product
+        # would be an extra write.
         torch.addmm(out, dy.T.float(), x.float(), beta=0, alpha=scale, out=out)

@@ -9,12 +9,12 @@ from vggdist.config import ScheduleConfig
 
 
 class Decrease(NamedTuple):
-    """A fall of the learning rate."""
+    """A decrease of the learning rate."""
 
     step: int
-    """After so many finished steps."""
+    """Number of finished steps before it."""
     learning_rate: float
-    """From then on."""
+    """The learning rate from then on."""
 
 
 @dataclass
@@ -23,12 +23,12 @@ class Schedule:
 
     `plateau`, section 3.1: the learning rate is multiplied by `factor` when the validation error
     has not reached a new low for `patience` evaluations, `num_decreases` times (3 in the paper);
-    the next plateau ends the training. A step that fp16 masks counts like any other: waiting for
-    the device to say so would cost more than the few updates that it makes a decrease early.
+    the next plateau ends the training. A step masked in fp16 counts like any other: waiting for the
+    device to report it would cost more than the few updates by which decreases come early.
 
     Attributes:
         errors: top-1 errors of the evaluations so far, as fractions.
-        steps: after which they were made.
+        steps: the steps after which they were made.
     """
 
     config: ScheduleConfig
@@ -39,7 +39,7 @@ class Schedule:
     steps: list[int] = field(default_factory=list)
 
     def learning_rate(self, step: int) -> float:
-        """For the step after `step` finished ones."""
+        """The learning rate of the step after `step` finished ones."""
         warmup_steps = self.config.warmup_epochs * self.steps_per_epoch
         if step < warmup_steps:
             return self.base_learning_rate * (step + 1) / math.ceil(warmup_steps)
@@ -54,13 +54,13 @@ class Schedule:
         return self.base_learning_rate * self.config.factor**decreases
 
     def observe(self, step: int, top1_error: float) -> None:
-        """Takes in the error of the evaluation after `step` finished steps."""
+        """Records the error of the evaluation after `step` finished steps."""
         self.steps.append(step)
         self.errors.append(top1_error)
 
     @property
     def plateaus(self) -> list[int]:
-        """The steps at which the error had stayed without a new low for `patience` evaluations."""
+        """The steps at which the error had had no new low for `patience` evaluations."""
         plateaus, waited, lowest = [], 0, math.inf
         for step, error in zip(self.steps, self.errors, strict=True):
             waited = 0 if error < lowest else waited + 1
@@ -71,7 +71,7 @@ class Schedule:
         return plateaus
 
     def decreases(self, step: int) -> list[Decrease]:
-        """Each fall of the learning rate in `step` finished steps; cosine has none, it glides."""
+        """Each decrease in `step` finished steps; cosine has none, being continuous."""
         if self.config.name == "cosine":
             return []
         if self.config.name == "plateau":
@@ -87,13 +87,13 @@ class Schedule:
 
     @property
     def cause(self) -> str:
-        """Why the learning rate falls when it does, in a few words."""
+        """The reason for a decrease, in a few words."""
         if self.config.name == "plateau":
             return f"no new low of the top-1 error for {self.config.patience} evaluations"
         return f"it does so every {self.config.step_epochs:g} epochs"
 
     def end(self, step: int) -> str:
-        """Why the training ends after `step` finished steps; empty: it does not."""
+        """The reason for ending after `step` finished steps; empty if training continues."""
         if step >= self.total_steps:
             return f"all {self.total_steps} steps are taken"
         if not self.finished:
@@ -111,10 +111,10 @@ class Schedule:
         return self.config.name == "plateau" and len(self.plateaus) > self.config.num_decreases
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {"steps": self.steps, "errors": self.errors}
 
     def load(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restores the state of a checkpoint."""
         self.steps = [int(step) for step in state["steps"]]
         self.errors = [float(error) for error in state["errors"]]

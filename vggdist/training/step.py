@@ -19,19 +19,19 @@ class Meter:
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """A micro batch of n images: sums of loss, top-1 errors, top-5 errors, images."""
+        """Adds a micro batch of n images: loss, top-1 errors, top-5 errors, images."""
         self.sums[0] += loss * len(labels)
         self.sums[1:3] += count_errors(logits, labels)
         self.sums[3] += len(labels)
 
 
 def train_step(engine: Engine, micro_batches: Iterable[Batch], meter: Meter) -> None:
-    """One step: the loss of each micro batch, its gradients, and the update at the last.
+    """One step: loss and gradients of each micro batch, and the update after the last.
 
     Args:
-        engine: decides by its own count which micro batch is the last.
+        engine: counts the micro batches to find the last.
         micro_batches: `accumulation_steps` of them; images (n, 3, c, c), labels (n,).
-        meter: takes in loss and errors without reading them back.
+        meter: accumulates loss and errors without reading them back.
     """
     with _convolutions_timed():
         for batch in micro_batches:
@@ -44,9 +44,9 @@ def train_step(engine: Engine, micro_batches: Iterable[Batch], meter: Meter) -> 
 
 @contextmanager
 def _convolutions_timed() -> Iterator[None]:
-    """cuDNN times its algorithms when it first meets a shape, and keeps to the fastest.
+    """Lets cuDNN time its algorithms for each new shape and keep the fastest.
 
-    For training alone, where one shape recurs; each shape of an evaluation would be timed anew.
+    Only for training, where one shape recurs; every shape of an evaluation would be timed.
     """
     torch.backends.cudnn.benchmark = True
     try:

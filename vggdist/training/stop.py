@@ -1,4 +1,4 @@
-"""A signal is only a flag: the handler notes it, the loop asks all ranks at the end of a step."""
+"""A signal only sets a flag, which the loop shares with all ranks at the end of a step."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 class StopSignal:
-    """While entered, SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 set `requested`, and the first is told.
+    """Within `with`, SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 set `requested`; the first is reported.
 
-    A second SIGINT acts as usual, for a person who does not want to wait for the checkpoint. Those
-    that were blocked until then, by whoever started this process, come as soon as it is entered.
+    A second SIGINT acts as usual, for a user who does not want to wait for the checkpoint. Signals
+    blocked by the parent process are delivered on entry.
 
     Args:
-        speaks: whether this rank tells that a signal was seen; one of them is enough.
+        speaks: whether this rank reports signals; one rank is enough.
 
     Attributes:
-        requested: whether any of them has come.
-        interrupted: whether SIGINT has.
-        terminated: whether SIGTERM has.
+        requested: whether any signal was received.
+        interrupted: whether SIGINT was.
+        terminated: whether SIGTERM was.
     """
 
     def __init__(self, speaks: bool = True) -> None:
@@ -47,10 +47,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def run(self, action: Callable[[], T]) -> T:
-        """Does what a signal may end at once: nothing is lost by it, and no other rank takes part.
+        """Runs an action that a signal may end at once, since it loses no work and is not
+        collective.
 
         Raises:
-            StoppedError: a signal has come, before or meanwhile.
+            StoppedError: a signal was received, before or meanwhile.
         """
         self._ends_at_once = True
         try:
@@ -72,21 +73,21 @@ class StopSignal:
         self.terminated |= number == signal.SIGTERM
         if not self.requested:
             self.requested = True
-            self._tell(number)
+            self._report(number)
         self._end()
 
-    def _tell(self, number: int) -> None:
-        """Says so at once: whoever sent the signal may have to wait for a long step."""
+    def _report(self, number: int) -> None:
+        """Reports the signal at once: the current step may take long."""
         if not self._speaks:
             return
         line = (
-            f"{time.strftime('%H:%M:%S')} {signal.Signals(number).name} was seen: stopping, once "
+            f"{time.strftime('%H:%M:%S')} {signal.Signals(number).name} received: stopping after "
         )
-        line += "what is done is saved."
+        line += "the work so far is saved."
         if number == signal.SIGINT:
             line += " Ctrl-C again does not wait."
         if sys.stderr.isatty():
-            line = f"\r\x1b[K{line}"  # in place of the live line
-        # Not through `sys.stderr`, in the middle of whose `write` this may come.
+            line = f"\r\x1b[K{line}"  # replaces the live line
+        # Not `sys.stderr`: the signal may arrive in the middle of its `write`.
         with suppress(OSError):
             os.write(2, f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""How fast training is, and how much of that time it waits for images."""
+"""Training speed, and the time spent waiting for images."""
 
 import time
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Throughput:
-    """Time spent in steps, evaluations and checkpoints left out; a window lasts from log to log.
+    """Time spent in steps, without evaluations and checkpoints; a window lasts from log to log.
 
     Attributes:
-        seconds, images: all steps of the training, those before a resume included.
+        seconds, images: of all steps of the training, including those before a resume.
     """
 
     def __init__(self, device: torch.device, seconds: float = 0.0, images: int = 0) -> None:
@@ -21,22 +21,22 @@ class Throughput:
         self._window_images = 0
 
     def add_step(self, images: int, wait_seconds: float) -> None:
-        """A finished step of `images` images over all ranks, of which the rank waited this long."""
+        """Adds a step of `images` images over all ranks, in which this rank waited so long."""
         self._window_images += images
         self._window_wait += wait_seconds
 
     def pause(self) -> None:
-        """Before something that is not a step."""
+        """Stops the clock for work other than steps."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._window_seconds += time.monotonic() - self._started_at
 
     def resume(self) -> None:
-        """After it."""
+        """Restarts the clock."""
         self._started_at = time.monotonic()
 
     def close_window(self) -> dict[str, float]:
-        """Images per second of all ranks, the same without the wait, data wait; a new window."""
+        """Images per second of all ranks, with and without waiting; data wait. Starts a window."""
         self.pause()
         seconds, wait, images = self._window_seconds, self._window_wait, self._window_images
         self.seconds += seconds
