@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -175,7 +176,7 @@ def open_loader(config: Config) -> TrainingLoader:
         device=device,
         dtype=DTYPES[precision],
         known_bad=lambda: images.quarantine,
-        **({"num_threads": config.data.num_threads} if config.data.num_threads else {}),
+        num_threads=config.data.num_threads or len(os.sched_getaffinity(0)),
     )
 
 
