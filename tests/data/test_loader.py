@@ -407,7 +407,7 @@ def test_a_set_without_a_good_image_is_an_error(tmp_path, make_tree):
     images = open_images(make_tree(tmp_path, {"cat": 5}))
     for number in range(5):
         damage(images.path(number), "noise")
-    with pytest.raises(DataError, match=r"No image in .* can be used\. See whether the disk"):
+    with pytest.raises(DataError, match=r"No image in .* can be used\. Check the disk"):
         taken(training(images, last_step=3))
 
 
