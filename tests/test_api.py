@@ -1,6 +1,5 @@
 """`import vggdist`: the page of the documents, run as it stands; and what a classifier is shown."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,17 +78,3 @@ def test_every_name_is_on_the_page_and_importing_the_package_is_light():
     assert {name for name in vggdist.__all__ if f"`{name}" not in PAGE.read_text()} == set()
     code = "import sys, vggdist; dir(vggdist); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.slow
-@pytest.mark.multi_process
-def test_the_code_of_the_page_runs(tmp_path):
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-    prepare = [sys.executable, "-m", "vggdist", "prepare", "digits", "--out", "datasets/digits"]
-    subprocess.run(prepare, check=True, cwd=tmp_path, capture_output=True)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "torch.Size([2, 10])" in done.stdout
-    assert "torch.Size([64, 3, 32, 32]) torch.Size([64])" in done.stdout

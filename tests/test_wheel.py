@@ -1,7 +1,8 @@
-"""What who installs the package alone has: the commands, without the project's folder."""
+"""The package alone, without the project's folder: its commands, and `import vggdist`."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_the_installed_package_trains_the_digits(tmp_path: Path) -> None:
+def test_the_installed_package_trains_the_digits_as_the_page_about_python_does(
+    tmp_path: Path,
+) -> None:
     installed, work = tmp_path / "installed", tmp_path / "work"
     work.mkdir()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -24,17 +27,20 @@ def test_the_installed_package_trains_the_digits(tmp_path: Path) -> None:
     target = ["--no-compile", "--target", str(installed)]
     subprocess.run([*pip, "install", "--no-deps", *target, str(wheel)], check=True)
 
-    def vggdist(*words: str) -> None:
-        command = [sys.executable, "-m", "vggdist", *words]
+    def run(*words: str) -> str:
         environment = os.environ | {"PYTHONPATH": str(installed)}
+        command = [sys.executable, *words]
         ended = subprocess.run(
             command, cwd=work, env=environment, capture_output=True, text=True, check=False
         )
         assert ended.returncode == 0, ended.stderr
+        return ended.stdout
 
-    vggdist("prepare", "digits", "--out", "digits")
-    network = ["model.configuration=[[3-8],[3-16]]", "model.num_classes=10", "model.fc_width=32"]
-    images = ["data.root=digits", "data.crop_size=32", "data.train_scale_min=32"]
-    images += ["data.train_scale_max=32", "batch.global=32", "optimizer.learning_rate=1e-3"]
-    vggdist("train", *network, *images, "schedule.num_steps=3", "run.folder=run")
-    assert json.loads((work / "run" / "result.json").read_text())["steps"] == 3
+    run("-m", "vggdist", "prepare", "digits", "--out", "datasets/digits")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    printed = run("-c", f"{code}\nprint(vggdist.__file__)")
+    assert str(installed) in printed
+    assert "torch.Size([2, 10])" in printed
+    assert "torch.Size([64, 3, 32, 32]) torch.Size([64])" in printed
+    assert json.loads((work / "runs" / "digits" / "result.json").read_text())["top1_error"] < 0.9

@@ -139,7 +139,7 @@ def test_stages_pass_their_networks_on_and_a_failed_one_is_run_again(
     words = (f"folder={folder}", "set.device=cpu", "--json", str(answer))
 
     file.write_text(EXPERIMENT.format(num_classes=4))
-    done = run("run", str(file), *words, "--local", "--ranks-per-node", "2")
+    done = run("run", str(file), *words, "--local")
     assert done.returncode == 2, done.stderr + done.stdout
     assert "stage test_broken is held back: broken is not done." in done.stdout
     assert "model.num_classes is 4, but" in done.stderr

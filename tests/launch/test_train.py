@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.ranks import Script, free_port, rank_variables
+from tests.ranks import Script, free_port, rank_variables, train_in_ranks
 from tests.run_folders import (
     assert_equal_tensors,
     last_checkpoint,
@@ -108,8 +108,7 @@ def test_a_killed_training_continues_bit_for_bit_in_the_middle_of_an_epoch(
         "evaluation.every_epochs=20",
     ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    codes, printed = finish(start_ranks(2, [*overrides, f"run.folder={whole}"]))
-    assert codes == [0, 0], printed
+    assert train_in_ranks(2, [*overrides, f"run.folder={whole}"]) == [0, 0]
 
     ranks = start_ranks(2, [*overrides, f"run.folder={broken}"])
     wait_for_step(broken, 10)
@@ -132,8 +131,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_continues_on_another_number_of_ra
 ):
     overrides = [*tiny_overrides, "schedule.num_steps=150", "evaluation.every_epochs=20"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    codes, printed = finish(start_ranks(1, [*overrides, f"run.folder={whole}"]))
-    assert codes == [0], printed
+    assert train_in_ranks(1, [*overrides, f"run.folder={whole}"]) == [0]
 
     ranks = start_ranks(2, [*overrides, f"run.folder={stopped}"])
     wait_for_step(stopped, 5)
@@ -190,7 +188,7 @@ def test_a_disk_without_room_is_told_in_true_sentences_and_once(tiny_overrides, 
     assert "Traceback" not in ended.stderr
     told = [line for line in ended.stderr.splitlines() if "written" in line]
     curves, checkpoint, another, last = told
-    no_room = f"mend the permissions of {folder}/checkpoints. There is none before it."
+    no_room = f"fix the permissions of {folder}/checkpoints. There is none before it."
     assert (
         f"curves and log in {folder} cannot be written, training continues without them: " in curves
     )
