@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.convert.third_party_networks import TINY, TinyVGG
-from tests.ranks import Script
+from tests.ranks import train_in_ranks
 from vggdist import cli
 from vggdist.artifacts.paths import quote
 
@@ -114,17 +114,17 @@ def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.multi_process
 def test_a_training_reads_and_writes_folders_of_every_name(
-    name: str, folder: Path, tiny_network: list[str]
+    name: str, folder: Path, tiny_network: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = folder / named(name, "-run")
     words = [*tiny_network, f"data.root={folder / named(name, '-data')}", f"run.folder={run}"]
     said = ""
     for steps in (1, 2):
-        script = Script(ROOT / "launch" / "train.py", [*words, f"schedule.num_steps={steps}"])
-        code, printed = script.finish()
-        said += printed
-        assert code == 0, said
+        codes = train_in_ranks(1, [*words, f"schedule.num_steps={steps}"])
+        said += "".join(capfd.readouterr())
+        assert codes == [0], said
     assert f"tensorboard --logdir {quote(run / 'tensorboard')} " in said
     assert f"continuing from step 1 of {quote(run)}\n" in said
     assert name[:8] not in without_quoted(folder, said)

@@ -26,7 +26,7 @@ from vggdist.distributed.process import Process
 from vggdist.training.engine import Engine
 from vggdist.training.factors import choose_factored, render_traffic
 
-WORLD_SIZES = (1, 2, 3, 4, 8)
+WORLD_SIZES = (1, 2, 3, 4)
 GLOBAL_BATCH = 48
 CASES: dict[str, dict[str, Any]] = {
     "one micro batch": {},
