@@ -322,7 +322,7 @@ def test_memory_of_groups_that_nobody_holds_is_used_again(manifest):
         for group in groups:
             places.add(group[0].pixels.untyped_storage().data_ptr())
             del group
-    assert len(places) <= 12  # of 37; a larger group takes new memory
+    assert len(places) <= 24  # of 37: a larger group takes new memory, as do those in the queues
 
 
 def test_what_somebody_holds_is_not_overwritten(manifest):
