@@ -3,17 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vggdist.api import (
-        Classifier,
-        Config,
-        VggdistError,
-        build,
-        compute_errors,
-        load,
-        load_config,
-        open_loader,
-        train,
-    )
+    from vggdist.api import Classifier, build, compute_errors, load, open_loader, train
+    from vggdist.config import Config
+    from vggdist.config_file import load_config
+    from vggdist.errors import VggdistError
 
 __all__ = [
     "Classifier",

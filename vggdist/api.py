@@ -258,16 +258,3 @@ def _pixels(image: ImageLike) -> Tensor:
             " width, 3) and uint8, or a file, or a Pillow image."
         )
     return pixels.cpu()
-
-
-__all__ = [
-    "Classifier",
-    "Config",
-    "VggdistError",
-    "build",
-    "compute_errors",
-    "load",
-    "load_config",
-    "open_loader",
-    "train",
-]

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
+from tests.profiling.tiny import TINY
 from tests.ranks import run_in_ranks
 from vggdist.cli import parse
 from vggdist.config import split_batch
@@ -25,15 +26,6 @@ ANSWER = {
     "loader_images_per_second", "step_images_per_second", "together_images_per_second",
     "no_exchange_images_per_second", "data_wait", "bound", "advice", "world_size",
 }  # fmt: skip
-TINY = [
-    "model.configuration=[[3-8],[3-16]]",
-    "model.fc_width=32",
-    "data.crop_size=32",
-    "data.train_scale_min=32",
-    "data.train_scale_max=32",
-    "precision=fp32",
-    "device=cpu",
-]
 
 
 def bench_step(_process, *words):

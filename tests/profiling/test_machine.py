@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.profiling.tiny import TINY
 from tests.ranks import run_in_ranks
 from vggdist.cli import parse
 from vggdist.config import split_batch
@@ -18,16 +19,6 @@ from vggdist.planning.messages import Work
 from vggdist.planning.step import compute_seconds
 from vggdist.profiling import commands, machine
 from vggdist.profiling.machine import require_writable, sustained_teraflops
-
-TINY = [
-    "model.configuration=[[3-8],[3-16]]",
-    "model.fc_width=32",
-    "data.crop_size=32",
-    "data.train_scale_min=32",
-    "data.train_scale_max=32",
-    "precision=fp32",
-    "device=cpu",
-]
 
 
 def bench_machine(_process: Process, *words: str) -> None:

@@ -10,11 +10,10 @@ from vggdist.commands.arguments import (
     add_output,
     add_settings,
     check_outputs,
-    positive,
     scales,
     show,
 )
-from vggdist.commands.ranks import start_ranks
+from vggdist.commands.ranks import add_ranks, start_ranks
 
 DESCRIPTION = """\
 Applies a trained network to every validation image and writes the class posteriors to a file for
@@ -50,14 +49,7 @@ def add_verbs(verbs: Any) -> None:
         epilog=EXAMPLES,
     )
     add_arguments(evaluate)
-    evaluate.add_argument(
-        "--ranks",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="processes on this machine that share the images, each on a GPU of its own or on a "
-        "share of the CPU cores (default: 1)",
-    )
+    add_ranks(evaluate, "the images")
     evaluate.set_defaults(run=_evaluate)
 
 

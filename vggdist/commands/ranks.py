@@ -1,5 +1,6 @@
 """Starts several ranks of a command on this machine, without a launcher."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -7,10 +8,23 @@ import sys
 import time
 from types import FrameType
 
+from vggdist.commands.arguments import positive
 from vggdist.distributed.port import free_port
 from vggdist.errors import EXIT_STOPPED, DistributedError
 
 _END_SECONDS = 10.0  # for ranks to end by themselves after one has failed
+
+
+def add_ranks(parser: argparse.ArgumentParser, shared: str) -> None:
+    """--ranks; `shared`: what the processes divide among themselves."""
+    parser.add_argument(
+        "--ranks",
+        type=positive,
+        default=1,
+        metavar="N",
+        help=f"processes on this machine that share {shared}, each on a GPU of its own or on a "
+        "share of the CPU cores (default: 1)",
+    )
 
 
 def start_ranks(num_ranks: int, save: bool = False) -> int:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from vggdist.commands.arguments import add_input, positive
-from vggdist.commands.ranks import start_ranks
+from vggdist.commands.arguments import add_input
+from vggdist.commands.ranks import add_ranks, start_ranks
 
 DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the paper."
 
@@ -33,14 +33,7 @@ def add_verbs(verbs: Any) -> None:
         epilog=EXAMPLES,
     )
     add_arguments(parser)
-    parser.add_argument(
-        "--ranks",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="processes on this machine that share each batch, each on a GPU of its own or on a "
-        "share of the CPU cores (default: 1)",
-    )
+    add_ranks(parser, "each batch")
     parser.set_defaults(run=_train)
 
 
