@@ -52,6 +52,7 @@ setup(
             "sphinx>=8.2",
             "myst-parser>=4.0",
             "furo>=2024.8.6",
+            "sphinxcontrib-mermaid>=1.0",
         ],
     },
     entry_points={"console_scripts": ["vggdist=vggdist.cli:main"]},

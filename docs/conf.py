@@ -11,11 +11,12 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 project = "vggdist"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinxcontrib.mermaid"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md"]
 exclude_patterns = [".*", "build", "datasets", "runs"]  # large folders without pages
 myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]  # the graph of imports in ARCHITECTURE.md
 smartquotes = False  # two hyphens begin an option
 html_theme = "furo"
 html_title = "vggdist"
