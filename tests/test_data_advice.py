@@ -16,7 +16,7 @@ from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import BatchConfig, DataConfig, ModelConfig, split_batch
 from vggdist.config_file import load_config
-from vggdist.data import staging
+from vggdist.data import local_copy
 from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.plan import SamplePlan
@@ -32,8 +32,8 @@ from vggdist.prepare.packing import Packing
 from vggdist.prepare.preparation import prepare
 from vggdist.prepare.shards import ShardWriter
 from vggdist.prepare.sources import FolderSource
-from vggdist.training.stop import StopSignal
-from vggdist.training_data import open_training_data
+from vggdist.training.dataset import open_training_data
+from vggdist.training.signals import StopSignal
 from vggdist.transfer.features_file import Features, save_features
 from vggdist.transfer.linear_classifier import transfer
 
@@ -92,7 +92,7 @@ def check_it(threshold: float = 1.0, root: str = "data") -> None:
 
 
 def stage(folder: str) -> None:
-    staging.stage(open_dataset("packed"), Path(folder))
+    local_copy.copy_shards(open_dataset("packed"), Path(folder))
 
 
 def sheet(name: str) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from tests.ranks import run_in_ranks
-from vggdist import pretrain, training_data
+from vggdist import pretrain
 from vggdist.config_file import load_config
-from vggdist.data import staging
+from vggdist.data import local_copy
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
 from vggdist.prepare.packing import Packing
 from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
+from vggdist.training import dataset
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.fault]
 
@@ -49,15 +50,15 @@ def start(process: Process, overrides: list[str], where: str, rank: int) -> tupl
         if process.is_main:
             time.sleep(FOREVER_SECONDS if rank == 0 else 1.0)
 
-    def stage(dataset: Any, folder: Path, cancelled: threading.Event) -> None:
+    def copy_shards(_: Any, folder: Path, cancelled: threading.Event) -> None:
         assert cancelled.wait(FOREVER_SECONDS)
 
     if where == "listing":
         pretrain.resolve_precision = before(pretrain.resolve_precision, send)
-        training_data.survey_dataset = before(training_data.survey_dataset, list_slowly)
-    elif where == "staging":
-        pretrain._stage = before(pretrain._stage, send)
-        staging.stage = stage
+        dataset.survey_dataset = before(dataset.survey_dataset, list_slowly)
+    elif where == "copying":
+        pretrain._copy_to_node = before(pretrain._copy_to_node, send)
+        local_copy.copy_shards = copy_shards
     else:
         pretrain._build_network = before(pretrain._build_network, send, lambda: time.sleep(0.5))
     code = pretrain.run(load_config(None, overrides))
@@ -66,7 +67,7 @@ def start(process: Process, overrides: list[str], where: str, rank: int) -> tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["listing", "staging", "building"])
+@pytest.mark.parametrize("where", ["listing", "copying", "building"])
 def test_a_signal_to_any_rank_ends_all_before_the_first_step(
     tiny_dataset: Path,
     tiny_overrides: list[str],
@@ -76,7 +77,7 @@ def test_a_signal_to_any_rank_ends_all_before_the_first_step(
     rank: int,
 ) -> None:
     overrides = tiny_overrides
-    if where == "staging":
+    if where == "copying":
         shards = tmp_path / "shards"
         prepare(FolderSource(tiny_dataset), shards, Packing("shards"))
         capfd.readouterr()

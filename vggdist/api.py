@@ -21,11 +21,11 @@ from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import read_result
 from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config, to_yaml
+from vggdist.data.bad_image import reading_problem
 from vggdist.data.dataset import open_images
 from vggdist.data.geometry import CENTER, source_windows
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.plan import SamplePlan
-from vggdist.data.unusable import reading_problem
 from vggdist.distributed.device import choose_device
 from vggdist.distributed.precision import DTYPES, choose_precision
 from vggdist.errors import ConfigError, DataError, VggdistError

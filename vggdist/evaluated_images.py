@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vggdist.artifacts.names import listed
+from vggdist.data.bad_image import BadImage
 from vggdist.data.glance import find_bad
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import evaluation_share
-from vggdist.data.unusable import BadImage
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main

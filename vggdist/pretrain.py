@@ -25,7 +25,7 @@ from vggdist.config import (
     trained_layers,
 )
 from vggdist.config_file import to_yaml
-from vggdist.data import staging
+from vggdist.data import local_copy
 from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Dataset, Manifest
 from vggdist.data.plan import SamplePlan
@@ -46,15 +46,15 @@ from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_initialized, copy_trained, freeze
 from vggdist.model.vgg import VGG
-from vggdist.run_report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
+from vggdist.training.bad_images import KnownBad
+from vggdist.training.dataset import TrainingData, announce_data, open_training_data
 from vggdist.training.engine import Engine
 from vggdist.training.flags import until_stopped
-from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
-from vggdist.training.metric_log import LogFile, MetricLog
+from vggdist.training.metrics import LogFile, MetricLog
+from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
-from vggdist.training.stop import StopSignal
-from vggdist.training_data import TrainingData, announce_data, open_training_data
+from vggdist.training.signals import StopSignal
 
 logger = logging.getLogger("vggdist")
 
@@ -93,7 +93,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         saved = _load_checkpoint(config, start, process)
         data = open_training_data(config, folder, process, saved, stop, made)
         _end_if_asked(stop, process)
-        dataset = _stage(config, data.dataset, process, stop)
+        dataset = _copy_to_node(config, data.dataset, process, stop)
         require_whole(dataset.val, process)
         # After all checks have passed: later starts must agree with these files.
         on_main(process, partial(_open_log, config, folder, stack))
@@ -208,16 +208,16 @@ def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Pre
     return world.gather(precision)[0]
 
 
-def _stage(config: Config, dataset: Dataset, process: Process, stop: StopSignal) -> Dataset:
+def _copy_to_node(config: Config, dataset: Dataset, process: Process, stop: StopSignal) -> Dataset:
     """The data set, copied to a local disk if configured; one rank per node copies."""
     if config.data.local_folder is None:
         return dataset
     folder = Path(config.data.local_folder)
-    local = staging.staged(dataset, folder)
+    local = local_copy.local_dataset(dataset, folder)
     with ThreadPoolExecutor(1) as pool:
         cancelled = threading.Event()
         copying = (
-            pool.submit(staging.stage, dataset, folder, cancelled)
+            pool.submit(local_copy.copy_shards, dataset, folder, cancelled)
             if process.local_rank == 0
             else None
         )

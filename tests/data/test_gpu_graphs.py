@@ -13,8 +13,8 @@ import torch
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from vggdist.data import pipeline
-from vggdist.data.pipeline import CropFormat, ImageFormat, WholeFormat, gpu_decoding
+from vggdist.data import decode
+from vggdist.data.decode import CropFormat, ImageFormat, WholeFormat, gpu_decoding
 
 GPU = torch.device("cuda", 0)
 GIB = 2**30
@@ -78,11 +78,11 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         return make
 
-    monkeypatch.setattr(pipeline.dali, "pipeline_def", without_gpu)
+    monkeypatch.setattr(decode.dali, "pipeline_def", without_gpu)
     monkeypatch.setattr(dali.Pipeline, "build", lambda _: None)
 
     def operators_of(image_format: ImageFormat[Any], batch_size: int = 64) -> list[Operator]:
-        pipe = pipeline._build(iter([]), batch_size, image_format, 2, GPU)
+        pipe = decode._build(iter([]), batch_size, image_format, 2, GPU)
         return operators(pipe.serialize())
 
     return operators_of
@@ -153,9 +153,7 @@ def test_what_is_taken_for_large_images_at_the_start_is_bounded_whatever_the_bat
 
 
 def test_on_a_cpu_the_decoder_is_told_nothing_of_that() -> None:
-    pipe = pipeline._build(
-        iter([]), 2, CropFormat(224, torch.device("cpu")), 1, torch.device("cpu")
-    )
+    pipe = decode._build(iter([]), 2, CropFormat(224, torch.device("cpu")), 1, torch.device("cpu"))
     arguments = the_decoder(operators(pipe.serialize())).arguments
     assert arguments["device"] == "cpu"
     assert not arguments.keys() & gpu_decoding(0.65, 2).keys()

@@ -20,7 +20,7 @@ from PIL import Image
 from vggdist.config import BatchConfig, DataConfig, split_batch
 from vggdist.data import loader as loader_module
 from vggdist.data import producer as producer_module
-from vggdist.data import reader as reader_module
+from vggdist.data import read as read_module
 from vggdist.data.batch import Batch
 from vggdist.data.color import color_shift
 from vggdist.data.dataset import open_images
@@ -412,14 +412,14 @@ def test_a_set_without_a_good_image_is_an_error(tmp_path, make_tree):
 
 
 def test_a_disk_that_answers_at_the_second_try_is_no_bad_file(manifest, monkeypatch):
-    opened, failures = reader_module.os.open, iter([True, True])
+    opened, failures = read_module.os.open, iter([True, True])
 
     def flaky(path, *arguments):
         if str(path).endswith(".jpg'") and next(failures, False):
             raise OSError(errno.EIO, "Input/output error")
         return opened(path, *arguments)
 
-    monkeypatch.setattr(reader_module.os, "open", flaky)
+    monkeypatch.setattr(read_module.os, "open", flaky)
     (batch,) = taken(training(manifest, last_step=1))
     assert batch.bad == ()
     assert next(failures, None) is None

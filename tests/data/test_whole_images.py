@@ -17,8 +17,8 @@ from PIL import Image
 
 from tests.data.test_loader import damage, vggdist_threads
 from vggdist.config import DataConfig
-from vggdist.data import finish, whole_images
-from vggdist.data import reader as reader_module
+from vggdist.data import read as read_module
+from vggdist.data import resize, whole_images
 from vggdist.data.dataset import open_dataset, open_images
 from vggdist.data.manifest import Manifest
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
@@ -107,7 +107,7 @@ def test_levels_resized_as_on_a_gpu_are_pillows(make_image, tmp_path):
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
         for scale in SCALES:
             expected = pillows(path, scale)
-            levels = finish.rescaled_levels(pixels, expected.shape[:2])
+            levels = resize.rescaled_levels(pixels, expected.shape[:2])
             assert levels.min() >= 0
             assert levels.max() <= 255
             assert np.abs(levels.byte()[0].permute(1, 2, 0).numpy() - expected).max() <= 1
@@ -209,13 +209,13 @@ def checked(tmp_path_factory, make_tree) -> Path:
 def looked_into(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The images whose headers are read for their sizes from now on."""
     asked: list[int] = []
-    original = reader_module.ReadAhead.sizes
+    original = read_module.ReadAhead.sizes
 
     def spy(self, images):
         asked.extend(images)
         return original(self, images)
 
-    monkeypatch.setattr(reader_module.ReadAhead, "sizes", spy)
+    monkeypatch.setattr(read_module.ReadAhead, "sizes", spy)
     return asked
 
 
@@ -358,7 +358,7 @@ def test_a_disk_that_answers_at_the_second_try_is_no_bad_file(manifest, monkeypa
             raise OSError(errno.EIO, "Input/output error")
         return opened(path, *arguments)
 
-    monkeypatch.setattr(reader_module.os, "open", flaky)
+    monkeypatch.setattr(read_module.os, "open", flaky)
     assert sorted(numbers(taken(loader(manifest)))) == list(range(37))
     assert next(failures, None) is None
 
@@ -368,7 +368,7 @@ def test_a_long_header_does_not_hide_the_size(tmp_path, make_image):
     make_image(tmp_path / "a" / "0.jpg", 90, 75, icc_profile=profile)
     make_image(tmp_path / "a" / "1.jpg", 70, 75)
     images = open_images(tmp_path)
-    with contextlib.closing(reader_module.ReadAhead(images, 1)) as reader:
+    with contextlib.closing(read_module.ReadAhead(images, 1)) as reader:
         assert list(reader.sizes([0, 1])) == [(75, 90), (75, 70)]
 
 

@@ -26,7 +26,7 @@ from vggdist.slurm import queue
 from vggdist.slurm.queue import QueuedJob
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 
 def template(experiment: Experiment) -> Submission:

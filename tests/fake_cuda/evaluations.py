@@ -10,7 +10,7 @@ from tests.fake_cuda.runtime import PretendedTensors
 from tests.fake_cuda.steps import Ranks, start, synthetic_batch
 from tests.fake_cuda.watch import Watch
 from vggdist.config import Config
-from vggdist.data import finish
+from vggdist.data import resize
 from vggdist.data.whole_images import Group, WholeImages
 from vggdist.evaluation import evaluator, scores
 from vggdist.model.dense import DenseNetwork
@@ -63,7 +63,7 @@ def computations(network: DenseNetwork) -> dict[str, Callable[[], object]]:
 
 def finished_group(device: torch.device) -> Group:
     """Decoded images, as DALI leaves them on the GPU, rescaled to every scale."""
-    finish.from_dlpack = lambda image: image  # there is no memory that DLPack could hand over
+    resize.from_dlpack = lambda image: image  # there is no memory that DLPack could hand over
     decoded = [torch.empty(*size, 3, dtype=torch.uint8, device=device) for size in DECODED]
     return [
         WholeImages(
@@ -75,7 +75,7 @@ def finished_group(device: torch.device) -> Group:
             std=STD,
             dtype=DTYPE,
         )
-        for shape in finish.WholeFinisher(SCALES, device).finish(decoded)
+        for shape in resize.WholeFinisher(SCALES, device).finish(decoded)
     ]
 
 

@@ -15,8 +15,8 @@ from tests.fake_cuda.steps import Ranks, start
 from vggdist.config import DataConfig
 from vggdist.data import producer
 from vggdist.data.dataset import open_dataset
+from vggdist.data.decode import CropFormat, Work
 from vggdist.data.loader import EvaluationLoader
-from vggdist.data.pipeline import CropFormat, Work
 
 RANK = 3
 

@@ -33,7 +33,7 @@ from vggdist.model.initialization import build_initialized
 from vggdist.training.engine import Engine
 from vggdist.training.loop import Training
 from vggdist.training.schedule import Schedule
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 WATCHED_STEP = 3
 """The first one makes momentum, and from the third on DeepSpeed would measure time."""

@@ -15,7 +15,7 @@ from tests.ranks import train_in_ranks
 from tests.run_folders import steps
 from vggdist.cli import main
 from vggdist.data.dataset import open_dataset
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.transfer.features_file import load_features
 
 VERSIONS = ("first",)

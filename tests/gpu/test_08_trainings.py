@@ -18,7 +18,7 @@ from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
 from vggdist.pretrain import run
 from vggdist.training.loop import Training
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 pytestmark = pytest.mark.gpu
 

@@ -41,7 +41,7 @@ import torch
 from vggdist.distributed import process as world
 from vggdist.errors import DataError
 from vggdist.distributed.rank import leave, run_rank
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 def work():
     with StopSignal(), world.joined(sys.argv[1]) as process:

@@ -22,7 +22,7 @@ from PIL import Image
 from tests.prepare.miniature import BROKEN, TRAIN_COUNTS, Miniature, build_miniature, tar
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import MANIFEST_NAME, SPLITS, load_contents
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.errors import ConfigError, DataError
 from vggdist.prepare.archives import ImageNetArchives
 from vggdist.prepare.journal import JOURNAL_NAME, Journal

@@ -3,7 +3,7 @@
 import pytest
 
 from vggdist.data.dataset import open_images
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.profiling import data as benchmark
 from vggdist.profiling import loader
 from vggdist.profiling.data import measure_data, render_data

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from vggdist.slurm import submit as submission
-from vggdist.training.stop import SIGNALS
+from vggdist.training.signals import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 RANK = """
 import sys, time
 time.sleep(float(sys.argv[1]))  # a rank imports for as long
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 with StopSignal() as stop:
     print(stop.requested, stop.terminated, stop.interrupted)
 """

@@ -22,13 +22,13 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
+from vggdist.training.bad_images import KnownBad
 from vggdist.training.engine import Engine
 from vggdist.training.flags import until_stopped
-from vggdist.training.known_bad import KnownBad
 from vggdist.training.loop import Training
-from vggdist.training.metric_log import MetricLog
+from vggdist.training.metrics import MetricLog
 from vggdist.training.schedule import Schedule
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 NUM_TRAINING_IMAGES = 4 * GLOBAL_BATCH
 """An epoch has four steps."""

@@ -30,10 +30,10 @@ from vggdist.artifacts import checkpoint
 from vggdist.config import split_batch
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError
-from vggdist.training import memory_format
+from vggdist.training import cpu
+from vggdist.training.cpu import convolutions_are_channels_last
 from vggdist.training.engine import Engine, deepspeed_config
 from vggdist.training.flags import SharedFlags
-from vggdist.training.memory_format import convolutions_are_channels_last
 
 STAGES = (0, 1, 2)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -87,9 +87,9 @@ def one_rank(process: Process) -> dict[str, Any]:
 
 def wide_block(process: Process, precision: str, plain: tuple[Any, Any]) -> dict[str, Any]:
     """A step as if the second block, of 8 channels, were a wide one."""
-    wide, memory_format.WIDE = memory_format.WIDE, 8
+    wide, cpu.WIDE = cpu.WIDE, 8
     engine = small_engine(process, micro=4, precision=precision)
-    memory_format.WIDE = wide
+    cpu.WIDE = wide
     if precision == "fp16":
         set_loss_scale(engine, 256.0)
     taken: list[bool] = []

@@ -11,7 +11,7 @@ from tests.ranks import run_in_ranks
 from vggdist.distributed.process import Process
 from vggdist.errors import StoppedError
 from vggdist.training.flags import DelayedFlags, SentFlags, SharedFlags, until_stopped
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 
 def engine_of(module: nn.Module, process: Process) -> Any:

@@ -22,9 +22,9 @@ from vggdist.artifacts import checkpoint
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, DataError, NumericError
 from vggdist.evaluation.metrics import Errors
-from vggdist.run_report import write_result
 from vggdist.training.loop import Training
-from vggdist.training.stop import StopSignal
+from vggdist.training.report import write_result
+from vggdist.training.signals import StopSignal
 
 pytestmark = pytest.mark.multi_process
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.config import Triple
-from vggdist.data.unusable import BadImage
+from vggdist.data.bad_image import BadImage
 
 
 @dataclass(frozen=True, eq=False)

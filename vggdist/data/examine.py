@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from vggdist.data.bad_image import reading_problem
 from vggdist.data.header import TooLargeError, image_size
 from vggdist.data.manifest import Place
 from vggdist.data.probe import WindowProbe
-from vggdist.data.reader import read_encoded
-from vggdist.data.unusable import reading_problem
+from vggdist.data.read import read_encoded
 
 DALI_FORMATS = frozenset({"JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"})
 """Formats that DALI decodes, by Pillow's names; MPO is a JPEG followed by more JPEGs."""

@@ -15,11 +15,11 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
+from vggdist.data.bad_image import BadImage, decoding_problem
 from vggdist.data.header import size_from_beginning
 from vggdist.data.manifest import Manifest
 from vggdist.data.probe import WindowProbe
-from vggdist.data.reader import ReadAhead
-from vggdist.data.unusable import BadImage, decoding_problem
+from vggdist.data.read import ReadAhead
 
 _THREADS = 16  # hides the latency of network file systems
 _IMAGES_PER_TASK = 64

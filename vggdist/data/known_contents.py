@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.data.manifest import Contents, Manifest
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.terminal import Progress
 
 HASHED_BYTES, HASHED_IMAGES = 2**30, 100_000

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from vggdist.artifacts.paths import quote
 from vggdist.config import DataConfig
+from vggdist.data.bad_image import BadImage, decoding_problem
 from vggdist.data.batch import Batch
 from vggdist.data.color import subtracted_mean
-from vggdist.data.manifest import Manifest
-from vggdist.data.pipeline import (
+from vggdist.data.decode import (
     CropFormat,
     Finished,
     ImageFormat,
@@ -34,9 +34,9 @@ from vggdist.data.pipeline import (
     UndecodableError,
     Work,
 )
+from vggdist.data.manifest import Manifest
 from vggdist.data.plan import Samples
-from vggdist.data.reader import Pending, ReadAhead
-from vggdist.data.unusable import BadImage, decoding_problem
+from vggdist.data.read import Pending, ReadAhead
 from vggdist.errors import DataError
 
 READING_THREADS = 16

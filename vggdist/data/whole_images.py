@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.config import DataConfig, Triple
+from vggdist.data.bad_image import BadImage
 from vggdist.data.batch import normalized
-from vggdist.data.finish import SameShape
+from vggdist.data.decode import WholeFormat
 from vggdist.data.geometry import rescaled_sizes
 from vggdist.data.loader import Loader
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import find_manifest, load_contents
-from vggdist.data.pipeline import WholeFormat
 from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
 from vggdist.data.producer import READING_THREADS, BatchSamples, Producer, with_index
-from vggdist.data.reader import ReadAhead
-from vggdist.data.unusable import BadImage
+from vggdist.data.read import ReadAhead
+from vggdist.data.resize import SameShape
 from vggdist.errors import DataError
 from vggdist.terminal import Progress
 

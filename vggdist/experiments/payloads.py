@@ -18,7 +18,7 @@ from vggdist.errors import EXIT_STOPPED, WeightsError
 from vggdist.experiments.stages import Evaluation, Report, definition
 
 if TYPE_CHECKING:
-    from vggdist.training.stop import StopSignal
+    from vggdist.training.signals import StopSignal
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.errors import ConfigError
 from vggdist.prepare.journal import Entry
 from vggdist.prepare.shards import ShardWriter, sample_extension

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vggdist.data.dataset import open_images
 from vggdist.data.manifest import Manifest, Names, Shards
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.prepare.shards import ShardWriter, sample_extension, shard_name
 
 QUALITY = 88

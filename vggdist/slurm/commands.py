@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         allow_code_change=arguments.allow_code_change,
     )
     if arguments.debug:  # without submitit or a job folder
-        from vggdist.training.stop import StopSignal
+        from vggdist.training.signals import StopSignal
 
         with StopSignal() as stop:
             return payload.run(stop)

@@ -21,7 +21,7 @@ from vggdist.slurm import attempts, queue
 if TYPE_CHECKING:
     from submitit import JobEnvironment
 
-    from vggdist.training.stop import StopSignal
+    from vggdist.training.signals import StopSignal
 
 LOCAL_REQUEUE = 144
 """submitit's local controller starts the ranks again when one ends with this code."""
@@ -91,7 +91,7 @@ class Job:
         """
         import submitit
 
-        from vggdist.training.stop import StopSignal
+        from vggdist.training.signals import StopSignal
 
         environment = submitit.JobEnvironment()
         _remove_leftovers(environment)

@@ -20,10 +20,9 @@ from vggdist.distributed.collectives import Collectives
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError
+from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
 from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
-from vggdist.training.kept_memory import keep_freed_memory
-from vggdist.training.memory_format import arrange_convolutions
 from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)

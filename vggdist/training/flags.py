@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 from vggdist.distributed.process import sum_over_ranks
 from vggdist.errors import StoppedError
 from vggdist.training.engine import Engine, normalizations
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 T = TypeVar("T")
 

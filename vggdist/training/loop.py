@@ -23,13 +23,13 @@ from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.terminal import TrainingProgress
+from vggdist.training.bad_images import KnownBad
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
-from vggdist.training.known_bad import KnownBad
-from vggdist.training.metric_log import MetricLog, displayable
+from vggdist.training.metrics import MetricLog, displayable
 from vggdist.training.schedule import Schedule
+from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
-from vggdist.training.stop import StopSignal
 from vggdist.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)

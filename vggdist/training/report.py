@@ -15,7 +15,7 @@ from vggdist.data.batch import Batch
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
 from vggdist.terminal import duration
 from vggdist.training.loop import Training
-from vggdist.training.metric_log import TENSORBOARD_FOLDER, displayable
+from vggdist.training.metrics import TENSORBOARD_FOLDER, displayable
 
 PREDICTIONS_FILE = "predictions.png"
 

@@ -21,7 +21,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import ConfigError, DataError
-from vggdist.training.stop import StopSignal
+from vggdist.training.signals import StopSignal
 
 logger = logging.getLogger("vggdist")
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from vggdist.data import pipeline
+from vggdist.data import decode
+from vggdist.data.decode import CropFormat, ImagePipeline, UndecodableError, Work
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
 from vggdist.data.header import image_size
-from vggdist.data.pipeline import CropFormat, ImagePipeline, UndecodableError, Work
 from vggdist.data.plan import Samples
-from vggdist.data.reader import EncodedImage
+from vggdist.data.read import EncodedImage
 
 CROP = 64
 CPU = torch.device("cpu")
@@ -177,7 +177,7 @@ def test_the_graphs_windows_are_those_of_the_geometry(tmp_path):
             what = replace(samples(len(paths)), scale=scale, position=position)
             yield CropFormat(CROP, CPU).inputs(work_of(batch_paths, what))
 
-    graph = pipeline._build(inputs(), len(sizes), CropFormat(CROP, CPU), 2, CPU)
+    graph = decode._build(inputs(), len(sizes), CropFormat(CROP, CPU), 2, CPU)
     for _, scale, position in batches:
         (windows,) = graph.run()
         sides, starts = source_windows([(h, w) for w, h in sizes], scale, position, CROP)
@@ -241,7 +241,7 @@ def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
     tmp_path, make_image, monkeypatch
 ):
     """On a GPU its memory may be what the search would lack."""
-    built, alive, build = [], [], pipeline._build
+    built, alive, build = [], [], decode._build
 
     def noting(*arguments, **options):
         alive.append([one for one in built if one() is not None])
@@ -249,7 +249,7 @@ def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
         built.append(weakref.ref(pipe))
         return pipe
 
-    monkeypatch.setattr(pipeline, "_build", noting)
+    monkeypatch.setattr(decode, "_build", noting)
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
     work = work_of(paths, samples(6))
     for place in (1, 3):
@@ -264,13 +264,13 @@ def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
 def test_a_gpu_is_asked_for_bad_images_only_if_a_cpu_decodes_all(
     tmp_path, make_image, monkeypatch, cpu_finds
 ):
-    asked, build, finds = [], pipeline._build, {CPU: cpu_finds, GPU: {1: NOISE}}
+    asked, build, finds = [], decode._build, {CPU: cpu_finds, GPU: {1: NOISE}}
 
     def fail_alone(_self, _pending, device):
         asked.append(device)
         return finds[device]
 
-    monkeypatch.setattr(pipeline, "_build", lambda *four, **_: build(*four[:4], CPU))
+    monkeypatch.setattr(decode, "_build", lambda *four, **_: build(*four[:4], CPU))
     monkeypatch.setattr(ImagePipeline, "_fail_alone", fail_alone)
     work = work_of([make_image(tmp_path / "x.jpg", 90, 75)] * 3, samples(3))
     work.images[1] = EncodedImage(NOISE, 75, 90)

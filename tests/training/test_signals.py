@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vggdist.errors import StoppedError
-from vggdist.training.stop import SIGNALS, StopSignal
+from vggdist.training.signals import SIGNALS, StopSignal
 
 
 def send(number: int) -> None:

@@ -10,14 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.ranks import run_in_ranks, train_in_ranks
+from vggdist.data.bad_image import BadImage
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Manifest, Names
 from vggdist.data.manifest_file import Unusable, save_quarantine
-from vggdist.data.unusable import BadImage
 from vggdist.distributed.process import Process
 from vggdist.errors import DataError, DistributedError
-from vggdist.training import known_bad
-from vggdist.training.known_bad import KnownBad
+from vggdist.training import bad_images
+from vggdist.training.bad_images import KnownBad
 
 
 def images(count: int, quarantine: frozenset[int] = frozenset()) -> Manifest:
@@ -57,7 +57,7 @@ def test_what_one_rank_finds_all_ranks_know():
     ("count", "fraction", "allowed"), [(50, 1e-4, 10), (100, 0.15, 15), (5000, 0.01, 50)]
 )
 def test_a_share_of_the_images_may_break_but_always_ten(monkeypatch, count, fraction, allowed):
-    monkeypatch.setattr(known_bad, "gather", lambda value: [value])
+    monkeypatch.setattr(bad_images, "gather", lambda value: [value])
     known = KnownBad(images(count), fraction)
     for number in range(allowed):
         known.note([BadImage(number, "broken")])

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.data.bad_image import decoding_problem, reading_problem
 from vggdist.data.header import DamagedError, TooLargeError, image_size, size_from_beginning
 from vggdist.data.manifest import Manifest, Place
-from vggdist.data.unusable import decoding_problem, reading_problem
 
 Encoded = NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.ranks import run_in_ranks
 from vggdist.distributed.process import Process
-from vggdist.training.kept_memory import keep_freed_memory
+from vggdist.training.cpu import keep_freed_memory
 
 MEGABYTES, STEPS = 64, 4
 WARM = 16

@@ -17,8 +17,8 @@ from vggdist.distributed import process as world
 from vggdist.errors import ConfigError, DataError, VggdistError
 from vggdist.prepare.sources import FolderSource
 from vggdist.pretrain import pretrain
-from vggdist.training.stop import StopSignal
-from vggdist.training_data import TrainingData, open_training_data
+from vggdist.training.dataset import TrainingData, open_training_data
+from vggdist.training.signals import StopSignal
 
 
 @pytest.fixture

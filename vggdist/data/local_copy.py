@@ -23,8 +23,8 @@ _PIECE_BYTES = 1 << 24
 _LOCK = "lock"
 
 
-def staged(dataset: Dataset, folder: Path) -> Dataset:
-    """The data set as it is in the node's own folder once `stage` has been there.
+def local_dataset(dataset: Dataset, folder: Path) -> Dataset:
+    """The data set as it is in the node's own folder once `copy_shards` is done.
 
     Raises:
         ConfigError: its images are not in shards.
@@ -41,7 +41,7 @@ def staged(dataset: Dataset, folder: Path) -> Dataset:
     return Dataset(*(replace(found, folder=copy / found.split) for found in manifests))
 
 
-def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = None) -> None:
+def copy_shards(dataset: Dataset, folder: Path, cancelled: threading.Event | None = None) -> None:
     """Copies what is missing of a data set's shards; one process of each node does so.
 
     Others on the node, of other jobs too, wait for it and then find everything there. A shard that
@@ -54,7 +54,7 @@ def stage(dataset: Dataset, folder: Path, cancelled: threading.Event | None = No
         DataError: there is not enough space, or a shard cannot be copied; what has been copied
             stays for the next start.
     """
-    target = staged(dataset, folder).root
+    target = local_dataset(dataset, folder).root
     with _locked(target):
         missing = [
             (manifest.folder / name, target / manifest.split / name)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vggdist.data import staging
+from vggdist.data import local_copy
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
-from vggdist.data.reader import read_encoded
+from vggdist.data.read import read_encoded
 from vggdist.errors import ConfigError, DataError
 from vggdist.prepare.packing import Packing
 from vggdist.prepare.preparation import prepare
@@ -40,8 +40,8 @@ def shards(dataset: Dataset) -> list[Path]:
 
 
 def test_every_image_is_read_from_the_copy(packed, folders, tmp_path):
-    staging.stage(packed, tmp_path / "local")
-    local = staging.staged(packed, tmp_path / "local")
+    local_copy.copy_shards(packed, tmp_path / "local")
+    local = local_copy.local_dataset(packed, tmp_path / "local")
     shutil.rmtree(packed.root)
     original = open_dataset(folders)
     for ours, theirs in ((local.train, original.train), (local.val, original.val)):
@@ -52,32 +52,32 @@ def test_every_image_is_read_from_the_copy(packed, folders, tmp_path):
 
 
 def test_what_is_there_already_is_not_copied_again(packed, tmp_path, capfd):
-    staging.stage(packed, tmp_path / "local")
+    local_copy.copy_shards(packed, tmp_path / "local")
     assert f"{len(shards(packed))} of {len(shards(packed))} shards" in capfd.readouterr().err
-    copies = shards(staging.staged(packed, tmp_path / "local"))
+    copies = shards(local_copy.local_dataset(packed, tmp_path / "local"))
     before = [copy.stat().st_ino for copy in copies]
     copies[1].write_bytes(b"cut off by a full disk")
-    staging.stage(packed, tmp_path / "local")
+    local_copy.copy_shards(packed, tmp_path / "local")
     assert "1 of 1 shards" in capfd.readouterr().err
     after = [copy.stat().st_ino for copy in copies]
     assert [one == other for one, other in zip(before, after, strict=True)] == [
         i != 1 for i in range(len(copies))
     ]
-    staging.stage(packed, tmp_path / "local")
+    local_copy.copy_shards(packed, tmp_path / "local")
     assert capfd.readouterr().err == ""
 
 
 def test_a_shard_that_was_prepared_again_is_copied_again(packed, tmp_path):
-    staging.stage(packed, tmp_path / "local")
+    local_copy.copy_shards(packed, tmp_path / "local")
     os.utime(shards(packed)[0])
-    staging.stage(packed, tmp_path / "local")
-    copy = shards(staging.staged(packed, tmp_path / "local"))[0]
+    local_copy.copy_shards(packed, tmp_path / "local")
+    copy = shards(local_copy.local_dataset(packed, tmp_path / "local"))[0]
     assert copy.stat().st_mtime_ns == shards(packed)[0].stat().st_mtime_ns
 
 
 def test_two_jobs_of_a_node_copy_once(packed, tmp_path, capfd):
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(staging.stage, packed, tmp_path / "local") for _ in range(2)]
+        jobs = [pool.submit(local_copy.copy_shards, packed, tmp_path / "local") for _ in range(2)]
         for job in jobs:
             job.result()
     assert capfd.readouterr().err.count("shards, ") == 1
@@ -86,9 +86,9 @@ def test_two_jobs_of_a_node_copy_once(packed, tmp_path, capfd):
 
 
 def test_too_little_space_is_said_before_anything_is_copied(packed, tmp_path, monkeypatch):
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(DataError, match=r"take 0\.0 GB more, but .* has 0\.0 GB free"):
-        staging.stage(packed, tmp_path / "local")
+        local_copy.copy_shards(packed, tmp_path / "local")
     assert list((tmp_path / "local").rglob("*.tar")) == []
 
 
@@ -101,22 +101,24 @@ def test_a_disk_that_fills_up_leaves_what_was_copied(packed, tmp_path, monkeypat
         copied.append(target)
         copystat(source, target)
 
-    monkeypatch.setattr(staging, "_COPIES_AT_ONCE", 1)
+    monkeypatch.setattr(local_copy, "_COPIES_AT_ONCE", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(staging.shutil, "copystat", filling)
+        patch.setattr(local_copy.shutil, "copystat", filling)
         with pytest.raises(DataError, match=r"No space left on device.*What has been copied stays"):
-            staging.stage(packed, tmp_path / "local")
+            local_copy.copy_shards(packed, tmp_path / "local")
     assert len(list((tmp_path / "local").rglob("shard-*.tar"))) == 2
-    staging.stage(packed, tmp_path / "local")
-    assert all(copy.is_file() for copy in shards(staging.staged(packed, tmp_path / "local")))
+    local_copy.copy_shards(packed, tmp_path / "local")
+    assert all(
+        copy.is_file() for copy in shards(local_copy.local_dataset(packed, tmp_path / "local"))
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_named(packed, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"file/vggdist-\w+ cannot be written on this node"):
-        staging.stage(packed, tmp_path / "file")
+        local_copy.copy_shards(packed, tmp_path / "file")
 
 
 def test_class_folders_are_not_staged(folders, tmp_path):
     with pytest.raises(ConfigError, match=r"only shards are copied to the nodes. Pack them with"):
-        staging.staged(open_dataset(folders), tmp_path / "local")
+        local_copy.local_dataset(open_dataset(folders), tmp_path / "local")

@@ -3,9 +3,9 @@
 import logging
 from collections.abc import Iterable, Set
 
+from vggdist.data.bad_image import BadImage
 from vggdist.data.manifest import Manifest
 from vggdist.data.producer import too_many_bad
-from vggdist.data.unusable import BadImage
 from vggdist.distributed.process import gather
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vggdist.artifacts.files import JsonLines
-from vggdist.training.metric_log import LogFile, MetricLog, displayable
+from vggdist.training.metrics import LogFile, MetricLog, displayable
 
 
 @pytest.fixture

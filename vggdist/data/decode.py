@@ -23,10 +23,10 @@ from nvidia.dali import fn, types
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from vggdist.data.finish import SameShape, WholeFinisher, WindowFinisher
 from vggdist.data.geometry import source_windows
 from vggdist.data.plan import Samples
-from vggdist.data.reader import EncodedImage
+from vggdist.data.read import EncodedImage
+from vggdist.data.resize import SameShape, WholeFinisher, WindowFinisher
 
 Resize = Literal["dali", "torch"]
 Finished = TypeVar("Finished")
