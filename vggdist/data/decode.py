@@ -1,7 +1,7 @@
 """Encoded images -> crops or whole rescaled images: one DALI graph for CPU and GPU.
 
 Only the visible window of each image is decoded. The rest (resize, flip) is done by the graph for
-crops on a GPU, otherwise by `data/finish.py`. The output is 8-bit RGB for every file format. EXIF
+crops on a GPU, otherwise by `data/resize.py`. The output is 8-bit RGB for every file format. EXIF
 orientation is ignored: the paper's data did not use it, nor does torchvision.
 """
 
