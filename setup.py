@@ -19,7 +19,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vggdist", "vggdist.*"]),
-    package_data={"vggdist": ["py.typed"], "vggdist.reports": ["*.jinja"]},
+    package_data={
+        "vggdist": ["py.typed"],
+        "vggdist.reports": ["*.jinja"],
+        "vggdist.monitoring": ["*.jinja"],
+    },
     install_requires=[
         *NEEDS_CUDA[os.environ.get("VGGDIST_CUDA", "13")],
         "deepspeed>=0.19.8",

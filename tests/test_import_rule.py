@@ -57,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "prepare": set(),
     "convert": set(),
     "reports": set(),
+    "monitoring": set(),
     "transfer": set(),
     "slurm": set(),
     "experiments": {"slurm", "reports"},
@@ -75,8 +76,8 @@ DOORS = {
     "pebble": {"prepare.processes"},
     "scipy": {"prepare.devkit"},
     "submitit": {"slurm.submit", "slurm.job"},
-    "matplotlib": {"planning.chart", "reports.chart"},
-    "jinja2": {"reports.page"},
+    "matplotlib": {"planning.chart", "reports.chart", "monitoring.comparison"},
+    "jinja2": {"reports.page", "monitoring.comparison"},
 }
 """A heavy or dangerous library -> the modules that may import it."""
 

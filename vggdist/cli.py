@@ -59,6 +59,8 @@ VERBS = {
         "vggdist.transfer.commands",
         "a linear SVM on features: mean class recall, compared with Table 11",
     ),
+    "runs": ("vggdist.monitoring.commands", "list trainings: state, errors, speed, time left"),
+    "compare": ("vggdist.monitoring.commands", "trainings side by side: results, settings, curves"),
     "plan": (
         "vggdist.planning.commands",
         "estimate a training's time, memory and cost before it starts",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 training_progress = logging.getLogger("vggdist.training_progress")
@@ -162,6 +163,28 @@ def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def watch(render: Callable[[], str], seconds: float) -> None:
+    """Shows a text until Ctrl-C, renewed in its place; without a terminal, one below the other.
+
+    Args:
+        render: the text as it is now.
+        seconds: between two renewals.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while True:
+            text = Text(render(), no_wrap=True, overflow="ellipsis")
+            if console.is_terminal:
+                live.update(text, refresh=True)
+            else:
+                console.print(text)
+            time.sleep(seconds)
 
 
 def duration(seconds: float) -> str:
