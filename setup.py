@@ -36,6 +36,7 @@ setup(
         "onnxscript>=0.5",
         "onnxruntime>=1.22",
         "rich>=13.0",
+        "packaging>=24",
         "jinja2>=3.1",
         "pillow>=11.0",
         "matplotlib>=3.9",

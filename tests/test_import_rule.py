@@ -58,6 +58,7 @@ ROOMS: dict[str, set[str]] = {
     "convert": set(),
     "reports": set(),
     "monitoring": set(),
+    "doctor": set(),
     "transfer": set(),
     "slurm": set(),
     "experiments": {"slurm", "reports"},

@@ -59,6 +59,10 @@ VERBS = {
         "vggdist.transfer.commands",
         "a linear SVM on features: mean class recall, compared with Table 11",
     ),
+    "doctor": (
+        "vggdist.doctor.commands",
+        "try what a training needs; say what to do about problems",
+    ),
     "runs": ("vggdist.monitoring.commands", "list trainings: state, errors, speed, time left"),
     "compare": ("vggdist.monitoring.commands", "trainings side by side: results, settings, curves"),
     "plan": (
