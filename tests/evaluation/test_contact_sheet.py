@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from vggdist.evaluation.contact_sheet import (
     CELL,
@@ -13,7 +13,6 @@ from vggdist.evaluation.contact_sheet import (
     TEXT_HEIGHT,
     WRONG,
     Prediction,
-    _fit,
     draw_contact_sheet,
 )
 
@@ -59,12 +58,3 @@ def test_long_and_strange_names_stay_within_their_cell(tmp_path: Path) -> None:
         sheet_of([one(0, name, name, float("nan")) for name in names], path, columns=1)
     )
     assert (sheet[:, -MARGIN // 2 :] == 255).all()
-
-
-def test_a_name_is_cut_at_the_last_letter_that_fits() -> None:
-    draw = ImageDraw.Draw(Image.new("RGB", (10, 10)))
-    font = ImageFont.load_default(13)
-    assert _fit(draw, "cat", font, 100) == "cat"
-    cut = _fit(draw, "hippopotamus" * 5, font, 100)
-    assert cut.endswith("…")
-    assert draw.textlength(cut, font=font) <= 100 < draw.textlength(cut[:-1] + "ppo…", font=font)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from vggdist.artifacts.names import printable
+from vggdist.evaluation.lettering import fit, load_font
 
 CELL, MARGIN, TEXT_HEIGHT = 128, 8, 40
 RIGHT, WRONG = (24, 128, 56), (200, 30, 40)
@@ -38,7 +38,7 @@ def draw_contact_sheet(predictions: Sequence[Prediction], path: Path, columns: i
     width, height = CELL + 2 * MARGIN, CELL + 2 * MARGIN + TEXT_HEIGHT
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
+    font = load_font(13)
     for index, prediction in enumerate(predictions):
         left, top = index % columns * width + MARGIN, index // columns * height + MARGIN
         picture = Image.fromarray(prediction.image).resize((CELL, CELL), Image.Resampling.BICUBIC)
@@ -46,9 +46,9 @@ def draw_contact_sheet(predictions: Sequence[Prediction], path: Path, columns: i
         color = RIGHT if prediction.truth == prediction.prediction else WRONG
         draw.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), outline=color, width=3)
         percent = f"{100 * prediction.confidence:.0f} %"
-        caption = f"{_fit(draw, prediction.prediction, font, CELL - 44)}  {percent}"
+        caption = f"{fit(draw, prediction.prediction, font, CELL - 44)}  {percent}"
         draw.text((left, top + CELL + 5), caption, fill=color, font=font)
-        truth = f"is {_fit(draw, prediction.truth, font, CELL - 16)}"
+        truth = f"is {fit(draw, prediction.truth, font, CELL - 16)}"
         draw.text((left, top + CELL + 21), truth, fill=(70, 70, 70), font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
@@ -95,14 +95,14 @@ def _draw_card(sheet: Image.Image, ranking: Ranking, box: tuple[int, int, int, i
     sheet.paste(picture, (left, middle - picture.height // 2))
     left = box[0] + 2 * _PADDING + PICTURE
     top = middle - (_TITLE + _ROW * len(ranking.classes)) // 2
-    font = ImageFont.load_default(15)
-    title = _fit(draw, ranking.title, ImageFont.load_default(13), _BARS)
-    draw.text((left, top + 2), title, fill=_GREY, font=ImageFont.load_default(13))
+    font = load_font(15)
+    title = fit(draw, ranking.title, load_font(13), _BARS)
+    draw.text((left, top + 2), title, fill=_GREY, font=load_font(13))
     for number, (name, confidence) in enumerate(ranking.classes):
         y = top + _TITLE + _ROW * number
         percent = f"{100 * confidence:.1f} %"
         room = _BARS - int(draw.textlength(percent, font=font)) - _PADDING
-        draw.text((left, y), _fit(draw, name, font, room), fill=_INK, font=font)
+        draw.text((left, y), fit(draw, name, font, room), fill=_INK, font=font)
         draw.text((left + _BARS, y), percent, fill=_INK, font=font, anchor="ra")
         bar = (left, y + 21, left + _BARS - 1, y + 28)
         draw.rounded_rectangle(bar, radius=4, fill=_TRACK)
@@ -112,18 +112,3 @@ def _draw_card(sheet: Image.Image, ranking: Ranking, box: tuple[int, int, int, i
             draw.rounded_rectangle(
                 (*bar[:2], left + length - 1, bar[3]), min(4, length // 2), color
             )
-
-
-def _fit(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    width: int,
-) -> str:
-    """`text`, shortened to `width` pixels; without line breaks, which cannot be measured."""
-    text = printable(text)
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font=font) > width:
-        text = text[:-1]
-    return text + "…"
