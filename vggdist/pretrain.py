@@ -55,6 +55,7 @@ from vggdist.training.metrics import LogFile, MetricLog
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
+from vggdist.training.zero import build_engine
 
 logger = logging.getLogger("vggdist")
 
@@ -101,7 +102,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
             _announce(config, process, split, dataset)
             announce_data(data, folder)
             logger.info(why)
-        engine = Engine(_build_network(config, fresh=saved is None), config, split, process)
+        engine = build_engine(_build_network(config, fresh=saved is None), config, split, process)
         first_step = saved.step if saved else 0
         if first_step < total_steps(config, dataset.train.num_images):
             require = partial(run_folder.require_space, folder, engine.checkpoint_bytes)

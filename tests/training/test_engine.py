@@ -208,19 +208,19 @@ def other_networks(process: Process) -> list[str]:
 
 
 class _Messages(logging.Handler):
-    """What the engine's module logs from now until `stop`."""
+    """What the package logs from now until `stop`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._texts: list[str] = []
-        logging.getLogger("vggdist.training.engine").addHandler(self)
+        logging.getLogger("vggdist.training").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             self._texts.append(record.getMessage())
 
     def stop(self) -> list[str]:
-        logging.getLogger("vggdist.training.engine").removeHandler(self)
+        logging.getLogger("vggdist.training").removeHandler(self)
         return self._texts
 
 

@@ -25,6 +25,7 @@ from vggdist.distributed import collectives
 from vggdist.distributed.process import Process
 from vggdist.training.engine import Engine
 from vggdist.training.factors import choose_factored, render_traffic
+from vggdist.training.zero import build_engine
 
 WORLD_SIZES = (1, 2, 3, 4)
 GLOBAL_BATCH = 48
@@ -58,7 +59,7 @@ class Trained:
         for name in frozen:
             network.get_submodule(name).requires_grad_(False)
         split = split_batch(config.batch, process.world_size)
-        self.engine = Engine(network, config, split, process)
+        self.engine = build_engine(network, config, split, process)
         self.gradients: dict[str, Tensor] = {}
         self.clipped = 0.0
         optimizer = self.engine.optimizer

@@ -112,7 +112,7 @@ def choose_factored(
             layer.linear.out_features,
             images_per_rank=split.per_rank,
             world_size=split.world_size,
-            precision=config.travel_precision,
+            precision=config.sent_precision,
             factor_precision=config.factor_precision,
         )
         for name, layer in layers.items()
@@ -139,14 +139,14 @@ def render_traffic(
         split: how a step's images are divided among the ranks.
     """
     ways = choose(config.exchange, layers)
-    others = all_reduce_bytes(num_others, split.world_size, ELEMENT_BYTES[config.travel_precision])
+    others = all_reduce_bytes(num_others, split.world_size, ELEMENT_BYTES[config.sent_precision])
     sent = others + sum(
         layer.factors if ways[layer.name] == "factors" else layer.all_reduce for layer in layers
     )
     rows = [
         f"Gradient exchange, MB sent by each of {split.world_size} ranks in a step of "
         f"{split.per_rank} images of its own:",
-        f"  {'layer':<14}{'matrix (' + config.travel_precision + ')':>16}"
+        f"  {'layer':<14}{'matrix (' + config.sent_precision + ')':>16}"
         f"{'factors (' + config.factor_precision + ')':>16}  exchange={config.exchange} takes",
     ]
     for layer in layers:
