@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -28,27 +27,25 @@ from vggdist.artifacts.posteriors import (
     save_posteriors,
 )
 from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.artifacts.weights import Description, Weights
 from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
 from vggdist.data.classes import said_of_nesting
 from vggdist.data.dataset import open_split
+from vggdist.data.geometry import require_scales
 from vggdist.data.manifest import Manifest
-from vggdist.data.manifest_file import write_classes
+from vggdist.data.manifest_file import require_usable, write_classes
 from vggdist.data.survey import survey_images
 from vggdist.distributed import process as world
-from vggdist.distributed.precision import resolve_precision
+from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError, WeightsError
 from vggdist.evaluated_images import require_whole
-from vggdist.trained import (
-    build_dense,
-    configure,
-    open_weights,
-    require_scales,
-    require_usable,
-)
+from vggdist.evaluation.report import Evaluated
+from vggdist.model.dense import DenseNetwork
+from vggdist.model.loading import build_network
 
 logger = logging.getLogger("vggdist")
 
@@ -76,16 +73,6 @@ class Request:
     """`section.key=value`."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """The files of an evaluation, on the main rank."""
-
-    files: tuple[Path, ...]
-    num_computed: int
-    """Images x files that were computed; the others existed."""
-    elapsed_seconds: float
-
-
 def evaluate(request: Request) -> Evaluated | None:
     """Computes the missing posteriors files; collective.
 
@@ -96,15 +83,19 @@ def evaluate(request: Request) -> Evaluated | None:
         VggdistError: a problem that the user can solve.
     """
     weights = open_weights(request.network)
-    config = configure(weights.description, request.root, request.overrides)
-    scales = _scales(request, weights.description)
-    with ExitStack() as stack:
-        process = stack.enter_context(world.joined(config.device))
+    network = weights.description
+    config = network.configure(request.root, request.overrides)
+    scales = require_scales(request.scales or [network.default_scale], network.crop_size)
+    with world.joined(config.device) as process:
         config, why = resolve_precision(config, process)
         images = open_split(request.root, request.split)
         contents = _survey(images, process)
-        images = _require_same_classes(images, request, weights.description)
-        network = build_dense(weights, config, process)
+        images = _require_same_classes(images, request, network)
+        dense = DenseNetwork(
+            build_network(weights, config.model),
+            DTYPES[config.resolved_precision],
+            process.device,
+        )
         folder = request.out or _default_folder(weights.path)
         wanted = {
             _file(folder, source): source
@@ -118,7 +109,7 @@ def evaluate(request: Request) -> Evaluated | None:
         on_main(process, partial(_require_writable, folder, num_bytes))
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
-            if not weights.description.classes:
+            if not network.classes:
                 file = write_classes(images.classes, folder)
                 logger.info(
                     "%s has no class names; %s",
@@ -126,18 +117,13 @@ def evaluate(request: Request) -> Evaluated | None:
                     said_of_labels(images.classes, file),
                 )
             logger.info(why)
-        run = PosteriorsOfRank(config, process, network, images, request.storage)
+        run = PosteriorsOfRank(config, process, dense, images, request.storage)
         started_at = time.monotonic()
         for posteriors in run.compute(missing):
             on_main(process, partial(_save, folder, posteriors))
         seconds = time.monotonic() - started_at
         computed = len(missing) * images.num_images
         return Evaluated(tuple(wanted), computed, seconds) if process.is_main else None
-
-
-def _scales(request: Request, network: Description) -> tuple[int, ...]:
-    low, high = network.train_scale or (round(network.crop_size * 256 / 224),) * 2
-    return require_scales(request.scales or ((low + high) // 2,), network.crop_size)
 
 
 def _survey(images: Manifest, process: Process) -> ContentsDigest:

@@ -19,9 +19,10 @@ from vggdist.artifacts.run_files import (
     has_begun,
     read_config,
 )
+from vggdist.artifacts.weights import Weights, load_weights
 from vggdist.config import Config, Precision
 from vggdist.config_file import load_config, to_yaml
-from vggdist.errors import CheckpointError, ConfigError
+from vggdist.errors import CheckpointError, ConfigError, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,22 @@ def weights_file(path: str) -> Path:
         f"{quote(path)} has no weights; give a run folder with a checkpoint, a checkpoint, or a "
         ".safetensors file."
     )
+
+
+def open_weights(network: str) -> Weights:
+    """The weights of a run folder, a checkpoint or a .safetensors file.
+
+    Raises:
+        VggdistError: there are none, they are invalid, or they differ from what the training wrote.
+    """
+    weights = load_weights(weights_file(network))
+    if checkpoint.written_sha256(weights.path) not in (None, weights.sha256):
+        raise WeightsError(
+            f"{quote(weights.path)} is damaged: it does not have the SHA-256 with which its "
+            "checkpoint was written. Give another checkpoint, or train on: the training falls back "
+            "to the one before by itself."
+        )
+    return weights
 
 
 def _check_same_training(config: Config, config_file: Path) -> None:

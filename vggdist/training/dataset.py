@@ -15,7 +15,7 @@ from vggdist.config import Config
 from vggdist.data.classes import require_several_classes, said_of_nesting
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
-from vggdist.data.manifest_file import QUARANTINE_NAME, SPLITS, write_classes
+from vggdist.data.manifest_file import SPLITS, require_usable, write_classes
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
@@ -106,14 +106,7 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
                 said_of_nesting(dataset.train),
             )
         )
-    if dataset.val.quarantine:
-        image = quote(dataset.val.name(min(dataset.val.quarantine)))
-        raise DataError(
-            f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
-            f"images, such as {image}. An evaluation counts every image, so each must be usable. "
-            "Replace them with good copies and run `vggdist check` again, or remove them and the "
-            "manifest."
-        )
+    require_usable(dataset.val, root)
 
 
 def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:

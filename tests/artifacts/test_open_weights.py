@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from vggdist.artifacts.checkpoint import Checkpoint, save
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.artifacts.weights import Description
 from vggdist.config import ModelConfig
 from vggdist.errors import WeightsError
 from vggdist.model.initialization import build_initialized
-from vggdist.trained import open_weights
 
 MODEL = ModelConfig(configuration=(("3-4",), ("3-4",)), num_classes=3, fc_width=8)
 

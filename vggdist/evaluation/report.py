@@ -1,8 +1,11 @@
 """The report of an evaluation, as a table and as JSON: errors of each posteriors file and of their
-mean."""
+mean.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +13,18 @@ from rich.table import Table
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import open_posteriors
-from vggdist.evaluate import Evaluated
 from vggdist.evaluation.fusion import Members, errors_of_fusions
 from vggdist.terminal import duration
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The files of an evaluation, on the main rank."""
+
+    files: tuple[Path, ...]
+    num_computed: int
+    """Images x files that were computed; the others existed."""
+    elapsed_seconds: float
 
 
 def summarize(evaluated: Evaluated) -> dict[str, Any]:
