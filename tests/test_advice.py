@@ -340,7 +340,7 @@ def attempts(
     """By the first word of a case; in a folder with a data set, networks and more."""
     monkeypatch.chdir(tmp_path)
     _fill(tmp_path, tiny_dataset)
-    monkeypatch.setattr(pretrain, "Engine", past)
+    monkeypatch.setattr(pretrain, "build_engine", past)
 
     def load(typed: str) -> None:
         load_config(None, shlex.split(typed))

@@ -6,6 +6,7 @@ the end `result.json` and `predictions.png`.
 
 import logging
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +26,38 @@ from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError, WeightsError
 
 logger = logging.getLogger(__name__)
+
+
+def enter(
+    config: Config, folder: Path, stack: ExitStack, made: list[Path], patience_seconds: float
+) -> Path | None:
+    """Takes the run folder for this job; the checkpoint to continue from, if any.
+
+    Args:
+        config: of the training.
+        folder: the run folder, perhaps not there yet.
+        stack: releases it when it ends.
+        made: receives the folders that are new. What it still holds when `stack` ends is removed,
+            so that a failure before the first step leaves nothing behind.
+        patience_seconds: how long another job that holds it is waited for.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    stack.enter_context(lock(folder, patience_seconds))
+    made += new
+    stack.callback(_remove, folder, made)
+    return choose_checkpoint(config, folder)
+
+
+def _remove(run_folder: Path, paths: list[Path]) -> None:
+    """Removes files, the run folder with its contents, and parent folders left empty."""
+    for path in paths:
+        if path == run_folder:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir():
+            with suppress(OSError):  # it holds something else
+                path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
 
 
 def choose_checkpoint(config: Config, folder: Path) -> Path | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from vggdist.artifacts.contents import ContentsDigest
 from vggdist.artifacts.names import listed, said_of_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.config import Config
+from vggdist.data import local_copy
 from vggdist.data.classes import require_several_classes, said_of_nesting
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
@@ -21,6 +24,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import ConfigError, DataError
+from vggdist.training.flags import end_if_asked
 from vggdist.training.signals import StopSignal
 
 logger = logging.getLogger("vggdist")
@@ -70,6 +74,46 @@ def open_training_data(
     digests = world.gather(_digests(survey) if survey else {})[0]
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
     return TrainingData(dataset, digests, survey.remarks if survey else ())
+
+
+def copy_to_node(
+    dataset: Dataset, local_folder: str | None, process: Process, stop: StopSignal
+) -> Dataset:
+    """The data set, in its copy in `local_folder` if there is one; one rank per node copies.
+
+    Raises:
+        DataError: on all ranks, if a node could not copy it.
+        StoppedError: on all ranks, if any was asked to stop.
+    """
+    if local_folder is None:
+        return dataset
+    folder = Path(local_folder)
+    local = local_copy.local_dataset(dataset, folder)
+    with ThreadPoolExecutor(1) as pool:
+        cancelled = threading.Event()
+        copying = (
+            pool.submit(local_copy.copy_shards, dataset, folder, cancelled)
+            if process.local_rank == 0
+            else None
+        )
+        try:
+            # The ranks synchronize often: hours in one collective would look like a hang.
+            while not world.all_agree(_is_over(copying), process.device):
+                end_if_asked(stop, process)
+        except BaseException:
+            cancelled.set()  # the pool waits for copies in progress
+            raise
+        problem = copying.exception() if copying is not None else None
+    if not world.all_agree(problem is None, process.device):
+        raise problem or DataError(
+            "another node could not copy the shards to its data.local_folder; its message says why."
+        )
+    return local
+
+
+def _is_over(future: Future[None] | None) -> bool:
+    """Whether the work is done; waits for it for a few seconds."""
+    return future is None or bool(wait([future], timeout=5).done)
 
 
 def announce_data(data: TrainingData, folder: Path) -> None:

@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from vggdist.distributed.process import sum_over_ranks
+from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import StoppedError
 from vggdist.training.engine import Engine, normalizations
-from vggdist.training.signals import StopSignal
+from vggdist.training.signals import NOTHING_SAVED, StopSignal
 
 T = TypeVar("T")
 
@@ -106,6 +106,12 @@ def until_stopped(
         if before is not None and any(before.read()):
             raise StoppedError("stopped in an evaluation; the same command continues.")
         before = sent
+
+
+def end_if_asked(stop: StopSignal, process: Process) -> None:
+    """Ends all ranks if any has received a signal before there was anything to save; collective."""
+    if not all_agree(not stop.requested, process.device):
+        raise StoppedError(NOTHING_SAVED)
 
 
 class _Sent:

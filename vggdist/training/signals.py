@@ -15,6 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 T = TypeVar("T")
 
+NOTHING_SAVED = "stopped before a step was taken; the same command starts again."
+
 
 class StopSignal:
     """Within `with`, SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 set `requested`; the first is reported.
@@ -63,7 +65,7 @@ class StopSignal:
     def _end(self) -> None:
         if self.requested and self._ends_at_once:
             self._ends_at_once = False
-            raise StoppedError("stopped before a step was taken; the same command starts again.")
+            raise StoppedError(NOTHING_SAVED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
