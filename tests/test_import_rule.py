@@ -40,7 +40,6 @@ CORE = {
     "pretrain": 5,
     "evaluate": 5,
     "evaluated_images": 5,
-    "compute_posteriors": 5,
     "predict": 5,
     # people
     "commands": 6,
