@@ -281,7 +281,7 @@ def test_what_needs_stage_0_is_refused_elsewhere(stage: int) -> None:
     assert Config(zero_stage=stage).exchange == "auto"
 
 
-def test_gradients_travel_in_the_compute_type_unless_fp32_is_asked_for() -> None:
+def test_gradients_are_sent_in_the_compute_type_unless_fp32_is_asked_for() -> None:
     assert Config(precision="bf16").sent_precision == "bf16"
     assert Config(precision="fp16").sent_precision == "fp16"
     tf32 = Config(precision="tf32")

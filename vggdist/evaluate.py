@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.names import listed, said_of_labels, said_of_twins, sentences
+from vggdist.artifacts.names import explain_twins, listed, render_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import (
     Posteriors,
@@ -32,7 +32,7 @@ from vggdist.artifacts.run_files import CHECKPOINTS
 from vggdist.artifacts.run_folder import open_weights
 from vggdist.artifacts.weights import Description, Weights
 from vggdist.config import Config
-from vggdist.data.classes import said_of_nesting
+from vggdist.data.classes import explain_nesting
 from vggdist.data.dataset import open_split
 from vggdist.data.geometry import require_scales
 from vggdist.data.loader import EvaluationLoader
@@ -125,7 +125,7 @@ def evaluate(request: Request) -> Evaluated | None:
                 logger.info(
                     "%s has no class names; %s",
                     quote(weights.path),
-                    said_of_labels(images.classes, file),
+                    render_labels(images.classes, file),
                 )
             logger.info(why)
         run = PosteriorsOfRank(config, process, dense, images, request.storage)
@@ -162,7 +162,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 f"{where} has {len(images.classes)} classes, and the network tells "
                 f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
                 "was trained on.",
-                said_of_nesting(images),
+                explain_nesting(images),
             )
         )
     own, given = set(network.classes), set(images.classes)
@@ -172,7 +172,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 f"the classes of {where} are not those that the network was trained on: only the "
                 f"images have {listed(sorted(given - own))}, and only the weights file has "
                 f"{listed(sorted(own - given))}.",
-                said_of_twins(own ^ given),
+                explain_twins(own ^ given),
                 "Name the folders as in training.",
             )
         )

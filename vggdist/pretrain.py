@@ -25,7 +25,7 @@ from vggdist.data.loader import EvaluationLoader, TrainingLoader
 from vggdist.data.manifest import Dataset, Manifest
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
-from vggdist.distributed import slurm
+from vggdist.distributed import srun
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main, run_rank
@@ -79,7 +79,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
         made: list[Path] = []
-        patience = RESTART_PATIENCE_SECONDS if slurm.num_restarts(os.environ) else 0.0
+        patience = RESTART_PATIENCE_SECONDS if srun.num_restarts(os.environ) else 0.0
         opening = partial(run_folder.enter, config, folder, stack, made, patience)
         start = on_main(process, partial(stop.run, opening))
         config, why = resolve_precision(config, process, _precision_of_run(start, folder, process))

@@ -103,7 +103,7 @@ def all_measurements(process: Process, folder: Path) -> dict[str, Any]:
     for precision in ("bf16", "fp16"):
         results[precision] = both_ways(process, num_micro=2, precision=precision)
     results["fp32 matrices"] = both_ways(process, precision="bf16", exchange_precision="fp32")
-    results["bf16 travel"] = both_ways(process, precision="fp32", exchange_precision="bf16")
+    results["bf16 sent"] = both_ways(process, precision="fp32", exchange_precision="bf16")
     results["overflow"] = overflow(process)
     return results
 
@@ -243,7 +243,7 @@ def test_in_16_bits_they_differ_by_its_rounding(world: list[dict[str, Any]]) -> 
             assert max(differences.values()) < 2 * BF16_ROUNDING, differences
         differences = results["fp32 matrices"]["differences"]
         assert max(differences.values()) < BF16_ROUNDING, differences
-        differences = results["bf16 travel"]["differences"]
+        differences = results["bf16 sent"]["differences"]
         assert max(differences.values()) < 2 * BF16_ROUNDING, differences
 
 

@@ -173,7 +173,7 @@ def statistics(process: Process, stage: int) -> dict[str, Any]:
     engine = tuning_engine(process, "scattered", zero_stage=stage, batch_norm=True)
     frozen = engine.module.features.block1.norm1.running_mean
     flags = SharedFlags(engine)
-    assert engine.module.features.block1.norm1.running_mean is frozen, "it must not travel"
+    assert engine.module.features.block1.norm1.running_mean is frozen, "it must not be sent"
     before = engine.weights()
     for step in range(3):
         flags.begin()

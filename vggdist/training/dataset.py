@@ -11,11 +11,11 @@ from pathlib import Path
 
 from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.artifacts.contents import ContentsDigest
-from vggdist.artifacts.names import listed, said_of_labels, sentences
+from vggdist.artifacts.names import listed, render_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.config import Config
 from vggdist.data import local_copy
-from vggdist.data.classes import require_several_classes, said_of_nesting
+from vggdist.data.classes import explain_nesting, require_several_classes
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
 from vggdist.data.manifest_file import SPLITS, require_usable, write_classes
@@ -121,7 +121,7 @@ def announce_data(data: TrainingData, folder: Path) -> None:
     for remark in data.remarks:
         logger.info("%s", remark)
     file = write_classes(data.dataset.train.classes, folder)
-    logger.info("%s", said_of_labels(data.dataset.train.classes, file))
+    logger.info("%s", render_labels(data.dataset.train.classes, file))
 
 
 def _survey(
@@ -147,7 +147,7 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
             sentences(
                 f"model.num_classes is {config.model.num_classes}, but {quote(root)} has "
                 f"{num_classes} classes; set model.num_classes={num_classes}.",
-                said_of_nesting(dataset.train),
+                explain_nesting(dataset.train),
             )
         )
     require_usable(dataset.val, root)

@@ -43,7 +43,7 @@ class FactoredGradient:
             dtype: of the factors when sent; None: as computed.
         """
         self._layer, self._collectives, self._dtype = layer, collectives, dtype
-        self._travelling: list[tuple[Tensor, Wait]] = []
+        self._in_flight: list[tuple[Tensor, Wait]] = []
         self._kept: Tensor | None = None
         self.attach()
 
@@ -57,15 +57,15 @@ class FactoredGradient:
 
     def _send(self, x: Tensor, dy: Tensor) -> None:
         for factor in (x, dy):
-            self._travelling.append(self._collectives.all_gather(factor.to(self._dtype)))
+            self._in_flight.append(self._collectives.all_gather(factor.to(self._dtype)))
 
     @torch.no_grad()
     def finish(self) -> Product:
         """Sets the biases' gradient and returns the weights': means over all ranks for the step."""
-        for _, wait in self._travelling:
+        for _, wait in self._in_flight:
             wait()
-        x, dy = (_rows([rows for rows, _ in self._travelling[first::2]]) for first in (0, 1))
-        self._travelling.clear()
+        x, dy = (_rows([rows for rows, _ in self._in_flight[first::2]]) for first in (0, 1))
+        self._in_flight.clear()
         if x.device.type == "cpu":
             # Once, not for every block of their product.
             x, dy = x.float(), dy.float()
