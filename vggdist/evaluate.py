@@ -146,7 +146,7 @@ def _survey(images: Manifest, process: Process) -> ContentsDigest:
             logger.info("%s", remark)
         return survey.splits[0].contents
 
-    return world.gather(on_main(process, look) or UNKNOWN)[0]
+    return world.from_main(on_main(process, look) or UNKNOWN)
 
 
 def _require_same_classes(images: Manifest, request: Request, network: Description) -> Manifest:
@@ -245,7 +245,7 @@ def _save(folder: Path, posteriors: Posteriors | None) -> None:
 def _missing(wanted: Mapping[Path, Source], storage: str) -> list[Source]:
     """The sources without a valid file, as found by the main rank."""
     missing = [source for file, source in wanted.items() if not _holds(file, source, storage)]
-    return world.gather(missing)[0]
+    return world.from_main(missing)
 
 
 def _holds(path: Path, source: Source, storage: str) -> bool:
@@ -386,8 +386,7 @@ class PosteriorsOfRank:
 
     def _put_together(self, source: Source, rows: NDArray[Any]) -> Posteriors | None:
         images, world_size = self._images, self._process.world_size
-        most = len(evaluation_share(images.num_images, 0, world_size))
-        gathered = world.gather_rows(torch.from_numpy(rows).to(self._process.device), most)
+        gathered = world.gather_rows(torch.from_numpy(rows).to(self._process.device))
         if gathered is None:
             return None
         shares = [

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from vggdist.artifacts import checkpoint, run_folder
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.run_files import CHECKPOINTS
 from vggdist.artifacts.weights import Description
 from vggdist.config import (
     BatchSplit,
     Config,
-    Precision,
     scaled_learning_rate,
     split_batch,
     total_steps,
@@ -81,9 +79,10 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         made: list[Path] = []
         patience = RESTART_PATIENCE_SECONDS if srun.num_restarts(os.environ) else 0.0
         opening = partial(run_folder.enter, config, folder, stack, made, patience)
-        start = on_main(process, partial(stop.run, opening))
-        config, why = resolve_precision(config, process, _precision_of_run(start, folder, process))
-        saved = _load_checkpoint(config, start, process)
+        start = world.from_main(on_main(process, partial(stop.run, opening)))
+        before = run_folder.precision_of_training(start, folder) if process.is_main else None
+        config, why = resolve_precision(config, process, world.from_main(before))
+        saved = _load_checkpoint(start, process)
         data = open_training_data(config, folder, process, saved, stop, made)
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
@@ -165,24 +164,10 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
         )
 
 
-def _precision_of_run(start: Path | None, folder: Path, process: Process) -> Precision | None:
-    """The precision of the training that is continued, if any."""
-    precision = run_folder.precision_of_training(start, folder) if process.is_main else None
-    return world.gather(precision)[0]
-
-
-def _load_checkpoint(
-    config: Config, start: Path | None, process: Process
-) -> checkpoint.Checkpoint | None:
-    """Loads the main rank's choice on all ranks, which must see the same folder."""
-    if config.run.resume in ("auto", "never"):
-        step = int(start.name.removeprefix("step-")) if start is not None else -1
-        step = world.from_main(step, process.device)
-        if step < 0:
-            return None
-        path = Path(config.run_folder) / CHECKPOINTS / f"step-{step:08d}"
-    else:
-        path = Path(config.run.resume)
+def _load_checkpoint(path: Path | None, process: Process) -> checkpoint.Checkpoint | None:
+    """Loads a checkpoint on all ranks, which must see the same folder."""
+    if path is None:
+        return None
     saved, problem = None, None
     try:
         saved = checkpoint.load(path)

@@ -185,27 +185,26 @@ def all_agree(yes: bool, device: torch.device) -> bool:
     return int(sum_over_ranks(refusals).item()) == 0
 
 
-def from_main(value: int, device: torch.device) -> int:
-    """The main rank's `value`, on all ranks."""
-    number = torch.tensor([value], dtype=torch.int64, device=device)
+def from_main(value: T) -> T:
+    """The main rank's object, on all ranks; for small objects and rare use."""
+    values = [value]
     if distributed.get_world_size() > 1:
-        distributed.broadcast(number, src=0)
-    return int(number.item())
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def gather_rows(rows: Tensor, most: int) -> Tensor | None:
+def gather_rows(rows: Tensor) -> Tensor | None:
     """All ranks' rows in rank order, on the main rank; None on the others.
 
     Args:
         rows: (n, d) on the rank's device; n may differ between ranks.
-        most: the largest n of all ranks.
     """
     world_size = distributed.get_world_size()
     if world_size == 1:
         return rows
-    padded = rows.new_zeros((most, *rows.shape[1:]))
-    padded[: len(rows)] = rows
     counts = gather(len(rows))
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
     if distributed.get_rank() > 0:
         distributed.gather(padded)
         return None

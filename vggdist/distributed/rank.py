@@ -84,7 +84,7 @@ def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
                 result = action()
             except VggdistError as error:
                 problem = error
-    exit_code = world.from_main(problem.exit_code if problem else 0, process.device)
+    exit_code = world.from_main(problem.exit_code if problem else 0)
     if problem is not None:
         raise problem
     if exit_code:

@@ -71,7 +71,7 @@ def open_training_data(
     survey = on_main(
         process, partial(stop.run, partial(_survey, config, root, folder, saved, made))
     )
-    digests = world.gather(_digests(survey) if survey else {})[0]
+    digests = world.from_main(_digests(survey) if survey else {})
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
     return TrainingData(dataset, digests, survey.remarks if survey else ())
 
