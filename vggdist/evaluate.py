@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +116,7 @@ def evaluate(request: Request) -> Evaluated | None:
             require_whole(images, process)
         num_bytes = len(missing) * images.num_images * len(images.classes)
         num_bytes *= np.dtype(request.storage).itemsize
-        on_main(process, partial(_require_writable, folder, num_bytes))
+        on_main(process, _require_writable, folder, num_bytes)
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
             if not network.classes:
@@ -131,7 +130,7 @@ def evaluate(request: Request) -> Evaluated | None:
         run = PosteriorsOfRank(config, process, dense, images, request.storage)
         started_at = time.monotonic()
         for posteriors in run.compute(missing):
-            on_main(process, partial(_save, folder, posteriors))
+            on_main(process, _save, folder, posteriors)
         seconds = time.monotonic() - started_at
         computed = len(missing) * images.num_images
         return Evaluated(tuple(wanted), computed, seconds) if process.is_main else None

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from vggdist.artifacts import checkpoint, run_folder
@@ -78,8 +77,9 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         folder = Path(config.run_folder)
         made: list[Path] = []
         patience = RESTART_PATIENCE_SECONDS if srun.num_restarts(os.environ) else 0.0
-        opening = partial(run_folder.enter, config, folder, stack, made, patience)
-        start = world.from_main(on_main(process, partial(stop.run, opening)))
+        start = world.from_main(
+            on_main(process, stop.run, run_folder.enter, config, folder, stack, made, patience)
+        )
         before = run_folder.precision_of_training(start, folder) if process.is_main else None
         config, why = resolve_precision(config, process, world.from_main(before))
         saved = _load_checkpoint(start, process)
@@ -88,7 +88,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
         require_whole(dataset.val, process)
         # After all checks have passed: later starts must agree with these files.
-        on_main(process, partial(_open_log, config, folder, stack))
+        on_main(process, _open_log, config, folder, stack)
         if process.is_main:
             _announce(config, process, split, dataset)
             announce_data(data, folder)
@@ -97,9 +97,9 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         engine = build_engine(network, config, split, process)
         first_step = saved.step if saved else 0
         if first_step < total_steps(config, dataset.train.num_images):
-            require = partial(run_folder.require_space, folder, engine.checkpoint_bytes)
-            on_main(process, partial(require, config.checkpoint.keep))
-        log = on_main(process, partial(_open_curves, config, folder, first_step, stack))
+            num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
+            on_main(process, run_folder.require_space, folder, num_bytes, keep)
+        log = on_main(process, _open_curves, config, folder, first_step, stack)
         data = replace(data, dataset=dataset)
         training = _build_training(config, process, split, engine, data, log, folder)
         if saved is not None:

@@ -6,7 +6,6 @@ import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from vggdist.artifacts.checkpoint import Checkpoint
@@ -68,9 +67,7 @@ def open_training_data(
             "folder of images per class: data.root=/path/to/images."
         )
     root = config.data.root
-    survey = on_main(
-        process, partial(stop.run, partial(_survey, config, root, folder, saved, made))
-    )
+    survey = on_main(process, stop.run, _survey, config, root, folder, saved, made)
     digests = world.from_main(_digests(survey) if survey else {})
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
     return TrainingData(dataset, digests, survey.remarks if survey else ())

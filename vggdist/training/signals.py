@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from vggdist.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 NOTHING_SAVED = "stopped before a step was taken; the same command starts again."
@@ -48,7 +49,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, action: Callable[[], T]) -> T:
+    def run(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs an action that a signal may end at once, since it loses no work and is not
         collective.
 
@@ -58,7 +59,7 @@ class StopSignal:
         self._ends_at_once = True
         try:
             self._end()
-            return action()
+            return action(*args, **kwargs)
         finally:
             self._ends_at_once = False
 
