@@ -75,15 +75,15 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         stop = stop or stack.enter_context(StopSignal(speaks=process.is_main))
         split = split_batch(config.batch, process.world_size)
         folder = Path(config.run_folder)
-        made: list[Path] = []
+        undo = ExitStack()  # ends with what is new if no step is taken
         patience = RESTART_PATIENCE_SECONDS if srun.num_restarts(os.environ) else 0.0
         start = world.from_main(
-            on_main(process, stop.run, run_folder.enter, config, folder, stack, made, patience)
+            on_main(process, stop.run, run_folder.enter, config, folder, stack, undo, patience)
         )
         before = run_folder.precision_of_training(start, folder) if process.is_main else None
         config, why = resolve_precision(config, process, world.from_main(before))
         saved = _load_checkpoint(start, process)
-        data = open_training_data(config, folder, process, saved, stop, made)
+        data = open_training_data(config, folder, process, saved, stop, undo)
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
         require_whole(dataset.val, process)
@@ -106,7 +106,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, quote(folder))
         end_if_asked(stop, process)
-        made.clear()
+        undo.pop_all()
         if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED

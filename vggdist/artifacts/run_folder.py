@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def enter(
-    config: Config, folder: Path, stack: ExitStack, made: list[Path], patience_seconds: float
+    config: Config, folder: Path, stack: ExitStack, undo: ExitStack, patience_seconds: float
 ) -> Path | None:
     """Takes the run folder for this job; the checkpoint to continue from, if any.
 
@@ -37,27 +37,23 @@ def enter(
         config: of the training.
         folder: the run folder, perhaps not there yet.
         stack: releases it when it ends.
-        made: receives the folders that are new. What it still holds when `stack` ends is removed,
-            so that a failure before the first step leaves nothing behind.
+        undo: receives the removal of what is new, for a failure before the first step: it ends
+            before the folder is released.
         patience_seconds: how long another job that holds it is waited for.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     stack.enter_context(lock(folder, patience_seconds))
-    made += new
-    stack.callback(_remove, folder, made)
+    stack.enter_context(undo)
+    for parent in reversed(new[1:]):
+        undo.callback(_remove_empty, parent)
+    if new:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
     return choose_checkpoint(config, folder)
 
 
-def _remove(run_folder: Path, paths: list[Path]) -> None:
-    """Removes files, the run folder with its contents, and parent folders left empty."""
-    for path in paths:
-        if path == run_folder:
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.is_dir():
-            with suppress(OSError):  # it holds something else
-                path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds something else
+        folder.rmdir()
 
 
 def choose_checkpoint(config: Config, folder: Path) -> Path | None:

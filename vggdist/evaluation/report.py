@@ -57,14 +57,10 @@ def summarize(evaluated: Evaluated) -> dict[str, Any]:
 
 def render_evaluated(summary: dict[str, Any]) -> str:
     """The errors as a table; the caller prints it."""
-    table = Table(title=f"Errors on {summary['num_images']:,} images", title_justify="left")
-    for name, justify in (
-        ("protocol", "left"),
-        ("Q", "right"),
-        ("top-1", "right"),
-        ("top-5", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    title = f"Errors on {summary['num_images']:,} images"
+    table = Table("protocol", title=title, title_justify="left")
+    for name in ("Q", "top-1", "top-5"):
+        table.add_column(name, justify="right")
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for row in summary["files"]:
         by_protocol.setdefault(row["protocol"], []).append(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def open_training_data(
     process: Process,
     saved: Checkpoint | None,
     stop: StopSignal,
-    made: list[Path],
+    undo: ExitStack,
 ) -> TrainingData:
     """Opens the data set on all ranks; only the main rank reads the files.
 
@@ -55,7 +56,7 @@ def open_training_data(
         folder: the run folder, for the manifest if the data folder is not writable.
         saved: the checkpoint to continue from, if any.
         stop: interrupts the main rank while it reads the files.
-        made: receives the path of a newly written manifest.
+        undo: receives the removal of a newly written manifest.
 
     Raises:
         DataError: the images are unsuitable, or not those that the training started with.
@@ -67,7 +68,7 @@ def open_training_data(
             "folder of images per class: data.root=/path/to/images."
         )
     root = config.data.root
-    survey = on_main(process, stop.run, _survey, config, root, folder, saved, made)
+    survey = on_main(process, stop.run, _survey, config, root, folder, saved, undo)
     digests = world.from_main(_digests(survey) if survey else {})
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
     return TrainingData(dataset, digests, survey.remarks if survey else ())
@@ -122,7 +123,7 @@ def announce_data(data: TrainingData, folder: Path) -> None:
 
 
 def _survey(
-    config: Config, root: str, folder: Path, saved: Checkpoint | None, made: list[Path]
+    config: Config, root: str, folder: Path, saved: Checkpoint | None, undo: ExitStack
 ) -> Survey:
     """Surveys the data set, checks it, and saves its manifest, in this order."""
     survey = survey_dataset(root, fallback=folder)
@@ -130,7 +131,7 @@ def _survey(
     if saved is not None:
         _require_same(config, survey, saved.state["data"])
     if (manifest := survey.save()) is not None:
-        made.append(manifest)
+        undo.callback(manifest.unlink, missing_ok=True)
     return survey
 
 
