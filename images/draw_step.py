@@ -202,7 +202,7 @@ def _draw_network(axes: Axes, x: float, width: float) -> None:
 
 
 def _draw_backward(axes: Axes, x: float, width: float) -> None:
-    says = "cross-entropy, backward, update; gradients travel\nwhile the backward pass still runs"
+    says = "cross-entropy, backward, update; gradients are\nsent while the backward pass still runs"
     _card(axes, x, BOTTOM, width, 6, "train_step", says, d.RED)
     names = ("conv", "fc6", "fc7", "fc8")
     upper, lower = BOTTOM + 1.54, BOTTOM + 0.82

@@ -148,7 +148,7 @@ COMMAND = [
         r"Export it as torch-export, onnx or (\w+)\.",
         "export net.safetensors --format {0} --out a.safetensors",
     ),
-    (f"{PREDICT} --scale 8", r"use at least (\d+)", f"{PREDICT} --scale {{0}}"),
+    (f"{PREDICT} --scale 8", r"use scales of (\d+) or more", f"{PREDICT} --scale {{0}}"),
     ("predict data data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
     ("predict nothing data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
     (f"{PREDICT} --out data/val/a.png", "name a place outside", f"{PREDICT} --out a.png"),
@@ -340,7 +340,7 @@ def attempts(
     """By the first word of a case; in a folder with a data set, networks and more."""
     monkeypatch.chdir(tmp_path)
     _fill(tmp_path, tiny_dataset)
-    monkeypatch.setattr(pretrain, "Engine", past)
+    monkeypatch.setattr(pretrain, "build_engine", past)
 
     def load(typed: str) -> None:
         load_config(None, shlex.split(typed))

@@ -70,7 +70,7 @@ def test_what_is_no_image_is_refused_with_a_sentence(weights, tmp_path):
         network(np.zeros((3, 32, 32), dtype=np.float32))
     with pytest.raises(vggdist.VggdistError, match=r"data\.root is not set"):
         vggdist.open_loader(vggdist.Config())
-    with pytest.raises(vggdist.VggdistError, match="scale 16 is below the network's crop size 32"):
+    with pytest.raises(vggdist.VggdistError, match="scale: at a shorter side of 16 pixels"):
         vggdist.load(weights, scale=16)
 
 

@@ -281,12 +281,12 @@ def test_what_needs_stage_0_is_refused_elsewhere(stage: int) -> None:
     assert Config(zero_stage=stage).exchange == "auto"
 
 
-def test_gradients_travel_in_the_compute_type_unless_fp32_is_asked_for() -> None:
-    assert Config(precision="bf16").travel_precision == "bf16"
-    assert Config(precision="fp16").travel_precision == "fp16"
+def test_gradients_are_sent_in_the_compute_type_unless_fp32_is_asked_for() -> None:
+    assert Config(precision="bf16").sent_precision == "bf16"
+    assert Config(precision="fp16").sent_precision == "fp16"
     tf32 = Config(precision="tf32")
-    assert (tf32.travel_precision, tf32.factor_precision) == ("fp32", "fp32")
+    assert (tf32.sent_precision, tf32.factor_precision) == ("fp32", "fp32")
     fp32 = Config(precision="bf16", exchange_precision="fp32")
-    assert (fp32.travel_precision, fp32.factor_precision) == ("fp32", "bf16")
+    assert (fp32.sent_precision, fp32.factor_precision) == ("fp32", "bf16")
     halves = Config(precision="fp32", exchange_precision="bf16")
-    assert (halves.travel_precision, halves.factor_precision) == ("bf16", "bf16")
+    assert (halves.sent_precision, halves.factor_precision) == ("bf16", "bf16")

@@ -22,7 +22,7 @@ from vggdist.config import ModelConfig
 from vggdist.data.dataset import open_dataset
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation_report import summarize
+from vggdist.evaluation.report import summarize
 from vggdist.model.initialization import build_initialized
 from vggdist.predict import predict
 from vggdist.reports.report import make_report

@@ -38,11 +38,8 @@ CORE = {
     "training": 4,
     # one rank
     "pretrain": 5,
-    "trained": 5,
     "evaluate": 5,
     "evaluated_images": 5,
-    "compute_posteriors": 5,
-    "evaluation_report": 5,
     "predict": 5,
     # people
     "commands": 6,

@@ -16,7 +16,7 @@ from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.initialization import build_initialized
 from vggdist.model.loading import build_network
-from vggdist.predict import default_scale, expand, predict, render_predictions, split_usable
+from vggdist.predict import expand, predict, render_predictions, split_usable
 
 MODEL = ModelConfig(
     configuration=(("3-8",), ("3-16",)), num_classes=4, fc_width=16, initialization="kaiming"
@@ -113,7 +113,7 @@ def test_more_images_than_a_batch_and_the_same_one_twice(weights_path: Path, ima
 
 def test_the_scale_is_the_middle_of_the_training_scales_or_in_proportion() -> None:
     def scale(crop_size: int, train_scale: tuple[int, int] | None) -> int:
-        return default_scale(Description(MODEL, crop_size, (0.0,) * 3, train_scale=train_scale))
+        return Description(MODEL, crop_size, (0.0,) * 3, train_scale=train_scale).default_scale
 
     assert scale(224, (256, 512)) == 384
     assert scale(224, None) == 256
@@ -125,8 +125,8 @@ def test_a_scale_below_the_crop_size_is_refused(weights_path: Path, images: Path
     with pytest.raises(ConfigError) as refused:
         predict(load_weights(weights_path), [images / "a.png"], scale=31, device="cpu")
     assert str(refused.value) == (
-        "--scale 31 is below the network's crop size 32, so a crop would not fit into the rescaled "
-        "image; use at least 32."
+        "--scale: at a shorter side of 31 pixels images are smaller than the network's input of "
+        "32 x 32; use scales of 32 or more."
     )
 
 

@@ -57,10 +57,10 @@ def start(process: Process, overrides: list[str], where: str, rank: int) -> tupl
         pretrain.resolve_precision = before(pretrain.resolve_precision, send)
         dataset.survey_dataset = before(dataset.survey_dataset, list_slowly)
     elif where == "copying":
-        pretrain._copy_to_node = before(pretrain._copy_to_node, send)
+        pretrain.copy_to_node = before(pretrain.copy_to_node, send)
         local_copy.copy_shards = copy_shards
     else:
-        pretrain._build_network = before(pretrain._build_network, send, lambda: time.sleep(0.5))
+        pretrain.build_trainable = before(pretrain.build_trainable, send, lambda: time.sleep(0.5))
     code = pretrain.run(load_config(None, overrides))
     return code, time.monotonic() - sent_at[0]
 

@@ -19,24 +19,23 @@ from torch.nn.functional import interpolate
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import read_result
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config, to_yaml
 from vggdist.data.bad_image import reading_problem
 from vggdist.data.dataset import open_images
-from vggdist.data.geometry import CENTER, source_windows
+from vggdist.data.geometry import CENTER, require_scales, source_windows
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.plan import SamplePlan
 from vggdist.distributed.device import choose_device
 from vggdist.distributed.precision import DTYPES, choose_precision
 from vggdist.errors import ConfigError, DataError, VggdistError
 from vggdist.evaluate import Request, evaluate
-from vggdist.evaluation_report import summarize
+from vggdist.evaluation.report import summarize
 from vggdist.model.class_names import class_names
 from vggdist.model.initialization import build_initialized
 from vggdist.model.loading import build_network
 from vggdist.model.vgg import VGG
-from vggdist.predict import default_scale
-from vggdist.trained import open_weights
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, a Pillow image, or grey levels (height, width, 3) uint8."""
@@ -127,12 +126,7 @@ def load(
     """
     weights = open_weights(str(network))
     told = weights.description
-    scale = scale or default_scale(told)
-    if scale < told.crop_size:
-        raise ConfigError(
-            f"scale {scale} is below the network's crop size {told.crop_size}, so a crop would not "
-            f"fit into the rescaled image; use at least {told.crop_size}."
-        )
+    (scale,) = require_scales([scale or told.default_scale], told.crop_size, "scale")
     vgg, names = build_network(weights), class_names(told)
     classifier = Classifier(vgg, names, told.crop_size, scale, told.mean, told.std)
     where = choose_device("auto", 0) if device is None else torch.device(device)

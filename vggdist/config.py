@@ -488,7 +488,7 @@ class Config(Section):
         return self.precision
 
     @property
-    def travel_precision(self) -> Precision:
+    def sent_precision(self) -> Precision:
         """The type of all-reduced gradients at stage 0; TF32 is arithmetic, not a type."""
         chosen = self.exchange_precision
         precision = self.resolved_precision if chosen == "compute" else chosen
@@ -498,7 +498,7 @@ class Config(Section):
     def factor_precision(self) -> Precision:
         """The type of factors sent at stage 0: never more bits than they are computed in."""
         precision = self.resolved_precision
-        return self.travel_precision if precision in ("fp32", "tf32") else precision
+        return self.sent_precision if precision in ("fp32", "tf32") else precision
 
     @property
     def updates_by_blocks(self) -> bool:

@@ -1,5 +1,4 @@
-"""One rank of an evaluation: computes a trained network's posteriors of all images and writes them
-to files."""
+"""One rank of an evaluation: writes a trained network's posteriors of all images to files."""
 
 from __future__ import annotations
 
@@ -7,18 +6,19 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.names import listed, said_of_labels, said_of_twins, sentences
+from vggdist.artifacts.names import explain_twins, listed, render_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import (
     Posteriors,
@@ -28,29 +28,39 @@ from vggdist.artifacts.posteriors import (
     save_posteriors,
 )
 from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.artifacts.weights import Description, Weights
-from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
-from vggdist.data.classes import said_of_nesting
+from vggdist.data.classes import explain_nesting
 from vggdist.data.dataset import open_split
+from vggdist.data.geometry import require_scales
+from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest
-from vggdist.data.manifest_file import write_classes
+from vggdist.data.manifest_file import require_usable, write_classes
+from vggdist.data.plan import evaluation_share
 from vggdist.data.survey import survey_images
+from vggdist.data.whole_images import WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
-from vggdist.distributed.precision import resolve_precision
+from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError, WeightsError
 from vggdist.evaluated_images import require_whole
-from vggdist.trained import (
-    build_dense,
-    configure,
-    open_weights,
-    require_scales,
-    require_usable,
+from vggdist.evaluation.report import Evaluated
+from vggdist.evaluation.scores import (
+    center_crop_posteriors,
+    dense_posteriors,
+    most_pixels,
+    multi_crop_posteriors,
 )
+from vggdist.model.dense import DenseNetwork
+from vggdist.model.loading import build_network
+from vggdist.terminal import Progress
 
 logger = logging.getLogger("vggdist")
+
+GROUP_SIZE = 32
+"""Images decoded together; their windows share each pass over fc6."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +86,6 @@ class Request:
     """`section.key=value`."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """The files of an evaluation, on the main rank."""
-
-    files: tuple[Path, ...]
-    num_computed: int
-    """Images x files that were computed; the others existed."""
-    elapsed_seconds: float
-
-
 def evaluate(request: Request) -> Evaluated | None:
     """Computes the missing posteriors files; collective.
 
@@ -96,15 +96,16 @@ def evaluate(request: Request) -> Evaluated | None:
         VggdistError: a problem that the user can solve.
     """
     weights = open_weights(request.network)
-    config = configure(weights.description, request.root, request.overrides)
-    scales = _scales(request, weights.description)
-    with ExitStack() as stack:
-        process = stack.enter_context(world.joined(config.device))
+    network = weights.description
+    config = network.configure(request.root, request.overrides)
+    scales = require_scales(request.scales or [network.default_scale], network.crop_size)
+    with world.joined(config.device) as process:
         config, why = resolve_precision(config, process)
         images = open_split(request.root, request.split)
         contents = _survey(images, process)
-        images = _require_same_classes(images, request, weights.description)
-        network = build_dense(weights, config, process)
+        images = _require_same_classes(images, request, network)
+        dtype = DTYPES[config.resolved_precision]
+        dense = DenseNetwork(build_network(weights, config.model), dtype, process.device)
         folder = request.out or _default_folder(weights.path)
         wanted = {
             _file(folder, source): source
@@ -115,29 +116,24 @@ def evaluate(request: Request) -> Evaluated | None:
             require_whole(images, process)
         num_bytes = len(missing) * images.num_images * len(images.classes)
         num_bytes *= np.dtype(request.storage).itemsize
-        on_main(process, partial(_require_writable, folder, num_bytes))
+        on_main(process, _require_writable, folder, num_bytes)
         if process.is_main:
             _announce(weights, images, process, config, len(wanted) - len(missing))
-            if not weights.description.classes:
+            if not network.classes:
                 file = write_classes(images.classes, folder)
                 logger.info(
                     "%s has no class names; %s",
                     quote(weights.path),
-                    said_of_labels(images.classes, file),
+                    render_labels(images.classes, file),
                 )
             logger.info(why)
-        run = PosteriorsOfRank(config, process, network, images, request.storage)
+        run = PosteriorsOfRank(config, process, dense, images, request.storage)
         started_at = time.monotonic()
         for posteriors in run.compute(missing):
-            on_main(process, partial(_save, folder, posteriors))
+            on_main(process, _save, folder, posteriors)
         seconds = time.monotonic() - started_at
         computed = len(missing) * images.num_images
         return Evaluated(tuple(wanted), computed, seconds) if process.is_main else None
-
-
-def _scales(request: Request, network: Description) -> tuple[int, ...]:
-    low, high = network.train_scale or (round(network.crop_size * 256 / 224),) * 2
-    return require_scales(request.scales or ((low + high) // 2,), network.crop_size)
 
 
 def _survey(images: Manifest, process: Process) -> ContentsDigest:
@@ -149,7 +145,7 @@ def _survey(images: Manifest, process: Process) -> ContentsDigest:
             logger.info("%s", remark)
         return survey.splits[0].contents
 
-    return world.gather(on_main(process, look) or UNKNOWN)[0]
+    return world.from_main(on_main(process, look) or UNKNOWN)
 
 
 def _require_same_classes(images: Manifest, request: Request, network: Description) -> Manifest:
@@ -165,7 +161,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 f"{where} has {len(images.classes)} classes, and the network tells "
                 f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
                 "was trained on.",
-                said_of_nesting(images),
+                explain_nesting(images),
             )
         )
     own, given = set(network.classes), set(images.classes)
@@ -175,7 +171,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 f"the classes of {where} are not those that the network was trained on: only the "
                 f"images have {listed(sorted(given - own))}, and only the weights file has "
                 f"{listed(sorted(own - given))}.",
-                said_of_twins(own ^ given),
+                explain_twins(own ^ given),
                 "Name the folders as in training.",
             )
         )
@@ -248,7 +244,7 @@ def _save(folder: Path, posteriors: Posteriors | None) -> None:
 def _missing(wanted: Mapping[Path, Source], storage: str) -> list[Source]:
     """The sources without a valid file, as found by the main rank."""
     missing = [source for file, source in wanted.items() if not _holds(file, source, storage)]
-    return world.gather(missing)[0]
+    return world.from_main(missing)
 
 
 def _holds(path: Path, source: Source, storage: str) -> bool:
@@ -290,3 +286,112 @@ def _announce(
             "delete them to compute them again",
             num_there,
         )
+
+
+_Part = tuple[Source, NDArray[np.int64], Tensor]
+"""The source, image numbers (n,) and posteriors (n, num_classes)."""
+
+
+class PosteriorsOfRank:
+    """Computes a rank's share of posteriors, and merges all shares on the main rank."""
+
+    def __init__(
+        self,
+        config: Config,
+        process: Process,
+        network: DenseNetwork,
+        images: Manifest,
+        storage: str,
+    ) -> None:
+        self._config, self._process, self._network = config, process, network
+        self._images, self._storage = images, storage
+        self._share = evaluation_share(images.num_images, process.rank, process.world_size)
+        self._max_pixels = most_pixels(config.evaluation.max_megapixels, process.device)
+        self._loading: dict[str, Any] = {
+            "rank": process.rank,
+            "world_size": process.world_size,
+            "device": process.device,
+            "dtype": network.dtype,
+            "num_threads": config.data.num_threads or process.num_cores,
+        }
+
+    def compute(self, sources: Sequence[Source]) -> Iterator[Posteriors | None]:
+        """Each source's posteriors on the main rank, None on the others; collective."""
+        for source in sources:
+            if source.protocol == "center-crop":
+                yield from self._collect([source], self._center_crops(source))
+        whole = [source for source in sources if source.protocol != "center-crop"]
+        if whole:
+            yield from self._collect(whole, self._whole_images(whole))
+
+    def _center_crops(self, source: Source) -> Iterator[_Part]:
+        with EvaluationLoader(
+            self._images,
+            self._config.data,
+            scale=source.scale,
+            batch_size=self._config.evaluation.micro or GROUP_SIZE,
+            **self._loading,
+        ) as batches:
+            for batch in batches:
+                found = center_crop_posteriors(
+                    self._network, batch.images, source.flip, self._max_pixels
+                )
+                yield source, batch.index, found
+
+    def _whole_images(self, sources: Sequence[Source]) -> Iterator[_Part]:
+        """Reads and decodes every image once for all `sources`."""
+        with WholeImageLoader(
+            self._images,
+            self._config.data,
+            scales=sorted({source.scale for source in sources}),
+            group_size=GROUP_SIZE,
+            **self._loading,
+        ) as groups:
+            for group in groups:
+                for source in sources:
+                    parts = [part for part in group if part.scale == source.scale]
+                    for part, posteriors in zip(parts, self._apply(source, parts), strict=True):
+                        yield source, part.index, posteriors
+
+    def _apply(self, source: Source, images: list[WholeImages]) -> list[Tensor]:
+        if source.protocol == "multi-crop":
+            return multi_crop_posteriors(self._network, images, source.flip, self._max_pixels)
+        average = self._config.evaluation.spatial_average
+        return dense_posteriors(self._network, images, source.flip, average, self._max_pixels)
+
+    def _collect(
+        self, sources: Sequence[Source], parts: Iterable[_Part]
+    ) -> Iterator[Posteriors | None]:
+        """Sorts this rank's parts, then merges all ranks' shares."""
+        shape = len(self._share), len(self._images.classes)
+        rows = {source: np.zeros(shape, self._storage) for source in sources}
+        counts = {source: np.zeros(len(self._share), np.int64) for source in sources}
+        total, num_done = self._images.num_images * len(sources), 0
+        # The main rank speaks of all: the others have as many images as it, or one less.
+        progress = Progress(total) if self._process.is_main else None
+        for source, index, posteriors in parts:
+            places = np.searchsorted(self._share, index)
+            rows[source][places] = posteriors.cpu().numpy()
+            counts[source][places] += 1
+            if progress is not None:
+                now_done = min(total, num_done + len(index) * self._process.world_size)
+                progress.advance(now_done - num_done)
+                num_done = now_done
+        if progress is not None:
+            progress.close()
+        for source in sources:
+            assert (counts[source] == 1).all(), "an image was not evaluated exactly once"
+            yield self._put_together(source, rows[source])
+
+    def _put_together(self, source: Source, rows: NDArray[Any]) -> Posteriors | None:
+        images, world_size = self._images, self._process.world_size
+        gathered = world.gather_rows(torch.from_numpy(rows).to(self._process.device))
+        if gathered is None:
+            return None
+        shares = [
+            evaluation_share(images.num_images, rank, world_size) for rank in range(world_size)
+        ]
+        values = np.empty((images.num_images, rows.shape[1]), rows.dtype)
+        values[np.concatenate(shares)] = gathered.cpu().numpy()
+        names = tuple(images.name(image) for image in range(images.num_images))
+        return Posteriors(source, values, images.labels, names, images.classes)

@@ -19,15 +19,16 @@ from PIL import Image
 from vggdist.artifacts.names import printable
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import require_finite
-from vggdist.artifacts.weights import Description, Weights
+from vggdist.artifacts.weights import Weights
 from vggdist.config import DataConfig, Device, PrecisionSetting
 from vggdist.data.examine import decoders_lines, examine_image, tells_of_damage
 from vggdist.data.folders import IMAGE_SUFFIXES, list_images
+from vggdist.data.geometry import require_scales
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest, Names, Place
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import DTYPES, choose_precision, use_precision
-from vggdist.errors import ConfigError, DataError
+from vggdist.errors import DataError
 from vggdist.evaluation.contact_sheet import PICTURE, Ranking, draw_ranking_sheet
 from vggdist.model.class_names import class_names
 from vggdist.model.loading import build_network
@@ -113,7 +114,7 @@ def predict(
         weights: of the network.
         files: usable images.
         top: number of classes per image.
-        scale: Q, the rescaled shorter side, pixels; None: `default_scale`.
+        scale: Q, the rescaled shorter side, pixels; None: as in the network's own evaluations.
         precision: of the arithmetic.
         device: that computes.
 
@@ -128,12 +129,9 @@ def predict(
     chosen, why = choose_precision(precision, where)
     use_precision(chosen)
     logger.info(why)
-    scale = scale or default_scale(description)
-    if scale < description.crop_size:
-        raise ConfigError(
-            f"--scale {scale} is below the network's crop size {description.crop_size}, so a crop "
-            f"would not fit into the rescaled image; use at least {description.crop_size}."
-        )
+    (scale,) = require_scales(
+        [scale or description.default_scale], description.crop_size, "--scale"
+    )
     network = build_network(weights).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = class_names(description)
     top = min(top, len(names))
@@ -167,15 +165,6 @@ def predict(
                 predictions.append(Prediction(files[index], tuple(choices)))
             advance(len(batch))
     return predictions
-
-
-def default_scale(description: Description) -> int:
-    """Q of the network's own evaluations: the middle of its training scales (section 4.1); if they
-    are unknown, 256 for a crop size of 224, and in proportion for others.
-    """
-    if description.train_scale is not None:
-        return sum(description.train_scale) // 2
-    return round(description.crop_size * 256 / 224)
 
 
 def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:

@@ -3,11 +3,11 @@
 import pytest
 
 from vggdist.artifacts.names import (
+    explain_twins,
     has_control_characters,
     listed,
     printable,
-    said_of_labels,
-    said_of_twins,
+    render_labels,
     spelled,
 )
 
@@ -48,14 +48,14 @@ def test_control_characters_are_those_that_break_a_line_or_move_the_cursor():
 
 
 def test_names_that_look_the_same_are_said_to_be_equal_after_normalization():
-    assert said_of_twins(["a", "b ", "b"]) == ""
-    said = said_of_twins([COMPOSED, "dog", DECOMPOSED])
+    assert explain_twins(["a", "b ", "b"]) == ""
+    said = explain_twins([COMPOSED, "dog", DECOMPOSED])
     assert rf"'cafe\u0301' and '{COMPOSED}' are equal after Unicode normalization" in said
 
 
 def test_labels_are_told_in_one_line_however_many_there_are(tmp_path):
-    assert said_of_labels(("cat", "dog"), tmp_path).endswith(": 0 'cat', 1 'dog'")
-    many = said_of_labels(tuple(map(str, range(1000))), tmp_path / "classes.txt")
+    assert render_labels(("cat", "dog"), tmp_path).endswith(": 0 'cat', 1 'dog'")
+    many = render_labels(tuple(map(str, range(1000))), tmp_path / "classes.txt")
     assert many.endswith(
         f": 0 '0', 1 '1', ..., 999 '999'; all of them, a line each: {tmp_path}/classes.txt"
     )

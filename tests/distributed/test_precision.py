@@ -167,4 +167,4 @@ def test_a_run_keeps_its_precision_on_another_kind_of_machine(monkeypatch):
 
 def test_auto_cannot_be_computed_in():
     with pytest.raises(AssertionError, match="resolve_precision"):
-        _ = Config().travel_precision
+        _ = Config().sent_precision

@@ -57,7 +57,7 @@ def test_a_process_that_no_launcher_started_is_a_world_of_one() -> None:
         assert world.sum_over_ranks(torch.tensor([3])).tolist() == [3]
         assert world.all_agree(True, process.device)
         assert not world.all_agree(False, process.device)
-        assert world.from_main(7, process.device) == 7
+        assert world.from_main(7) == 7
     finally:
         world.stop()
     assert not distributed.is_initialized()
@@ -187,14 +187,14 @@ def speak(process: Process) -> dict[str, object]:
         "all": world.all_agree(True, device),
         "one": world.all_agree(process.rank == 0, device),
         "none": world.all_agree(False, device),
-        "main": world.from_main(2**53 + 1 if process.is_main else -1, device),
+        "main": world.from_main(2**53 + 1 if process.is_main else -1),
         "late": late(process),
     }
 
 
 def late(process: Process) -> bool:
     """Whether a rank may come to an agreement later than it may come to the start."""
-    port = world.from_main(free_port(), process.device)
+    port = world.from_main(free_port())
     world.stop()
     os.environ["MASTER_PORT"] = str(port)
     world.START_TIMEOUT = timedelta(seconds=2)

@@ -71,7 +71,7 @@ class DeviceMemory(TorchDispatchMode):
                 self._peak = list(self._live.values())
 
     def _note_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:  # it has none where factors travel
+        if parameter.grad is not None:  # it has none where factors are sent
             self._mark([parameter.grad], "gradients")
 
     def _mark(self, tensors: Iterable[Tensor], kind: str) -> None:

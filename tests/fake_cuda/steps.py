@@ -34,6 +34,7 @@ from vggdist.training.engine import Engine
 from vggdist.training.loop import Training
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
+from vggdist.training.zero import build_engine
 
 WATCHED_STEP = 3
 """The first one makes momentum, and from the third on DeepSpeed would measure time."""
@@ -114,7 +115,7 @@ def train(overrides: Sequence[str], ranks: Ranks = ALONE, measure_memory: bool =
 
     with PretendedTensors(), watch, memory if measure_memory else contextlib.nullcontext():
         network = build_initialized(config.model, config.data.crop_size, config.seed)
-        engine = Engine(network, config, split, process)
+        engine = build_engine(network, config, split, process)
         if measure_memory:
             memory.follow_gradients(engine.module)
         training = build_training(config, process, split, engine, batches())

@@ -28,6 +28,7 @@ from vggdist.training import engine as engine_module
 from vggdist.training.engine import Engine
 from vggdist.training.flags import SentFlags, SharedFlags
 from vggdist.training.step import Meter, train_step
+from vggdist.training.zero import build_engine
 
 pytestmark = pytest.mark.gpu
 
@@ -64,7 +65,7 @@ def build(process: Process, world_size: int = 1, **changes: Any) -> Engine:
     """An engine that takes `ACCUMULATION` micro batches a step, as one of `world_size` ranks."""
     config = small_config(micro=MICRO, **changes)
     split = replace(split_batch(config.batch, 1), world_size=world_size)
-    return Engine(small_network(config), config, split, process)
+    return build_engine(small_network(config), config, split, process)
 
 
 def take_steps(

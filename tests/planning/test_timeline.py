@@ -30,7 +30,7 @@ def test_the_rest_of_a_longer_message_is_waited_for_before_the_update() -> None:
     assert step(Message("b", 0, (Leg("network", 5.0),))).seconds == 7 + 5 + 0.5
 
 
-def test_one_message_travels_at_a_time_in_the_order_of_readiness() -> None:
+def test_one_message_is_sent_at_a_time_in_the_order_of_readiness() -> None:
     """b inside its node 7 to 8, between nodes 8 to 11; a is ready at 9 and waits until 11."""
     legs = (Leg("bus", 1.0), Leg("network", 3.0))
     timeline = step(Message("b", 0, legs), Message("a", 1, legs))

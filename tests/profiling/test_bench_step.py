@@ -97,7 +97,7 @@ def test_under_zero_the_exchange_cannot_be_left_out_and_the_advice_says_so():
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_without_exchange_only_the_agreement_travels_and_afterwards_gradients_do_again():
+def test_without_exchange_only_the_flags_are_sent_and_afterwards_gradients_are_again():
     for counts in run_in_ranks(_collectives_of_three_steps, 2):
         exchanged, kept, exchanged_again = counts
         assert exchanged == exchanged_again > 1

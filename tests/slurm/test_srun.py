@@ -37,7 +37,7 @@ print(json.dumps(told) + "\\n", end="")
 
 TELL = """
 import json, os
-from vggdist.distributed.slurm import rank_variables
+from vggdist.distributed.srun import rank_variables
 print(json.dumps(rank_variables(os.environ)) + "\\n", end="")
 """
 

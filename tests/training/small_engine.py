@@ -12,6 +12,7 @@ from vggdist.distributed.process import Process
 from vggdist.model.initialization import initialize
 from vggdist.model.vgg import VGG, build_vgg
 from vggdist.training.engine import Engine
+from vggdist.training.zero import build_engine
 
 NUM_CLASSES, CROP_SIZE, GLOBAL_BATCH = 5, 32, 8
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 0.01
@@ -54,7 +55,7 @@ def small_network(config: Config, seed: int = 1) -> VGG:
 def small_engine(process: Process, seed: int = 1, **changes: object) -> Engine:
     config = small_config(**changes)
     split = split_batch(config.batch, process.world_size)
-    return Engine(small_network(config, seed), config, split, process)
+    return build_engine(small_network(config, seed), config, split, process)
 
 
 def batch_of_step(step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,12 +23,12 @@ from vggdist.distributed.process import Process
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.training.bad_images import KnownBad
-from vggdist.training.engine import Engine
 from vggdist.training.flags import until_stopped
 from vggdist.training.loop import Training
 from vggdist.training.metrics import MetricLog
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
+from vggdist.training.zero import build_engine
 
 NUM_TRAINING_IMAGES = 4 * GLOBAL_BATCH
 """An epoch has four steps."""
@@ -96,7 +96,7 @@ class Part:
         self.folder = folder
         config = small_config(**changes)
         split = split_batch(config.batch, process.world_size)
-        engine = Engine(small_network(config, network_seed), config, split, process)
+        engine = build_engine(small_network(config, network_seed), config, split, process)
         newest = checkpoint.newest(folder / "checkpoints")
         saved = checkpoint.load(newest) if newest is not None else None
         self.log = MetricLog(folder, saved.step if saved else 0) if process.is_main else None

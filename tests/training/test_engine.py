@@ -208,19 +208,19 @@ def other_networks(process: Process) -> list[str]:
 
 
 class _Messages(logging.Handler):
-    """What the engine's module logs from now until `stop`."""
+    """What the package logs from now until `stop`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._texts: list[str] = []
-        logging.getLogger("vggdist.training.engine").addHandler(self)
+        logging.getLogger("vggdist.training").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             self._texts.append(record.getMessage())
 
     def stop(self) -> list[str]:
-        logging.getLogger("vggdist.training.engine").removeHandler(self)
+        logging.getLogger("vggdist.training").removeHandler(self)
         return self._texts
 
 
@@ -364,7 +364,7 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
         )
         engines[stage] = engine
     all_reducing = small_engine(process, micro=2, dropout=0.5, exchange="all_reduce")
-    results["travelled"] = travelled_elements(all_reducing, process)
+    results["sent"] = sent_elements(all_reducing, process)
     results["parameters"] = sum(p.numel() for p in engines[0].module.parameters())
     for old, new in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 0), (0, 2)):
         torch.distributed.barrier()
@@ -388,7 +388,7 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
     return results
 
 
-def travelled_elements(engine: Engine, process: Process) -> int:
+def sent_elements(engine: Engine, process: Process) -> int:
     """Elements that all-reduces of any part of DeepSpeed or ours carry in a step."""
     sizes = []
     all_reduce = torch.distributed.all_reduce
@@ -486,10 +486,10 @@ def test_two_ranks_and_two_micro_batches_are_one_rank_and_none(
 
 
 @pytest.mark.multi_process
-def test_at_stage_0_every_gradient_travels_once(together: list[dict[str, Any]]) -> None:
+def test_at_stage_0_every_gradient_is_sent_once(together: list[dict[str, Any]]) -> None:
     """DeepSpeed's own reduction, at the end of the backward pass, is off."""
     for results in together:
-        assert results["travelled"] == results["parameters"]
+        assert results["sent"] == results["parameters"]
 
 
 @pytest.mark.multi_process

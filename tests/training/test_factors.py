@@ -25,6 +25,7 @@ from vggdist.distributed import collectives
 from vggdist.distributed.process import Process
 from vggdist.training.engine import Engine
 from vggdist.training.factors import choose_factored, render_traffic
+from vggdist.training.zero import build_engine
 
 WORLD_SIZES = (1, 2, 3, 4)
 GLOBAL_BATCH = 48
@@ -58,7 +59,7 @@ class Trained:
         for name in frozen:
             network.get_submodule(name).requires_grad_(False)
         split = split_batch(config.batch, process.world_size)
-        self.engine = Engine(network, config, split, process)
+        self.engine = build_engine(network, config, split, process)
         self.gradients: dict[str, Tensor] = {}
         self.clipped = 0.0
         optimizer = self.engine.optimizer
@@ -102,7 +103,7 @@ def all_measurements(process: Process, folder: Path) -> dict[str, Any]:
     for precision in ("bf16", "fp16"):
         results[precision] = both_ways(process, num_micro=2, precision=precision)
     results["fp32 matrices"] = both_ways(process, precision="bf16", exchange_precision="fp32")
-    results["bf16 travel"] = both_ways(process, precision="fp32", exchange_precision="bf16")
+    results["bf16 sent"] = both_ways(process, precision="fp32", exchange_precision="bf16")
     results["overflow"] = overflow(process)
     return results
 
@@ -242,7 +243,7 @@ def test_in_16_bits_they_differ_by_its_rounding(world: list[dict[str, Any]]) -> 
             assert max(differences.values()) < 2 * BF16_ROUNDING, differences
         differences = results["fp32 matrices"]["differences"]
         assert max(differences.values()) < BF16_ROUNDING, differences
-        differences = results["bf16 travel"]["differences"]
+        differences = results["bf16 sent"]["differences"]
         assert max(differences.values()) < 2 * BF16_ROUNDING, differences
 
 

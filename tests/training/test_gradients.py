@@ -61,7 +61,7 @@ def mean_gradients(world_size: int, num_micro: int) -> list[Tensor]:
 
 
 def exchange_steps(process: Process, bucket_elements: int) -> dict[str, Any]:
-    """Two steps of two micro batches each; what travelled, and what came out."""
+    """Two steps of two micro batches each; what was sent, and what came out."""
     gradients.BUCKET_ELEMENTS = bucket_elements
     sizes: list[int] = []
     all_reduce = distributed.all_reduce
@@ -76,20 +76,20 @@ def exchange_steps(process: Process, bucket_elements: int) -> dict[str, Any]:
     exchange = GradientExchange(
         list(network.parameters()), lambda: last, Collectives(process.device)
     )
-    travelled: list[list[int]] = []
+    sent: list[list[int]] = []
     for _ in range(2):
         network.zero_grad()
         for micro_batch in (0, 1):
             last = micro_batch == 1
             backward(network, process.rank, micro_batch)
             exchange.wait()
-            travelled.append(list(sizes))
+            sent.append(list(sizes))
             sizes.clear()
     distributed.all_reduce = all_reduce
     return {
         "gradients": [p.grad for p in network.parameters()],
         "layouts": [p.grad.stride() == p.stride() for p in network.parameters()],
-        "travelled": travelled,
+        "sent": sent,
     }
 
 
@@ -119,20 +119,20 @@ def test_every_rank_gets_the_mean_of_the_accumulated_gradients(
 
 
 @pytest.mark.multi_process
-def test_only_the_last_micro_batch_travels_and_small_gradients_travel_together(
+def test_only_the_last_micro_batch_is_sent_and_small_gradients_together(
     exchanged: list[list[dict[str, Any]]],
 ) -> None:
     """Elements: Linear 1440 + 10, second convolution 32 + 4, first 216 + 8; behind comes first."""
     for one_by_one, in_buckets, together in exchanged:
         for result in (one_by_one, in_buckets, together):
-            first, second, third, fourth = result["travelled"]
+            first, second, third, fourth = result["sent"]
             assert first == third == []
             assert sum(second) == sum(fourth) == 1710
             assert second == fourth
-        assert sorted(one_by_one["travelled"][1]) == [4, 8, 10, 32, 216, 1440]
+        assert sorted(one_by_one["sent"][1]) == [4, 8, 10, 32, 216, 1440]
         # 100: the two large ones alone and at once, all the others together at the end.
-        assert sorted(in_buckets["travelled"][1]) == [54, 216, 1440]
-        assert together["travelled"][1] == [1710]
+        assert sorted(in_buckets["sent"][1]) == [54, 216, 1440]
+        assert together["sent"][1] == [1710]
 
 
 def test_a_world_of_one_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from vggdist.model.initialization import freeze
 from vggdist.model.vgg import VGG, build_vgg
 from vggdist.training.engine import Engine
 from vggdist.training.flags import SharedFlags
+from vggdist.training.zero import build_engine
 
 STAGES = (0, 1, 2)
 CHOICES = {
@@ -79,7 +80,7 @@ def tuning_config(choice: str, **changes: object) -> Config:
 def tuning_engine(process: Process, choice: str, seed: int = 1, **changes: object) -> Engine:
     config = tuning_config(choice, **changes)
     split = split_batch(config.batch, process.world_size)
-    return Engine(frozen_network(config, seed), config, split, process)
+    return build_engine(frozen_network(config, seed), config, split, process)
 
 
 def plain_tuning(config: Config, choice: str, num_steps: int) -> tuple[State, State, Tensor]:
@@ -172,7 +173,7 @@ def statistics(process: Process, stage: int) -> dict[str, Any]:
     engine = tuning_engine(process, "scattered", zero_stage=stage, batch_norm=True)
     frozen = engine.module.features.block1.norm1.running_mean
     flags = SharedFlags(engine)
-    assert engine.module.features.block1.norm1.running_mean is frozen, "it must not travel"
+    assert engine.module.features.block1.norm1.running_mean is frozen, "it must not be sent"
     before = engine.weights()
     for step in range(3):
         flags.begin()

@@ -64,7 +64,7 @@ def sentences(*texts: str) -> str:
     return " ".join(filter(None, texts))
 
 
-def said_of_twins(names: Iterable[str]) -> str:
+def explain_twins(names: Iterable[str]) -> str:
     """A sentence about names between which nobody sees a difference; empty: there are none."""
     pairs = twins(sorted(names))
     if not pairs:
@@ -78,7 +78,7 @@ def said_of_twins(names: Iterable[str]) -> str:
     )
 
 
-def said_of_labels(classes: Sequence[str], file: Path) -> str:
+def render_labels(classes: Sequence[str], file: Path) -> str:
     """Which class got which number.
 
     Args:

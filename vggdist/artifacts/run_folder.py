@@ -6,6 +6,7 @@ the end `result.json` and `predictions.png`.
 
 import logging
 import shutil
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -19,11 +20,40 @@ from vggdist.artifacts.run_files import (
     has_begun,
     read_config,
 )
+from vggdist.artifacts.weights import Weights, load_weights
 from vggdist.config import Config, Precision
 from vggdist.config_file import load_config, to_yaml
-from vggdist.errors import CheckpointError, ConfigError
+from vggdist.errors import CheckpointError, ConfigError, WeightsError
 
 logger = logging.getLogger(__name__)
+
+
+def enter(
+    config: Config, folder: Path, stack: ExitStack, undo: ExitStack, patience_seconds: float
+) -> Path | None:
+    """Takes the run folder for this job; the checkpoint to continue from, if any.
+
+    Args:
+        config: of the training.
+        folder: the run folder, perhaps not there yet.
+        stack: releases it when it ends.
+        undo: receives the removal of what is new, for a failure before the first step: it ends
+            before the folder is released.
+        patience_seconds: how long another job that holds it is waited for.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    stack.enter_context(lock(folder, patience_seconds))
+    stack.enter_context(undo)
+    for parent in reversed(new[1:]):
+        undo.callback(_remove_empty, parent)
+    if new:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    return choose_checkpoint(config, folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds something else
+        folder.rmdir()
 
 
 def choose_checkpoint(config: Config, folder: Path) -> Path | None:
@@ -170,6 +200,22 @@ def weights_file(path: str) -> Path:
         f"{quote(path)} has no weights; give a run folder with a checkpoint, a checkpoint, or a "
         ".safetensors file."
     )
+
+
+def open_weights(network: str) -> Weights:
+    """The weights of a run folder, a checkpoint or a .safetensors file.
+
+    Raises:
+        VggdistError: there are none, they are invalid, or they differ from what the training wrote.
+    """
+    weights = load_weights(weights_file(network))
+    if checkpoint.written_sha256(weights.path) not in (None, weights.sha256):
+        raise WeightsError(
+            f"{quote(weights.path)} is damaged: it does not have the SHA-256 with which its "
+            "checkpoint was written. Give another checkpoint, or train on: the training falls back "
+            "to the one before by itself."
+        )
+    return weights
 
 
 def _check_same_training(config: Config, config_file: Path) -> None:

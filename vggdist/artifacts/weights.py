@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from vggdist.artifacts.files import replacing
 from vggdist.artifacts.formats import find_format
 from vggdist.artifacts.paths import quote
-from vggdist.config import ModelConfig, Triple
+from vggdist.config import Config, ModelConfig, Triple
+from vggdist.config_file import load_config
 from vggdist.errors import WeightsError
 
 METADATA_KEY = "vggdist"
@@ -54,6 +55,38 @@ class Description:
         configuration = self.model.configuration
         name = configuration if isinstance(configuration, str) else "custom"
         return f"{name}-BN" if self.model.batch_norm else name
+
+    @property
+    def default_scale(self) -> int:
+        """Q of the network's own evaluations: the middle of its training scales (section 4.1); if
+        they are unknown, 256 for a crop size of 224, and in proportion for others.
+        """
+        if self.train_scale is not None:
+            return sum(self.train_scale) // 2
+        return round(self.crop_size * 256 / 224)
+
+    def configure(self, root: str, overrides: Sequence[str]) -> Config:
+        """The network's training configuration, with `section.key=value` overrides.
+
+        Args:
+            root: the data set.
+
+        Raises:
+            ConfigError: lists every problem of the overrides.
+        """
+        low, high = self.train_scale or (self.crop_size,) * 2
+        base = {
+            "model": self.model.model_dump(mode="json", exclude={"initialize_from"}),
+            "data": {
+                "root": root,
+                "crop_size": self.crop_size,
+                "train_scale_min": low,
+                "train_scale_max": high,
+                "mean": list(self.mean),
+                "std": list(self.std),
+            },
+        }
+        return load_config(None, overrides, base)
 
     def to_metadata(self) -> dict[str, str]:
         """As the metadata of a .safetensors file."""

@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates on this rank; returns the exit code."""
     from vggdist.distributed.rank import leave, run_rank
     from vggdist.evaluate import Request, evaluate
-    from vggdist.evaluation_report import render_evaluated, summarize
+    from vggdist.evaluation.report import render_evaluated, summarize
 
     request = Request(
         network=arguments.network,

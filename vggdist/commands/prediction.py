@@ -69,9 +69,9 @@ def add_verbs(verbs: Any) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from vggdist import predict
+    from vggdist.artifacts.run_folder import open_weights
     from vggdist.distributed.rank import log_to_terminal
     from vggdist.errors import DataError
-    from vggdist.trained import open_weights
 
     log_to_terminal()
     weights = open_weights(arguments.network)

@@ -175,8 +175,8 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from vggdist.artifacts.run_folder import open_weights
     from vggdist.convert.exporting import export, render_exported
-    from vggdist.trained import open_weights
 
     exported = export(
         open_weights(arguments.network), arguments.out, arguments.format, dense=arguments.dense

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from vggdist.artifacts.names import listed, said_of_twins, sentences, spelled
+from vggdist.artifacts.names import explain_twins, listed, sentences, spelled
 from vggdist.data.manifest import Manifest
 from vggdist.errors import DataError
 
@@ -26,8 +26,8 @@ def require_same_classes(train: Manifest, val: Manifest) -> None:
     raise DataError(
         sentences(
             f"train/ and val/ have different class folders: {'; '.join(differences)}.",
-            said_of_twins(ours ^ theirs),
-            said_of_nesting(train) or said_of_nesting(val),
+            explain_twins(ours ^ theirs),
+            explain_nesting(train) or explain_nesting(val),
             "A label is the place of a class among the folders, so both need the same ones. Add, "
             "rename or remove these folders.",
         )
@@ -43,7 +43,7 @@ def require_several_classes(images: Manifest) -> None:
     if len(images.classes) > 1:
         return
     (name,), folder = images.classes, images.folder
-    hint = said_of_nesting(images) or (
+    hint = explain_nesting(images) or (
         f"It holds {images.num_images:,} images; put those of each further class into a folder "
         "beside it."
     )
@@ -53,7 +53,7 @@ def require_several_classes(images: Manifest) -> None:
     )
 
 
-def said_of_nesting(images: Manifest) -> str:
+def explain_nesting(images: Manifest) -> str:
     """A hint if the classes are one folder too deep; empty if any class folder itself has
     images."""
     if images.names.packed.count(b"/") < images.num_images:

@@ -6,8 +6,12 @@ most of an image if the crop's window of source pixels is known first; this modu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from vggdist.errors import ConfigError
 
 POSITIONS = 65536
 """A crop's position along one axis is an integer in [0, POSITIONS): 0 is the first window, the
@@ -100,3 +104,26 @@ def map_side(pixels: int, num_blocks: int, crop_size: int) -> int:
     """
     stride = 1 << num_blocks
     return pixels // stride - crop_size // stride + 1
+
+
+def require_scales(
+    scales: Iterable[int], crop_size: int, option: str = "--scales"
+) -> tuple[int, ...]:
+    """The scales Q without duplicates.
+
+    Args:
+        scales: pixels.
+        crop_size: of the network, pixels.
+        option: that sets them, for the message.
+
+    Raises:
+        ConfigError: an image at a scale would be smaller than the network's input.
+    """
+    unique = dict.fromkeys(scales)
+    small = [str(scale) for scale in unique if scale < crop_size]
+    if small:
+        raise ConfigError(
+            f"{option}: at a shorter side of {', '.join(small)} pixels images are smaller than the "
+            f"network's input of {crop_size} x {crop_size}; use scales of {crop_size} or more."
+        )
+    return tuple(unique)

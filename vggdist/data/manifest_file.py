@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.artifacts.files import pack_names, unpack_names, write_arrays, write_text
+from vggdist.artifacts.paths import quote
 from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards
 from vggdist.errors import DataError
 
@@ -263,3 +264,19 @@ def _require_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not folder.stat().st_mode & 0o222:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def require_usable(images: Manifest, root: str) -> None:
+    """Refuses quarantined images where every image counts.
+
+    Raises:
+        DataError: names their number and the first.
+    """
+    if images.quarantine:
+        kind = "validation images" if images.split == "val" else "of the images"
+        raise DataError(
+            f"{QUARANTINE_NAME} in {quote(root)} lists {len(images.quarantine)} {kind}, such as "
+            f"{quote(images.name(min(images.quarantine)))}. Every image counts here, so each must "
+            "be usable. Replace them with good copies and run `vggdist check` again, or remove "
+            "them and the manifest."
+        )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.artifacts.names import LARGEST_LIST, listed, said_of_twins, spelled
+from vggdist.artifacts.names import LARGEST_LIST, explain_twins, listed, spelled
 from vggdist.data.classes import require_same_classes
 from vggdist.data.folders import Census, existing_folder, list_classes, names_in, render_skipped
 from vggdist.data.known_contents import digest, renew
@@ -232,7 +232,7 @@ def _remarks(looks: Sequence[_Look]) -> Iterator[str]:
         folder, skipped = look.manifest.folder, look.census.skipped
         if skipped:
             yield f"not read in {folder}: {render_skipped(skipped)}"
-        if said := said_of_twins(look.manifest.classes):
+        if said := explain_twins(look.manifest.classes):
             yield f"In {folder}, {said}"
 
 
@@ -286,7 +286,7 @@ def _compare_tree(manifest: Manifest, census: Census) -> list[str]:
     ]
     differences = [f"In {folder}, the class folder {spelled(name)} is gone." for name in gone]
     differences += [f"In {folder}, the class folder {spelled(name)} is new." for name in new]
-    if said := said_of_twins({*gone, *new}):
+    if said := explain_twins({*gone, *new}):
         differences.append(said)
     return differences + files
 
@@ -297,7 +297,7 @@ def _file_differences(folder: Path, before: set[str], now: set[str]) -> list[str
         for names, state in ((before - now, "gone"), (now - before, "new"))
         if names
     ]
-    said = said_of_twins(before ^ now)
+    said = explain_twins(before ^ now)
     return [*differences, said] if said else differences
 
 

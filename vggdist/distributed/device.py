@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vggdist.distributed import slurm
+from vggdist.distributed import srun
 from vggdist.errors import ConfigError
 
 _NODE = Path("/dev/nvidia0")
@@ -54,7 +54,7 @@ def _why_no_gpu() -> str:
     `CUDA_VISIBLE_DEVICES` alone proves nothing: launchers also set it on machines without a GPU.
     """
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
-    is_given = _NODE.exists() or slurm.num_gpus(os.environ) > 0
+    is_given = _NODE.exists() or srun.num_gpus(os.environ) > 0
     if is_hidden or not is_given:
         return ""
     cuda = torch.version.cuda or ""

@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from vggdist.distributed import slurm
+from vggdist.distributed import srun
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.errors import DistributedError
 
@@ -49,7 +49,7 @@ class Process:
 
 def announced_rank() -> str:
     """The launcher's name for this process, available before `start`; may be no number."""
-    return os.environ.get("RANK") or slurm.announced_rank(os.environ) or "0"
+    return os.environ.get("RANK") or srun.announced_rank(os.environ) or "0"
 
 
 def start(device: str = "auto") -> Process:
@@ -116,11 +116,11 @@ def _count_cores(device: torch.device) -> int:
     keys = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(keys, own)
     share = max(1, len(cores) // torch.cat(keys).tolist().count(key))
-    return min(share, slurm.num_cpus(os.environ) or share)
+    return min(share, srun.num_cpus(os.environ) or share)
 
 
 def _from_environment(device: str) -> Process:
-    os.environ.update(slurm.rank_variables(os.environ))
+    os.environ.update(srun.rank_variables(os.environ))
     present = [name for name in RENDEZVOUS_VARIABLES if name in os.environ]
     if not present or present == ["MASTER_ADDR"] or present == ["MASTER_ADDR", "MASTER_PORT"]:
         return Process(0, 0, 1, choose_device(device, 0))
@@ -137,7 +137,7 @@ def _from_environment(device: str) -> Process:
             f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size}; ranks are "
             "counted from 0 to WORLD_SIZE - 1."
         )
-    chosen = choose_device(device, local_rank, slurm.num_gpus(os.environ))
+    chosen = choose_device(device, local_rank, srun.num_gpus(os.environ))
     return Process(rank, local_rank, world_size, chosen)
 
 
@@ -185,27 +185,26 @@ def all_agree(yes: bool, device: torch.device) -> bool:
     return int(sum_over_ranks(refusals).item()) == 0
 
 
-def from_main(value: int, device: torch.device) -> int:
-    """The main rank's `value`, on all ranks."""
-    number = torch.tensor([value], dtype=torch.int64, device=device)
+def from_main(value: T) -> T:
+    """The main rank's object, on all ranks; for small objects and rare use."""
+    values = [value]
     if distributed.get_world_size() > 1:
-        distributed.broadcast(number, src=0)
-    return int(number.item())
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def gather_rows(rows: Tensor, most: int) -> Tensor | None:
+def gather_rows(rows: Tensor) -> Tensor | None:
     """All ranks' rows in rank order, on the main rank; None on the others.
 
     Args:
         rows: (n, d) on the rank's device; n may differ between ranks.
-        most: the largest n of all ranks.
     """
     world_size = distributed.get_world_size()
     if world_size == 1:
         return rows
-    padded = rows.new_zeros((most, *rows.shape[1:]))
-    padded[: len(rows)] = rows
     counts = gather(len(rows))
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
     if distributed.get_rank() > 0:
         distributed.gather(padded)
         return None

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import distributed
@@ -24,6 +24,7 @@ from vggdist.errors import (
 )
 from vggdist.terminal import training_progress
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 MEETING_SECONDS = 5.0
@@ -75,16 +76,18 @@ def leave(exit_code: int) -> int:
     return exit_code
 
 
-def on_main(process: Process, action: Callable[[], T | None]) -> T | None:
+def on_main(
+    process: Process, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T | None:
     """Runs `action` on the main rank only; if it fails, all ranks end and only it prints."""
     result, problem = None, None
     with _meeting(process):
         if process.is_main:
             try:
-                result = action()
+                result = action(*args, **kwargs)
             except VggdistError as error:
                 problem = error
-    exit_code = world.from_main(problem.exit_code if problem else 0, process.device)
+    exit_code = world.from_main(problem.exit_code if problem else 0)
     if problem is not None:
         raise problem
     if exit_code:

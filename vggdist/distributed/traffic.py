@@ -17,7 +17,7 @@ from vggdist.config import Exchange, Precision
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 BUCKET_ELEMENTS = 1 << 20
-"""Gradients below this many elements travel together, larger ones alone."""
+"""Gradients below this many elements are sent together, larger ones alone."""
 
 PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Elements of a sum that are between nodes at a time; bounds the memory beside the tensor.

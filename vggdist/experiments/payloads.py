@@ -41,7 +41,7 @@ class EvaluationPayload:
 
     def _evaluate(self) -> int:
         from vggdist.evaluate import Request, evaluate
-        from vggdist.evaluation_report import render_evaluated, summarize
+        from vggdist.evaluation.report import render_evaluated, summarize
 
         evaluated = evaluate(
             Request(

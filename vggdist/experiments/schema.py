@@ -34,6 +34,7 @@ from vggdist.config_file import (
     takes_text,
     to_override,
 )
+from vggdist.data.geometry import require_scales
 from vggdist.errors import ConfigError
 from vggdist.experiments.job_log import LOCK_FILE
 from vggdist.experiments.keys import (
@@ -244,13 +245,10 @@ class _StageReader:
         if training is None:
             return None
         crop_size = training.config.data.crop_size
-        small = [str(scale) for scale in section.scales if scale < crop_size]
-        if small:
-            self.problems.append(
-                f"stages.{name}.scales: at a shorter side of {', '.join(small)} pixels images are "
-                f"smaller than the network's input of {crop_size} x {crop_size}; use scales of "
-                f"{crop_size} or more."
-            )
+        try:
+            require_scales(section.scales, crop_size, f"stages.{name}.scales")
+        except ConfigError as error:
+            self.problems.append(str(error))
         values = training.config.model_dump(mode="json")
         _merge(values, section.set)
         typed = _below(f"stages.{name}.set.", self._typed)

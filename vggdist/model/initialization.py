@@ -1,5 +1,6 @@
 """Initial weights: random, or copied from a trained network (section 3.1); and frozen layers."""
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -8,9 +9,14 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from vggdist.config import ModelConfig
+from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_folder import open_weights
+from vggdist.artifacts.weights import Weights
+from vggdist.config import Config, ModelConfig, trained_layers
 from vggdist.errors import ConfigError
 from vggdist.model.vgg import VGG, build_vgg, layer_name
+
+logger = logging.getLogger(__name__)
 
 Method = Literal["glorot", "gaussian", "kaiming"]
 
@@ -23,6 +29,60 @@ def build_initialized(config: ModelConfig, crop_size: int, seed: int) -> VGG:
     network = build_vgg(config, crop_size)
     initialize(network, config.initialization, config.initial_std, seed)
     return network
+
+
+def build_trainable(config: Config, fresh: bool) -> VGG:
+    """The network of a training, with its initial weights and its frozen layers.
+
+    Args:
+        config: of the training.
+        fresh: no checkpoint is loaded afterwards, so that weights of a trained network are copied.
+
+    Raises:
+        ConfigError: the trained network does not fit, or a frozen layer would stay random.
+    """
+    network = build_initialized(config.model, config.data.crop_size, config.seed)
+    random = _copy_weights(config, network) if fresh else ()
+    trained = trained_layers(config)
+    frozen = [name for name in config.model.weight_layers() if name not in trained]
+    useless = [name for name in frozen if name in random]
+    if useless:
+        raise ConfigError(
+            f"optimizer.trained_layers leaves out {', '.join(useless)}, which would stay random; "
+            "set model.initialize_from to a trained network that has them, or train them too."
+        )
+    if frozen:
+        logger.info("trained: %s; frozen: %s", ", ".join(trained), ", ".join(frozen))
+    freeze(network, trained)
+    return network
+
+
+def _copy_weights(config: Config, network: VGG) -> tuple[str, ...]:
+    """Copies matching layers of `model.initialize_from`; returns the layers that stay random."""
+    if config.model.initialize_from is None:
+        return config.model.weight_layers()
+    trained = open_weights(config.model.initialize_from)
+    _require_same_input(config, trained)
+    report = copy_trained(network, trained.tensors)
+    logger.info(
+        "copied from %s: %s; random: %s",
+        quote(trained.path),
+        ", ".join(f"{own} <- {source}" for own, source in report.copied),
+        ", ".join(report.random) or "nothing",
+    )
+    return report.random
+
+
+def _require_same_input(config: Config, trained: Weights) -> None:
+    """Refuses another pixel normalization than the copied layers were trained with."""
+    given = trained.description
+    if (given.mean, given.std) != (config.data.mean, config.data.std):
+        mean, std = (f"[{', '.join(map(str, values))}]" for values in (given.mean, given.std))
+        raise ConfigError(
+            f"model.initialize_from: the network in {quote(trained.path)} was trained on pixels "
+            f"less {mean}, divided by {std}, and this one would be fed others; set "
+            f"data.mean='{mean}' data.std='{std}'."
+        )
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class Work:
         return cls(
             layers,
             config.resolved_precision,
-            config.travel_precision,
+            config.sent_precision,
             config.factor_precision,
             split.micro,
             split.accumulation_steps,

@@ -165,7 +165,7 @@ def _exchange(timings: Timings, setting: Setting) -> str:
     cheaper = []
     if config.exchange != "auto":
         cheaper.append(f"exchange=auto (now {config.exchange})")
-    if config.travel_precision == "fp32":
+    if config.sent_precision == "fp32":
         cheaper.append(f"exchange_precision=bf16 (now {config.exchange_precision})")
     text = (
         f"{_percent(timings.exchange / timings.step)} of a step is the exchange of gradients "

@@ -217,9 +217,9 @@ def _bench_step(arguments: argparse.Namespace) -> None:
 
 
 def _bench_evaluation(arguments: argparse.Namespace) -> None:
+    from vggdist.data.geometry import require_scales
     from vggdist.distributed import process as world
     from vggdist.profiling.evaluation import measure_evaluation, render_evaluation
-    from vggdist.trained import require_scales
 
     config = configured(arguments)
     (scale,) = require_scales([arguments.scale], config.data.crop_size)

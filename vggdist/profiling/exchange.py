@@ -169,7 +169,7 @@ def _setting(rate: str, num_steps: int, num_rounds: int, config: Config) -> dict
         "images_per_rank": config.batch.global_ // 2,
         "precision": config.resolved_precision,
         "exchange": config.exchange,
-        "exchange_precision": config.travel_precision,
+        "exchange_precision": config.sent_precision,
         "rate": rate,
         "steps": num_steps,
         "rounds": num_rounds,

@@ -30,9 +30,10 @@ from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling.hosts import Hosts, bytes_sent
 from vggdist.profiling.loops import synthetic_batch, torch_sgd
-from vggdist.training.engine import Engine, quiet_deepspeed
+from vggdist.training.engine import quiet_deepspeed
 from vggdist.training.flags import SharedFlags
 from vggdist.training.step import Meter, train_step
+from vggdist.training.zero import build_engine
 
 Step = Callable[[Batch], Tensor]
 """One update; the loss of this rank's images before it."""
@@ -92,7 +93,7 @@ def full_network(config: Config) -> nn.Module:
 
 
 def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
-    engine = Engine(full_network(config), config, split, process)
+    engine = build_engine(full_network(config), config, split, process)
     flags, meter = SharedFlags(engine), Meter(process.device)
 
     def step(batch: Batch) -> Tensor:

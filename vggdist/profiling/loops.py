@@ -17,9 +17,9 @@ from vggdist.data.batch import Batch
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
 from vggdist.model.initialization import build_initialized
-from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags
 from vggdist.training.step import Meter, train_step
+from vggdist.training.zero import build_engine
 
 
 class BareLoop:
@@ -59,7 +59,9 @@ class OurLoop:
 
     def __init__(self, config: Config, split: BatchSplit, process: world.Process) -> None:
         network = build_initialized(config.model, config.data.crop_size, config.seed)
-        self._engine = Engine(network, config, split, process)
+        self._engine = build_engine(network, config, split, process)
+        # DeepSpeed's own exchange, at the other stages, cannot be left out.
+        self.can_keep_gradients = config.zero_stage == 0 and split.world_size > 1
         self._flags = SharedFlags(self._engine)
         self._meter = Meter(process.device)
         self._delayed = DelayedFlags()
@@ -70,17 +72,10 @@ class OurLoop:
         train_step(self._engine, micro_batches, self._meter)
         self._delayed.push(self._flags.end(self._engine, False), 0)
 
-    @property
-    def can_keep_gradients(self) -> bool:
-        """Whether there is an exchange that can be left out: DeepSpeed's own (ZeRO) cannot."""
-        return self._engine._exchange is not None and self._engine._exchange.world_size > 1
-
     @contextmanager
     def gradients_kept(self) -> Iterator[None]:
         """Every rank keeps its own gradients."""
-        exchange = self._engine._exchange
-        assert exchange is not None
-        with exchange.paused():
+        with self._engine.exchange.paused():
             yield
 
 

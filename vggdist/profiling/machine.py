@@ -97,7 +97,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
             left = (rounds - len(steps)) * max(seconds)
             status.show(f"arithmetic: step {len(steps)} of {rounds}, {duration(left)} left")
         status.show("links between the ranks of this node")
-        links = _links(clock, DTYPES[config.travel_precision])
+        links = _links(clock, DTYPES[config.sent_precision])
         status.show("images")
         decoded = _decoded(config, split, clock)
         status.show("a checkpoint")

@@ -98,7 +98,7 @@ class Job:
         if self.visible_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         if environment.cluster == "local" and environment.num_tasks > 1:
-            # The words of other launchers; `distributed/slurm.py` reads SLURM's.
+            # The words of other launchers; `distributed/srun.py` reads SLURM's.
             os.environ |= {
                 "RANK": str(environment.global_rank),
                 "LOCAL_RANK": str(environment.local_rank),

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.artifacts.contents import ContentsDigest
-from vggdist.artifacts.names import listed, said_of_labels, sentences
+from vggdist.artifacts.names import listed, render_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.config import Config
-from vggdist.data.classes import require_several_classes, said_of_nesting
+from vggdist.data import local_copy
+from vggdist.data.classes import explain_nesting, require_several_classes
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
-from vggdist.data.manifest_file import QUARANTINE_NAME, SPLITS, write_classes
+from vggdist.data.manifest_file import SPLITS, require_usable, write_classes
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import ConfigError, DataError
+from vggdist.training.flags import end_if_asked
 from vggdist.training.signals import StopSignal
 
 logger = logging.getLogger("vggdist")
@@ -43,7 +47,7 @@ def open_training_data(
     process: Process,
     saved: Checkpoint | None,
     stop: StopSignal,
-    made: list[Path],
+    undo: ExitStack,
 ) -> TrainingData:
     """Opens the data set on all ranks; only the main rank reads the files.
 
@@ -52,7 +56,7 @@ def open_training_data(
         folder: the run folder, for the manifest if the data folder is not writable.
         saved: the checkpoint to continue from, if any.
         stop: interrupts the main rank while it reads the files.
-        made: receives the path of a newly written manifest.
+        undo: receives the removal of a newly written manifest.
 
     Raises:
         DataError: the images are unsuitable, or not those that the training started with.
@@ -64,12 +68,50 @@ def open_training_data(
             "folder of images per class: data.root=/path/to/images."
         )
     root = config.data.root
-    survey = on_main(
-        process, partial(stop.run, partial(_survey, config, root, folder, saved, made))
-    )
-    digests = world.gather(_digests(survey) if survey else {})[0]
+    survey = on_main(process, stop.run, _survey, config, root, folder, saved, undo)
+    digests = world.from_main(_digests(survey) if survey else {})
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
     return TrainingData(dataset, digests, survey.remarks if survey else ())
+
+
+def copy_to_node(
+    dataset: Dataset, local_folder: str | None, process: Process, stop: StopSignal
+) -> Dataset:
+    """The data set, in its copy in `local_folder` if there is one; one rank per node copies.
+
+    Raises:
+        DataError: on all ranks, if a node could not copy it.
+        StoppedError: on all ranks, if any was asked to stop.
+    """
+    if local_folder is None:
+        return dataset
+    folder = Path(local_folder)
+    local = local_copy.local_dataset(dataset, folder)
+    with ThreadPoolExecutor(1) as pool:
+        cancelled = threading.Event()
+        copying = (
+            pool.submit(local_copy.copy_shards, dataset, folder, cancelled)
+            if process.local_rank == 0
+            else None
+        )
+        try:
+            # The ranks synchronize often: hours in one collective would look like a hang.
+            while not world.all_agree(_is_over(copying), process.device):
+                end_if_asked(stop, process)
+        except BaseException:
+            cancelled.set()  # the pool waits for copies in progress
+            raise
+        problem = copying.exception() if copying is not None else None
+    if not world.all_agree(problem is None, process.device):
+        raise problem or DataError(
+            "another node could not copy the shards to its data.local_folder; its message says why."
+        )
+    return local
+
+
+def _is_over(future: Future[None] | None) -> bool:
+    """Whether the work is done; waits for it for a few seconds."""
+    return future is None or bool(wait([future], timeout=5).done)
 
 
 def announce_data(data: TrainingData, folder: Path) -> None:
@@ -77,11 +119,11 @@ def announce_data(data: TrainingData, folder: Path) -> None:
     for remark in data.remarks:
         logger.info("%s", remark)
     file = write_classes(data.dataset.train.classes, folder)
-    logger.info("%s", said_of_labels(data.dataset.train.classes, file))
+    logger.info("%s", render_labels(data.dataset.train.classes, file))
 
 
 def _survey(
-    config: Config, root: str, folder: Path, saved: Checkpoint | None, made: list[Path]
+    config: Config, root: str, folder: Path, saved: Checkpoint | None, undo: ExitStack
 ) -> Survey:
     """Surveys the data set, checks it, and saves its manifest, in this order."""
     survey = survey_dataset(root, fallback=folder)
@@ -89,7 +131,7 @@ def _survey(
     if saved is not None:
         _require_same(config, survey, saved.state["data"])
     if (manifest := survey.save()) is not None:
-        made.append(manifest)
+        undo.callback(manifest.unlink, missing_ok=True)
     return survey
 
 
@@ -103,17 +145,10 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
             sentences(
                 f"model.num_classes is {config.model.num_classes}, but {quote(root)} has "
                 f"{num_classes} classes; set model.num_classes={num_classes}.",
-                said_of_nesting(dataset.train),
+                explain_nesting(dataset.train),
             )
         )
-    if dataset.val.quarantine:
-        image = quote(dataset.val.name(min(dataset.val.quarantine)))
-        raise DataError(
-            f"{QUARANTINE_NAME} in {quote(root)} lists {len(dataset.val.quarantine)} validation "
-            f"images, such as {image}. An evaluation counts every image, so each must be usable. "
-            "Replace them with good copies and run `vggdist check` again, or remove them and the "
-            "manifest."
-        )
+    require_usable(dataset.val, root)
 
 
 def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:

@@ -1,8 +1,7 @@
 """The DeepSpeed engine: configuration -> DeepSpeed's JSON, and network -> trainable engine.
 
-The only module that imports DeepSpeed. All differences between its ZeRO stages are handled here:
-who reduces gradients, the memory format of the weights, where momentum is stored, how an overflow
-is detected.
+The only module that imports DeepSpeed. `Engine` is its ZeRO stage 0; what stages 1 and 2 do
+differently stands in `training/zero.py`, which also chooses.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from vggdist.errors import CheckpointError
 from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
 from vggdist.training.factors import choose_factored
 from vggdist.training.gradients import GradientExchange
-from vggdist.training.optimizer import build_optimizer, norm, trained_parameters
+from vggdist.training.optimizer import MaskedSGD, build_optimizer, norm, trained_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +57,12 @@ def deepspeed_config(config: Config, split: BatchSplit) -> dict[str, Any]:
 
 
 class Engine:
-    """A network that trains under DeepSpeed, with one interface for all ZeRO stages and precisions.
+    """A network that trains under DeepSpeed, with one interface for all precisions.
 
     Attributes:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
+        exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         measure_norm: set it before a step to have `gradient_norm` after it.
     """
 
@@ -72,56 +72,45 @@ class Engine:
         self.config = config
         self.device = process.device
         self.measure_norm = False
-        self._norm: Tensor | None = None
+        self._norm: Tensor | float | None = None
         self._scale_of_step: Tensor | None = None
         if self.device.type == "cpu":
             keep_freed_memory()
-        settings = config.optimizer
-        if config.zero_stage:  # there DeepSpeed clips
-            settings = settings.model_copy(update={"gradient_clipping": 0.0})
-        self.optimizer = build_optimizer(trained_parameters(network).values(), settings)
-        with quiet_deepspeed(process) as deepspeed:
-            self._engine, *_ = deepspeed.initialize(
+        self.optimizer = self._build_optimizer(network)
+        with quiet_deepspeed(process) as self._deepspeed:
+            self._engine, *_ = self._deepspeed.initialize(
                 model=network,
                 optimizer=self.optimizer,
                 config=deepspeed_config(config, split),
                 dist_init_required=False,
             )
         self.module: nn.Module = self._engine.module
-        self._zero = self._engine.optimizer if config.zero_stage else None
-        self._exchange: GradientExchange | None = None
-        if self._zero is None:
-            self._engine.enable_backward_allreduce = False
-            self._exchange = self._build_exchange(split, process)
-            # After initialize, which views parameters as bytes and so needs them contiguous.
-            arrange_convolutions(self.module, self.device, config.resolved_precision)
-        else:
-            logger.warning(
-                "zero_stage %d keeps weights in one flat buffer, so convolution weights are not "
-                "channels_last and are converted in every forward pass; zero_stage 0 keeps them.",
-                config.zero_stage,
-            )
-        self._scaler: torch.amp.GradScaler | None = (
-            self._zero.torch_autocast_gradscaler
-            if self._zero is not None
-            else self._engine.torch_autocast_z0_gradscaler
-        )
+        self._scaler: torch.amp.GradScaler | None = self._set_up(split, process)
         self.train()
 
-    def _build_exchange(self, split: BatchSplit, process: Process) -> GradientExchange:
+    def _build_optimizer(self, network: nn.Module) -> MaskedSGD:
+        return build_optimizer(trained_parameters(network).values(), self.config.optimizer)
+
+    def _set_up(self, split: BatchSplit, process: Process) -> torch.amp.GradScaler | None:
+        """Prepares the network for training; returns fp16's loss scaler."""
+        self._engine.enable_backward_allreduce = False
         several = split.world_size > 1
         factored = choose_factored(
             self.module, self.config, split, tell=several and process.is_main
         )
-        return GradientExchange(
+        self.exchange = GradientExchange(
             list(trained_parameters(self.module).values()),
             self._engine.is_gradient_accumulation_boundary,
             Collectives(process.device),
             factored=factored if several else (),
-            dtype=DTYPES[self.config.travel_precision],
+            dtype=DTYPES[self.config.sent_precision],
             factor_dtype=DTYPES[self.config.factor_precision],
             products=self.optimizer.products if self.config.updates_by_blocks else None,
         )
+        # After initialize, which views parameters as bytes and so needs them contiguous.
+        arrange_convolutions(self.module, self.device, self.config.resolved_precision)
+        scaler: torch.amp.GradScaler | None = self._engine.torch_autocast_z0_gradscaler
+        return scaler
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
         """Images (n, 3, c, c) -> logits (n, num_classes), in the configured precision."""
@@ -138,28 +127,21 @@ class Engine:
 
     def step(self) -> None:
         """Ends a micro batch; the last one of a step updates the weights."""
-        if self._exchange is not None:
-            self._exchange.wait()
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return
         if self._scaler is not None:
             assert self._scaler._scale is not None
             self._scale_of_step = self._scaler._scale.clone()
+        self._update()
+
+    def _update(self) -> None:
+        self.exchange.wait()
         # Before the engine's step, which may unscale and clip the gradients.
-        if self._zero is None and self.measure_norm:
+        if self.measure_norm:
             gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
             self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
-        clipping = self.config.optimizer.gradient_clipping
-        if self._zero is not None and self._scaler is not None and clipping:
-            # ZeRO clips gradients without removing the loss scale.
-            self._zero.clip_grad = clipping * self.loss_scale()
         self._engine.step()
-        if self._zero is not None and self._scaler is not None and self._zero.overflow:
-            # ZeRO returns before it updates its scaler, and would overflow forever.
-            state = self._scaler.state_dict()
-            lower = {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
-            self._scaler.load_state_dict(state | lower)
 
     def train(self) -> None:
         """Training mode: dropout and batch statistics; frozen layers keep their statistics."""
@@ -174,9 +156,6 @@ class Engine:
     @property
     def masked(self) -> Tensor:
         """Float (1,) on the device, equal on all ranks: 1 if the latest update was skipped."""
-        if self._zero is not None:
-            # Not `tensor([...])`, a copy from the host, which waits for the device.
-            return torch.full((1,), float(self._zero.overflow), device=self.device)
         assert self.optimizer.masked is not None
         return self.optimizer.masked.reshape(1)
 
@@ -193,13 +172,10 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Norm of the whole gradient of the latest step, before clipping; nan if not measured."""
-        if not self.measure_norm:
-            return float("nan")
-        whole = self._norm if self._zero is None else self._engine.get_global_grad_norm()
-        if whole is None:
+        if not self.measure_norm or self._norm is None:
             return float("nan")
         scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
-        return float(whole) / scale
+        return float(self._norm) / scale
 
     def loss_scale(self) -> float:
         """fp16's loss scale, else 1; waits for the device."""
@@ -230,17 +206,9 @@ class Engine:
         """
         if not self.config.optimizer.momentum:
             return {}
-        if self._zero is None:
-            self.optimizer.start_momentum()
-            return {
-                name: _to_store(self.optimizer.state[parameter]["momentum_buffer"])
-                for name, parameter in trained_parameters(self.module).items()
-            }
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        self._start_zero_momentum()
+        self._start_momentum()
         return {
-            name: _to_store(safe_get_full_optimizer_state(parameter, "momentum_buffer"))
+            name: _to_store(self._momentum_of(parameter))
             for name, parameter in trained_parameters(self.module).items()
         }
 
@@ -270,30 +238,23 @@ class Engine:
             own[name].copy_(value)
         if self._scaler is not None and scaler_state:
             self._scaler.load_state_dict(dict(scaler_state))
-        if self._zero is not None:
-            self._zero.refresh_fp32_params()
         if not self.config.optimizer.momentum:
             return
         trained = trained_parameters(self.module)
         _check_alike("momentum", trained, momentum)
-        if self._zero is None:
-            self.optimizer.start_momentum()
-            for name, parameter in trained.items():
-                self.optimizer.state[parameter]["momentum_buffer"].copy_(momentum[name])
-            return
-        from deepspeed.utils import safe_set_full_optimizer_state
-
-        self._start_zero_momentum()
+        self._start_momentum()
         for name, parameter in trained.items():
-            safe_set_full_optimizer_state(
-                parameter, momentum[name].to(self.device), "momentum_buffer"
-            )
+            self._set_momentum(parameter, momentum[name])
 
-    def _start_zero_momentum(self) -> None:
-        """Links momentum to parameters, which ZeRO does only at its first step."""
-        assert self._zero is not None
+    def _start_momentum(self) -> None:
         self.optimizer.start_momentum()
-        self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _momentum_of(self, parameter: nn.Parameter) -> Tensor:
+        momentum: Tensor = self.optimizer.state[parameter]["momentum_buffer"]
+        return momentum
+
+    def _set_momentum(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self._momentum_of(parameter).copy_(value)
 
 
 def normalizations(module: nn.Module, trained: bool) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -43,7 +43,7 @@ class FactoredGradient:
             dtype: of the factors when sent; None: as computed.
         """
         self._layer, self._collectives, self._dtype = layer, collectives, dtype
-        self._travelling: list[tuple[Tensor, Wait]] = []
+        self._in_flight: list[tuple[Tensor, Wait]] = []
         self._kept: Tensor | None = None
         self.attach()
 
@@ -57,15 +57,15 @@ class FactoredGradient:
 
     def _send(self, x: Tensor, dy: Tensor) -> None:
         for factor in (x, dy):
-            self._travelling.append(self._collectives.all_gather(factor.to(self._dtype)))
+            self._in_flight.append(self._collectives.all_gather(factor.to(self._dtype)))
 
     @torch.no_grad()
     def finish(self) -> Product:
         """Sets the biases' gradient and returns the weights': means over all ranks for the step."""
-        for _, wait in self._travelling:
+        for _, wait in self._in_flight:
             wait()
-        x, dy = (_rows([rows for rows, _ in self._travelling[first::2]]) for first in (0, 1))
-        self._travelling.clear()
+        x, dy = (_rows([rows for rows, _ in self._in_flight[first::2]]) for first in (0, 1))
+        self._in_flight.clear()
         if x.device.type == "cpu":
             # Once, not for every block of their product.
             x, dy = x.float(), dy.float()
@@ -112,7 +112,7 @@ def choose_factored(
             layer.linear.out_features,
             images_per_rank=split.per_rank,
             world_size=split.world_size,
-            precision=config.travel_precision,
+            precision=config.sent_precision,
             factor_precision=config.factor_precision,
         )
         for name, layer in layers.items()
@@ -139,14 +139,14 @@ def render_traffic(
         split: how a step's images are divided among the ranks.
     """
     ways = choose(config.exchange, layers)
-    others = all_reduce_bytes(num_others, split.world_size, ELEMENT_BYTES[config.travel_precision])
+    others = all_reduce_bytes(num_others, split.world_size, ELEMENT_BYTES[config.sent_precision])
     sent = others + sum(
         layer.factors if ways[layer.name] == "factors" else layer.all_reduce for layer in layers
     )
     rows = [
         f"Gradient exchange, MB sent by each of {split.world_size} ranks in a step of "
         f"{split.per_rank} images of its own:",
-        f"  {'layer':<14}{'matrix (' + config.travel_precision + ')':>16}"
+        f"  {'layer':<14}{'matrix (' + config.sent_precision + ')':>16}"
         f"{'factors (' + config.factor_precision + ')':>16}  exchange={config.exchange} takes",
     ]
     for layer in layers:

@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from vggdist.distributed.process import sum_over_ranks
+from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import StoppedError
 from vggdist.training.engine import Engine, normalizations
-from vggdist.training.signals import StopSignal
+from vggdist.training.signals import NOTHING_SAVED, StopSignal
 
 T = TypeVar("T")
 
@@ -96,47 +96,40 @@ def until_stopped(
         StoppedError: a rank was asked to stop; raised on all ranks after the same number of
             batches.
     """
-    before: _Sent | None = None
-    for _ in range(num_rounds):
+    delayed = DelayedFlags()
+    for number in range(num_rounds):
         yield from itertools.islice(batches, 1)
-        # Not `torch.tensor([...])`, a copy from the host, which waits for the device.
-        request = torch.zeros(1, device=device).fill_(float(stop.requested))
-        sent = _Sent(sum_over_ranks(request))
-        # Read one batch later, like a step's flags.
-        if before is not None and any(before.read()):
+        flags = torch.zeros(4, device=device)
+        # `StepFlags.stop`. Not `[2] = ...`, a copy from the host, which waits for the device.
+        flags[2:3].fill_(float(stop.requested))
+        before = delayed.push(sum_over_ranks(flags), number)
+        if before is not None and before.stop:
             raise StoppedError("stopped in an evaluation; the same command continues.")
-        before = sent
 
 
-class _Sent:
-    """Numbers being copied from the device to the host, which reads them later without waiting."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._numbers = numbers
-        if numbers.is_cuda:
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self._numbers.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    def read(self) -> list[bool]:
-        """Which are above 0, once the copy is done."""
-        if self._event is not None:
-            self._event.synchronize()
-        return [value > 0 for value in self._numbers.tolist()]
+def end_if_asked(stop: StopSignal, process: Process) -> None:
+    """Ends all ranks if any has received a signal before there was anything to save; collective."""
+    if not all_agree(not stop.requested, process.device):
+        raise StoppedError(NOTHING_SAVED)
 
 
 class SentFlags:
     """A step's flags being copied to the host, which reads them a step later without waiting."""
 
     def __init__(self, flags: Tensor, step: int) -> None:
-        self._step = step
-        self._sent = _Sent(flags)
+        self._flags, self._step = flags, step
+        self._event: torch.cuda.Event | None = None
+        if flags.is_cuda:
+            self._flags = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            self._flags.copy_(flags, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
 
     def read(self) -> StepFlags:
         """The flags, once the copy is done."""
-        return StepFlags(self._step, *self._sent.read())
+        if self._event is not None:
+            self._event.synchronize()
+        return StepFlags(self._step, *(flag > 0 for flag in self._flags.tolist()))
 
 
 class DelayedFlags:

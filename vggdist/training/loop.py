@@ -30,7 +30,7 @@ from vggdist.training.metrics import MetricLog, displayable
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
-from vggdist.training.throughput import Throughput
+from vggdist.training.throughput import Throughput, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,10 @@ class Training:
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
         self.progress = TrainingProgress(schedule.total_steps)
+        self._evaluation_interval = self._steps(config.evaluation.every_epochs)
+        self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
+            config.checkpoint.every_epochs
+        )
         self._flags = SharedFlags(engine)
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0
@@ -193,7 +197,7 @@ class Training:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
         self.engine.measure_norm = self._log_due
-        waiting = _Waiting(itertools.islice(batches, self.split.accumulation_steps))
+        waiting = Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._flags.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
         flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_news)
@@ -242,8 +246,7 @@ class Training:
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
-        sums = sum_over_ranks(self.meter.sums.clone())
-        loss, top1, top5, images = sums.tolist()
+        loss, top1, top5, images = sum_over_ranks(self.meter.sums.clone()).tolist()
         self.meter.sums.zero_()
         norm = self.engine.gradient_norm()
         if self.log is None or images == 0:
@@ -370,10 +373,8 @@ class Training:
 
     @property
     def _log_due(self) -> bool:
-        return self.step % self.config.log.every_steps == 0 or self.step in (
-            1,
-            self.schedule.total_steps,
-        )
+        always = (1, self.schedule.total_steps)
+        return self._is_due(self.config.log.every_steps) or self.step in always
 
     @property
     def _evaluation_due(self) -> bool:
@@ -382,15 +383,6 @@ class Training:
         return (wanted or self.step >= self.schedule.total_steps) and (
             self.evaluated_step != self.step
         )
-
-    @property
-    def _evaluation_interval(self) -> int:
-        return self._steps(self.config.evaluation.every_epochs)
-
-    @property
-    def _checkpoint_interval(self) -> int:
-        every_steps = self.config.checkpoint.every_steps
-        return every_steps or self._steps(self.config.checkpoint.every_epochs)
 
     def _steps(self, num_epochs: float) -> int:
         return steps_of_epochs(num_epochs, self.num_images, self.split.global_batch)
@@ -404,21 +396,3 @@ class Training:
         per_step = self.throughput.seconds / max(1, self.throughput.images)
         evaluations = steps / self._evaluation_interval
         return steps * per_step * self.split.global_batch + evaluations * self._evaluation_seconds
-
-
-class _Waiting:
-    """Passes on batches and sums the time spent waiting for them."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        started_at = time.monotonic()
-        try:
-            return next(self._batches)
-        finally:
-            self.seconds += time.monotonic() - started_at

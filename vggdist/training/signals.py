@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 from vggdist.errors import StoppedError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+NOTHING_SAVED = "stopped before a step was taken; the same command starts again."
 
 
 class StopSignal:
@@ -46,7 +49,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, action: Callable[[], T]) -> T:
+    def run(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs an action that a signal may end at once, since it loses no work and is not
         collective.
 
@@ -56,14 +59,14 @@ class StopSignal:
         self._ends_at_once = True
         try:
             self._end()
-            return action()
+            return action(*args, **kwargs)
         finally:
             self._ends_at_once = False
 
     def _end(self) -> None:
         if self.requested and self._ends_at_once:
             self._ends_at_once = False
-            raise StoppedError("stopped before a step was taken; the same command starts again.")
+            raise StoppedError(NOTHING_SAVED)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

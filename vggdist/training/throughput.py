@@ -1,8 +1,11 @@
 """Training speed, and the time spent waiting for images."""
 
 import time
+from collections.abc import Iterator
 
 import torch
+
+from vggdist.data.batch import Batch
 
 
 class Throughput:
@@ -56,3 +59,21 @@ class Throughput:
     def images_per_second(self) -> float:
         """Over all closed windows."""
         return self.images / self.seconds if self.seconds else 0.0
+
+
+class Waiting:
+    """Passes on batches and sums the time spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started_at = time.monotonic()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.monotonic() - started_at

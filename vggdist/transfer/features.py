@@ -16,11 +16,13 @@ from torch import Tensor
 
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.artifacts.posteriors import require_finite
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.config import Config
 from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.folders import existing_folder, list_classes, names_in
+from vggdist.data.geometry import require_scales
 from vggdist.data.manifest import Manifest, from_classes
-from vggdist.data.manifest_file import SPLITS, find_manifest
+from vggdist.data.manifest_file import SPLITS, find_manifest, require_usable
 from vggdist.data.survey import survey_images
 from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
@@ -29,14 +31,8 @@ from vggdist.distributed.process import Process
 from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
 from vggdist.model.dense import DenseNetwork
+from vggdist.model.loading import build_network
 from vggdist.terminal import Progress
-from vggdist.trained import (
-    build_dense,
-    configure,
-    open_weights,
-    require_scales,
-    require_usable,
-)
 from vggdist.transfer.features_file import Aggregate, FeatureLayer, Features, Recipe
 
 logger = logging.getLogger("vggdist")
@@ -85,7 +81,7 @@ def compute_features(request: Request) -> Features:
     """
     weights = open_weights(request.network)
     network = weights.description
-    config = configure(network, request.root, request.overrides)
+    config = network.configure(request.root, request.overrides)
     usual = [round(network.crop_size * scale / 224) for scale in (256, 384, 512)]
     scales = require_scales(request.scales or usual, network.crop_size)
     parts = _open_parts(request.root)
@@ -95,7 +91,11 @@ def compute_features(request: Request) -> Features:
         logger.info(why)
         for part in parts:
             require_whole(part.images, process)
-        dense = build_dense(weights, config, process)
+        dense = DenseNetwork(
+            build_network(weights, config.model),
+            DTYPES[config.resolved_precision],
+            process.device,
+        )
         extraction = _Extraction(dense, request, scales, config, process)
         progress = Progress(sum(part.images.num_images for part in parts))
         rows = np.concatenate([extraction.rows(part.images, progress) for part in parts])

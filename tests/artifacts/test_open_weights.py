@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from vggdist.artifacts.checkpoint import Checkpoint, save
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.artifacts.weights import Description
-from vggdist.config import ModelConfig
+from vggdist.config import Config, DataConfig, ModelConfig
 from vggdist.errors import WeightsError
-from vggdist.model.initialization import build_initialized
-from vggdist.trained import open_weights
+from vggdist.model.initialization import build_initialized, build_trainable
 
 MODEL = ModelConfig(configuration=(("3-4",), ("3-4",)), num_classes=3, fc_width=8)
+DATA = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=32)
 
 
 @pytest.fixture
@@ -36,7 +37,12 @@ def test_weights_that_are_not_those_that_the_training_wrote_are_refused(run: Pat
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1  # one bit of one weight
     path.write_bytes(damaged)
-    with pytest.raises(WeightsError, match="does not have the SHA-256 with which its checkpoint"):
-        open_weights(str(run))
+    model = MODEL.model_copy(update={"initialize_from": str(run)})
+    for opening in (
+        lambda: open_weights(str(run)),
+        lambda: build_trainable(Config(model=model, data=DATA), fresh=True),
+    ):
+        with pytest.raises(WeightsError, match="does not have the SHA-256 with which its check"):
+            opening()
     (path.parent / "manifest.json").write_text("{")
     open_weights(str(run))  # what cannot be compared is taken as it is

@@ -1,8 +1,11 @@
 """The report of an evaluation, as a table and as JSON: errors of each posteriors file and of their
-mean."""
+mean.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +13,18 @@ from rich.table import Table
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import open_posteriors
-from vggdist.evaluate import Evaluated
 from vggdist.evaluation.fusion import Members, errors_of_fusions
 from vggdist.terminal import duration
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The files of an evaluation, on the main rank."""
+
+    files: tuple[Path, ...]
+    num_computed: int
+    """Images x files that were computed; the others existed."""
+    elapsed_seconds: float
 
 
 def summarize(evaluated: Evaluated) -> dict[str, Any]:
@@ -45,14 +57,10 @@ def summarize(evaluated: Evaluated) -> dict[str, Any]:
 
 def render_evaluated(summary: dict[str, Any]) -> str:
     """The errors as a table; the caller prints it."""
-    table = Table(title=f"Errors on {summary['num_images']:,} images", title_justify="left")
-    for name, justify in (
-        ("protocol", "left"),
-        ("Q", "right"),
-        ("top-1", "right"),
-        ("top-5", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    title = f"Errors on {summary['num_images']:,} images"
+    table = Table("protocol", title=title, title_justify="left")
+    for name in ("Q", "top-1", "top-5"):
+        table.add_column(name, justify="right")
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for row in summary["files"]:
         by_protocol.setdefault(row["protocol"], []).append(row)

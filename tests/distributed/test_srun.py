@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vggdist.distributed import process as world
-from vggdist.distributed import slurm
+from vggdist.distributed import srun
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DistributedError
 
@@ -62,12 +62,12 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def error_of(environment: dict[str, str]) -> str:
     with pytest.raises(DistributedError) as caught:
-        slurm.rank_variables(environment)
+        srun.rank_variables(environment)
     return str(caught.value)
 
 
 def test_a_task_of_several_is_a_rank(variables: dict[str, str]) -> None:
-    assert slurm.rank_variables(TASK) == RANK
+    assert srun.rank_variables(TASK) == RANK
     variables.update(TASK)
     assert world.announced_rank() == "3"
     for _ in range(2):  # as often as the process likes
@@ -105,7 +105,7 @@ def test_a_launcher_that_srun_has_started_is_the_nearer_one(variables: dict[str,
 
 @pytest.mark.parametrize("given", [{"MASTER_ADDR": "10.0.0.1"}, {"MASTER_PORT": "29500"}])
 def test_an_address_that_the_user_names_is_kept(given: dict[str, str]) -> None:
-    assert slurm.rank_variables(TASK | given) == RANK | given
+    assert srun.rank_variables(TASK | given) == RANK | given
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_an_address_that_the_user_names_is_kept(given: dict[str, str]) -> None:
     ],
 )
 def test_the_first_host_is_that_of_slurms_notation(hosts: str, first: str) -> None:
-    assert slurm.first_host(hosts) == first
+    assert srun.first_host(hosts) == first
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_what_is_no_list_of_hosts_is_refused(hosts: str) -> None:
         f"SLURM_STEP_NODELIST is {hosts!r}, which is not a list of hosts such as node[1-2,5]; set "
         "MASTER_ADDR to the host of rank 0."
     )
-    assert slurm.rank_variables(TASK | {"SLURM_STEP_NODELIST": hosts, "MASTER_ADDR": "node1"})
+    assert srun.rank_variables(TASK | {"SLURM_STEP_NODELIST": hosts, "MASTER_ADDR": "node1"})
 
 
 def test_neighbouring_jobs_steps_and_restarts_meet_at_different_ports() -> None:
     ports = [
         int(
-            slurm.rank_variables(
+            srun.rank_variables(
                 TASK
                 | {
                     "SLURM_JOB_ID": str(job),
@@ -165,7 +165,7 @@ def test_a_rank_0_that_is_not_on_the_first_host_says_so() -> None:
         "other ranks look for it; use another distribution of tasks, or set MASTER_ADDR to the "
         "host of rank 0 for all ranks."
     )
-    assert slurm.rank_variables(first | {"MASTER_ADDR": "node2"})["MASTER_ADDR"] == "node2"
+    assert srun.rank_variables(first | {"MASTER_ADDR": "node2"})["MASTER_ADDR"] == "node2"
 
 
 @pytest.mark.parametrize(
