@@ -1,9 +1,8 @@
 """All settings of a training, typed and frozen; the defaults are the paper's (arXiv:1409.1556v6).
 
-A field states its unit, its range, the source of its default, and what it means for a run that goes
-on (`Knob`). Values derived from several fields
-or from the world size are functions at the end of this file, never fields. `vggdist/config_file.py`
-reads and writes YAML.
+A field states its unit, its range, the source of its default, and what it means for a run that
+continues (`Knob`). Values derived from several fields or from the world size are functions at the
+end of this file, never fields. `vggdist/config_file.py` reads and writes YAML.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Knob:
-    """What every key says besides its type: what it means for a run that goes on."""
+    """What every key says besides its type: what it means for a run that continues."""
 
     may_change: bool | Callable[[Config], bool]
     """Whether a resumed training may change it; a function, where the new values decide."""
@@ -571,7 +570,7 @@ def knobs_of(model: type[Section], prefix: str = "") -> dict[str, Knob]:
 
 
 KNOBS = knobs_of(Config)
-"""`section.key` -> what it means for a run that goes on."""
+"""`section.key` -> what it means for a run that continues."""
 
 
 @dataclass(frozen=True)
