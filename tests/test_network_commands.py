@@ -121,19 +121,16 @@ def test_what_is_not_there_is_a_sentence(
     assert err.startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("library", ["onnx", "onnxscript", "onnxruntime"])
-def test_without_a_library_of_onnx_an_export_says_what_to_install(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+def test_without_onnxruntime_an_export_says_what_to_install(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "caffe.npz", **caffe_arrays())
     ours = tmp_path / "ours.safetensors"
     call("import", tmp_path / "caffe.npz", "--out", ours, f"model.configuration={TINY}")
-    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = call("export", ours, "--format", "onnx", "--out", tmp_path / "graph.onnx")
     assert code == 2
-    assert err.startswith(f"error: the library {library} is not installed; ")
+    assert err.startswith("error: the library onnxruntime is not installed; ")
     assert "pip install 'vggdist[convert]'" in err
     assert not (tmp_path / "graph.onnx").exists()
 

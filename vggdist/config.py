@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from vggdist.artifacts.paths import expand_home, lies_in, quote, require_text
 from vggdist.errors import ConfigError
@@ -554,13 +555,19 @@ class Config(Section):
         )
 
 
+def section_of(field: FieldInfo | None) -> type[Section] | None:
+    """The model of a field that is a section; None of any other."""
+    kind = None if field is None else field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
 def knobs_of(model: type[Section], prefix: str = "") -> dict[str, Knob]:
     """The knob of each key of a model and of its sections; a key without one is an error."""
     knobs: dict[str, Knob] = {}
     for name, field in model.model_fields.items():
         key = prefix + (field.alias or name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            knobs |= knobs_of(field.annotation, f"{key}.")
+        if (section := section_of(field)) is not None:
+            knobs |= knobs_of(section, f"{key}.")
             continue
         knob = next((data for data in field.metadata if isinstance(data, Knob)), None)
         if knob is None:
