@@ -10,19 +10,17 @@ from vggdist.config import (
     BatchConfig,
     Config,
     DataConfig,
-    Free,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
-    Section,
-    knobs_of,
     scaled_learning_rate,
     split_batch,
     steps_of_epochs,
     total_steps,
 )
 from vggdist.errors import ConfigError
+from vggdist.section import Free, Section, knobs_of
 
 IMAGENET = 1_281_167
 """Training images of ILSVRC-2012."""

@@ -16,6 +16,7 @@ CORE = {
     # words and numbers
     "config": 0,
     "config_file": 0,
+    "section": 0,
     "errors": 0,
     "terminal": 0,
     "artifacts.paths": 0,

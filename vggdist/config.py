@@ -8,19 +8,10 @@ end of this file, never fields. `vggdist/config_file.py` reads and writes YAML.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vggdist.artifacts.paths import expand_home, lies_in, quote, require_text
 from vggdist.errors import ConfigError
@@ -30,6 +21,7 @@ from vggdist.model.configurations import (
     column_name,
     parse_configuration,
 )
+from vggdist.section import Fixed, Free, Inherited, Knob, Section, knobs_of
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
 WeightsPath = Annotated[UserPath, AfterValidator(require_text)]
@@ -43,43 +35,7 @@ Triple = tuple[float, float, float]
 """Numbers for red, green and blue."""
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Knob:
-    """What every key says besides its type: what it means for a run that continues."""
-
-    may_change: bool | Callable[[Config], bool]
-    """Whether a resumed training may change it; a function, where the new values decide."""
-    as_trained: bool = False
-    """Whether an experiment's evaluation takes it over from its training."""
-
-    def may_change_to(self, new: Config) -> bool:
-        """Whether a resumed training may have the new value that is in `new`."""
-        return self.may_change if isinstance(self.may_change, bool) else self.may_change(new)
-
-
-Fixed = Annotated[T, Knob(may_change=False)]
-"""A key that says what a training computes."""
-Free = Annotated[T, Knob(may_change=True)]
-"""A key that says where and how a training runs."""
-Inherited = Annotated[T, Knob(may_change=True, as_trained=True)]
-"""A key that says where and how trainings and evaluations run."""
 _LENGTH = Knob(lambda config: config.schedule.name != "cosine")  # else it sets the learning rate
-
-
-class Section(BaseModel):
-    """A group of fields: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_by_name=True,
-        serialize_by_alias=True,
-    )
 
 
 class ModelConfig(Section):
@@ -553,27 +509,6 @@ class Config(Section):
         return f"runs/vgg_{name.lower().replace('-', '_')}" + (
             "_bn" if self.model.batch_norm else ""
         )
-
-
-def section_of(field: FieldInfo | None) -> type[Section] | None:
-    """The model of a field that is a section; None of any other."""
-    kind = None if field is None else field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def knobs_of(model: type[Section], prefix: str = "") -> dict[str, Knob]:
-    """The knob of each key of a model and of its sections; a key without one is an error."""
-    knobs: dict[str, Knob] = {}
-    for name, field in model.model_fields.items():
-        key = prefix + (field.alias or name)
-        if (section := section_of(field)) is not None:
-            knobs |= knobs_of(section, f"{key}.")
-            continue
-        knob = next((data for data in field.metadata if isinstance(data, Knob)), None)
-        if knob is None:
-            raise TypeError(f"{key} has no knob; annotate it as Fixed[...], Free[...] or the like.")
-        knobs[key] = knob
-    return knobs
 
 
 KNOBS = knobs_of(Config)

@@ -23,8 +23,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from vggdist.artifacts.paths import expand_home, quote
-from vggdist.config import Config, Section, section_of
+from vggdist.config import Config
 from vggdist.errors import ConfigError
+from vggdist.section import Section, section_of
 
 S = TypeVar("S", bound=Section)
 

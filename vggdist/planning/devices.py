@@ -11,9 +11,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from vggdist.config import Positive, Precision, Section
+from vggdist.config import Positive, Precision
 from vggdist.config_file import validate
 from vggdist.errors import ConfigError
+from vggdist.section import Section
 
 
 class Device(Section):
