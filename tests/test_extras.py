@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import setuptools
 
+from tests.conftest import Call
 from tests.test_import_rule import MODULES, ROOMS, ROOT, imported
-from vggdist import cli
 from vggdist.distributed import entry
 from vggdist.errors import EXTRAS, ConfigError
 
@@ -68,7 +68,7 @@ PLAN = [
 def test_a_missing_library_is_a_sentence_that_says_what_to_install(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Call,
     library: str,
     importer: str,
     words: list[str],
@@ -76,9 +76,9 @@ def test_a_missing_library_is_a_sentence_that_says_what_to_install(
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"vggdist.{importer}", raising=False)
     out = str(tmp_path / "out")
-    monkeypatch.setattr(sys, "argv", ["vggdist", *(word.replace("OUT", out) for word in words)])
-    assert cli.main() == ConfigError.exit_code
-    assert capsys.readouterr().err == (
+    code, _, err = call(*(word.replace("OUT", out) for word in words))
+    assert code == ConfigError.exit_code
+    assert err == (
         f"error: the library {library.partition('.')[0]} is not installed; install all that this "
         f"command needs with pip install 'vggdist[{importer.partition('.')[0]}]'.\n"
     )
