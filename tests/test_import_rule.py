@@ -75,6 +75,8 @@ DOORS = {
     "yaml": {"config_file"},
     "pebble": {"prepare.processes"},
     "scipy": {"prepare.devkit"},
+    "sklearn": {"prepare.digits", "transfer.linear_classifier"},
+    "onnxruntime": {"convert.graphs"},
     "submitit": {"slurm.submit", "slurm.job"},
     "matplotlib": {"planning.chart", "reports.chart"},
     "jinja2": {"reports.page"},
