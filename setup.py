@@ -12,6 +12,19 @@ NEEDS_CUDA = {
     "13": ["torch>=2.14", "torchvision>=0.29", "nvidia-dali-cuda130>=2.4"],
 }
 
+# What only one room needs: pip install 'vggdist[convert]'; `errors.EXTRAS` has the same names.
+ROOMS = {
+    "convert": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+    "monitoring": ["jinja2>=3.1", "matplotlib>=3.9"],
+    "planning": ["matplotlib>=3.9"],
+    "prepare": ["pebble>=5.2", "scikit-learn>=1.5", "scipy>=1.11"],
+    "reports": ["jinja2>=3.1", "matplotlib>=3.9"],
+    "slurm": ["submitit>=1.5.4"],
+    "transfer": ["scikit-learn>=1.5"],
+}
+ROOMS["experiments"] = ROOMS["reports"] + ROOMS["slurm"]
+ROOMS["profiling"] = ROOMS["planning"] + ROOMS["prepare"]
+
 setup(
     name="vggdist",
     version="0.1.0",
@@ -29,22 +42,15 @@ setup(
         "deepspeed>=0.19.8",
         "tensorboard>=2.20",
         "pyyaml>=6.0",
-        "submitit>=1.5.4",
         "pydantic>=2.11",
         "safetensors>=0.5",
-        "onnx>=1.18",
-        "onnxscript>=0.5",
-        "onnxruntime>=1.22",
         "rich>=13.0",
         "packaging>=24",
-        "jinja2>=3.1",
         "pillow>=11.0",
-        "matplotlib>=3.9",
-        "scikit-learn>=1.5",
-        "scipy>=1.11",
-        "pebble>=5.2",
     ],
     extras_require={
+        **ROOMS,
+        "all": sorted({library for libraries in ROOMS.values() for library in libraries}),
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3",

@@ -14,9 +14,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from vggdist.artifacts.run_files import MAY_CHANGE
 from vggdist.cli import build_parser
-from vggdist.config import Config
+from vggdist.config import KNOBS, Config
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- generated -->\n", "\n<!-- /generated -->"
@@ -49,7 +48,7 @@ def keys() -> str:
 def _keys(keys: Mapping[str, Any], prefix: str) -> str:
     rows = [("key", "type and range", "default", "meaning and unit", "may change on resume")]
     for name, key in keys.items():
-        resumed = "yes" if (prefix + name).startswith(MAY_CHANGE) else ""
+        resumed = "yes" if KNOBS[prefix + name].may_change is True else ""
         default = json.dumps(key["default"]).strip('"')
         rows.append((f"`{prefix}{name}`", _type(key), f"`{default}`", key["description"], resumed))
     return _table(rows)

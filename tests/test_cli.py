@@ -2,11 +2,11 @@
 
 import errno
 import os
-import sys
 
 import pytest
 
-from vggdist.cli import main, parse
+from tests.conftest import Call
+from vggdist.cli import parse
 
 EVALUATE = ["evaluate", "--data", "images"]
 
@@ -56,25 +56,26 @@ def test_a_network_in_the_home_folder_is_found_wherever_it_stands(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_ends_any_verb_with_a_sentence(
-    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     def full(_: object) -> None:
         raise OSError(number, os.strerror(number), "/data/file")
 
-    monkeypatch.setattr(sys, "argv", ["vggdist", "prepare", "digits", "--out", "/data"])
     monkeypatch.setattr("vggdist.prepare.commands._prepare_digits", full)
-    assert main() == 1
-    assert capsys.readouterr().err == (
+    code, _, err = call("prepare", "digits", "--out", "/data")
+    assert code == 1
+    assert err == (
         f"error: /data/file cannot be written: {os.strerror(number)}. Free space there, and start "
         "the same command again.\n"
     )
 
 
-def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_the_system_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
     def broken(_: object) -> None:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr(sys, "argv", ["vggdist", "prepare", "digits", "--out", "/data"])
     monkeypatch.setattr("vggdist.prepare.commands._prepare_digits", broken)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        main()
+        call("prepare", "digits", "--out", "/data")

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from vggdist.config import (
+    KNOBS,
     BatchConfig,
     Config,
     DataConfig,
@@ -19,6 +20,7 @@ from vggdist.config import (
     total_steps,
 )
 from vggdist.errors import ConfigError
+from vggdist.section import Free, Section, knobs_of
 
 IMAGENET = 1_281_167
 """Training images of ILSVRC-2012."""
@@ -290,3 +292,38 @@ def test_gradients_are_sent_in_the_compute_type_unless_fp32_is_asked_for() -> No
     assert (fp32.sent_precision, fp32.factor_precision) == ("fp32", "bf16")
     halves = Config(precision="fp32", exchange_precision="bf16")
     assert (halves.sent_precision, halves.factor_precision) == ("bf16", "bf16")
+
+
+FREE = {
+    *("model.initialize_from", "device", "exchange", "exchange_precision", "zero_stage"),
+    *("run.folder", "run.resume", "log.every_steps", "log.num_images"),
+    *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep"),
+    *("evaluation.micro", "evaluation.spatial_average", "evaluation.max_megapixels"),
+    *("data.root", "data.num_threads", "data.prefetch", "data.read_ahead", "data.policy"),
+    *("data.hardware_decoder_share", "data.max_unusable", "data.accept_changed"),
+    "data.local_folder",
+}
+AS_TRAINED = {
+    *("data.num_threads", "data.prefetch", "data.read_ahead", "data.hardware_decoder_share"),
+    *("evaluation.every_epochs", "evaluation.micro", "evaluation.spatial_average"),
+    *("evaluation.max_megapixels", "precision", "device"),
+}
+
+
+def test_each_key_says_whether_a_resumed_training_may_change_it() -> None:
+    assert {key for key, knob in KNOBS.items() if knob.may_change is True} == FREE
+    depends = {key for key, knob in KNOBS.items() if callable(knob.may_change)}
+    assert depends == {"precision", "batch.micro", "schedule.num_epochs", "schedule.num_steps"}
+
+
+def test_each_key_says_whether_an_evaluation_takes_it_over_from_its_training() -> None:
+    assert {key for key, knob in KNOBS.items() if knob.as_trained} == AS_TRAINED
+
+
+def test_a_key_that_says_neither_is_an_error_at_import() -> None:
+    class Forgetful(Section):
+        said: Free[int] = 1
+        forgotten: int = 1
+
+    with pytest.raises(TypeError, match=r"^data\.forgotten has no knob; annotate it as Fixed\["):
+        knobs_of(Forgetful, "data.")

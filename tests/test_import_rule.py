@@ -16,6 +16,7 @@ CORE = {
     # words and numbers
     "config": 0,
     "config_file": 0,
+    "section": 0,
     "errors": 0,
     "terminal": 0,
     "artifacts.paths": 0,
@@ -73,6 +74,8 @@ DOORS = {
     "yaml": {"config_file"},
     "pebble": {"prepare.processes"},
     "scipy": {"prepare.devkit"},
+    "sklearn": {"prepare.digits", "transfer.linear_classifier"},
+    "onnxruntime": {"convert.graphs"},
     "submitit": {"slurm.submit", "slurm.job"},
     "matplotlib": {"planning.chart", "reports.chart", "monitoring.comparison"},
     "jinja2": {"reports.page", "monitoring.comparison"},

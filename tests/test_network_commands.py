@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.conftest import Call
 from tests.convert.third_party_networks import (
     TINY,
     caffe_arrays,
@@ -19,19 +20,7 @@ from tests.convert.third_party_networks import (
 from vggdist import cli
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command line; returns exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vggdist", *map(str, words)])
-        code = cli.main()
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def test_from_caffes_arrays_to_onnx(call, tmp_path: Path) -> None:
+def test_from_caffes_arrays_to_onnx(call: Call, tmp_path: Path) -> None:
     np.savez(tmp_path / "caffe.npz", **caffe_arrays())
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
     ours, graph = tmp_path / "ours.safetensors", tmp_path / "graph.onnx"
@@ -65,7 +54,7 @@ def test_from_caffes_arrays_to_onnx(call, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, caffe_logits(pixels, caffe_arrays()), rtol=1e-4, atol=1e-3)
 
 
-def test_a_column_of_table_1_is_named_by_an_option(call, tmp_path: Path) -> None:
+def test_a_column_of_table_1_is_named_by_an_option(call: Call, tmp_path: Path) -> None:
     torch.save(torchvision_network("B").state_dict(), tmp_path / "vgg13.pth")
     words = ("import", tmp_path / "vgg13.pth", "--out", tmp_path / "b.safetensors")
     code, out, _ = call(*words, "--configuration", "B", "--layout", "torchvision")
@@ -77,7 +66,7 @@ def test_a_column_of_table_1_is_named_by_an_option(call, tmp_path: Path) -> None
     assert "Its convolutions are those of B: --configuration B.\n" in err
 
 
-def test_a_part_is_imported_on_request(call, tmp_path: Path) -> None:
+def test_a_part_is_imported_on_request(call: Call, tmp_path: Path) -> None:
     convolutions = {n: a for n, a in caffe_arrays().items() if n.startswith("conv")}
     np.savez(tmp_path / "notop.npz", **convolutions)
     words = (
@@ -119,6 +108,20 @@ def test_what_is_not_there_is_a_sentence(
     code, _, err = call(*words)
     assert code in (2, 5)
     assert err.startswith(f"error: {message}")
+
+
+def test_without_onnxruntime_an_export_says_what_to_install(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "caffe.npz", **caffe_arrays())
+    ours = tmp_path / "ours.safetensors"
+    call("import", tmp_path / "caffe.npz", "--out", ours, f"model.configuration={TINY}")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = call("export", ours, "--format", "onnx", "--out", tmp_path / "graph.onnx")
+    assert code == 2
+    assert err.startswith("error: the library onnxruntime is not installed; ")
+    assert "pip install 'vggdist[convert]'" in err
+    assert not (tmp_path / "graph.onnx").exists()
 
 
 @pytest.mark.parametrize("verb", ["import", "export", "predict"])

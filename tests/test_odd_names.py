@@ -3,16 +3,14 @@
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import Call
 from tests.convert.third_party_networks import TINY, TinyVGG
 from tests.ranks import train_in_ranks
-from vggdist import cli
 from vggdist.artifacts.paths import quote
 
 ROOT = Path(__file__).parents[1]
@@ -46,21 +44,6 @@ def folder(name: str, tmp_path: Path, tiny_dataset: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """Runs a command; what it prints can be pasted into a shell."""
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["vggdist", *map(str, words)])
-        code = cli.main()
-        out, err = capsys.readouterr()
-        return code, out + err
-
-    return run
-
-
 def without_quoted(folder: Path, text: str) -> str:
     """A text without the paths in a folder, and an experiment's name, quoted for a shell."""
     text = re.sub(re.escape(quote(folder)[:-1]) + "[^'\n]*'", "", text)
@@ -68,7 +51,7 @@ def without_quoted(folder: Path, text: str) -> str:
 
 
 @pytest.mark.slow
-def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
+def test_every_command_takes_every_name(name: str, folder: Path, call: Call) -> None:
     data = folder / named(name, "-data")
     weights, sheet = folder / named(name, ".safetensors"), folder / named(name, ".png")
     report, features = folder / named(name, "-report"), folder / named(name, ".npz")
@@ -100,7 +83,8 @@ def test_every_command_takes_every_name(name: str, folder: Path, call) -> None:
         ["experiment", "run", experiment, "--dry-run", f"folder={folder / 'it'}", f"data={data}"],
         ["experiment", "status", experiment, f"folder={folder / 'it'}", f"data={data}"],
     ):  # fmt: skip
-        code, said = call(*command, "--json", folder / named(name, ".json"))
+        code, out, err = call(*command, "--json", folder / named(name, ".json"))
+        said = out + err
         if command[0] == "submit" and (not name.isprintable() or "%" in name):
             assert code == 2
             assert "which sbatch reads as something else; choose another run.folder" in said

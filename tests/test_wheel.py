@@ -20,7 +20,7 @@ def test_the_installed_package_trains_the_digits_as_the_page_about_python_does(
     installed, work = tmp_path / "installed", tmp_path / "work"
     work.mkdir()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    offline = ["--no-deps", "--no-build-isolation"]  # all that it needs is there
+    offline = ["--no-deps", "--no-build-isolation"]  # its libraries and all extras are there
     built = [*pip, "wheel", *offline, "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(built, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("vggdist-*.whl")

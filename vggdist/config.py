@@ -1,8 +1,8 @@
 """All settings of a training, typed and frozen; the defaults are the paper's (arXiv:1409.1556v6).
 
-A field states its unit, its range and the source of its default. Values derived from several fields
-or from the world size are functions at the end of this file, never fields. `vggdist/config_file.py`
-reads and writes YAML.
+A field states its unit, its range, the source of its default, and what it means for a run that
+continues (`Knob`). Values derived from several fields or from the world size are functions at the
+end of this file, never fields. `vggdist/config_file.py` reads and writes YAML.
 """
 
 from __future__ import annotations
@@ -11,14 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vggdist.artifacts.paths import expand_home, lies_in, quote, require_text
 from vggdist.errors import ConfigError
@@ -28,6 +21,7 @@ from vggdist.model.configurations import (
     column_name,
     parse_configuration,
 )
+from vggdist.section import Fixed, Free, Inherited, Knob, Section, knobs_of
 
 UserPath = Annotated[str, AfterValidator(expand_home)]
 WeightsPath = Annotated[UserPath, AfterValidator(require_text)]
@@ -41,50 +35,39 @@ Triple = tuple[float, float, float]
 """Numbers for red, green and blue."""
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 
-
-class Section(BaseModel):
-    """A group of fields: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_by_name=True,
-        serialize_by_alias=True,
-    )
+_LENGTH = Knob(lambda config: config.schedule.name != "cosine")  # else it sets the learning rate
 
 
 class ModelConfig(Section):
     """The network: a column of Table 1 or custom blocks, and its initial weights."""
 
-    configuration: str | tuple[tuple[str, ...], ...] = Field(
+    configuration: Fixed[str | tuple[tuple[str, ...], ...]] = Field(
         "D",
         description="Column of Table 1 (A, A-LRN, B, C, D, E; also VGG11, VGG13, VGG16 and VGG19, "
         "which are A, B, D and E), or custom blocks, each a list of layers such as 3-64 (kernel "
         "size 3, 64 channels) or LRN; every block ends in a max-pooling.",
     )
-    batch_norm: bool = Field(
+    batch_norm: Fixed[bool] = Field(
         False, description="Batch normalization after every convolution (not in the paper)."
     )
-    num_classes: int = Field(1000, ge=1, description="Width of the last layer, fc8.")
-    fc_width: int = Field(4096, ge=1, description="Width of fc6 and fc7 (Table 1: 4096).")
-    dropout: float = Field(
+    num_classes: Fixed[int] = Field(1000, ge=1, description="Width of the last layer, fc8.")
+    fc_width: Fixed[int] = Field(4096, ge=1, description="Width of fc6 and fc7 (Table 1: 4096).")
+    dropout: Fixed[float] = Field(
         0.5, ge=0.0, lt=1.0, description="Dropout ratio after fc6 and fc7 (section 3.1)."
     )
-    initialization: Literal["glorot", "gaussian", "kaiming"] = Field(
+    initialization: Fixed[Literal["glorot", "gaussian", "kaiming"]] = Field(
         "glorot",
         description="How random weights are drawn (Glorot: the paper's own later advice, section "
         "3.1).",
     )
-    initial_std: float = Field(
+    initial_std: Fixed[float] = Field(
         0.1,
         gt=0.0,
         description="Standard deviation of gaussian initialization. The paper prints a variance of "
         "10^-2, which is 0.1; many ports use 0.01. Neither trains the deep configurations "
         "from scratch.",
     )
-    initialize_from: WeightsPath | None = Field(
+    initialize_from: Free[WeightsPath | None] = Field(
         None,
         description="Run folder or .safetensors file of a trained shallower network: its layers of "
         "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
@@ -125,26 +108,26 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Images: where they are, and how they are processed for the network."""
 
-    root: UserPath | None = Field(
+    root: Free[UserPath | None] = Field(
         None, description="Folder with train/ and val/, each with one folder of images per class."
     )
-    crop_size: int = Field(
+    crop_size: Fixed[int] = Field(
         224, ge=32, multiple_of=32, description="Side of the network's input, in pixels."
     )
-    train_scale_min: int = Field(
+    train_scale_min: Fixed[int] = Field(
         256, ge=1, description="Smallest training scale S: the rescaled shorter side, pixels."
     )
-    train_scale_max: int = Field(
+    train_scale_max: Fixed[int] = Field(
         256, ge=1, description="Largest training scale S, pixels; S is drawn per image."
     )
-    validation_scale: int | None = Field(
+    validation_scale: Fixed[int | None] = Field(
         None,
         ge=1,
         description="Shorter side Q in evaluations, pixels; null: 0.5 (train_scale_min + "
         "train_scale_max).",
     )
-    flip: bool = Field(True, description="Mirror half of the training images (section 3.1).")
-    color_shift: float = Field(
+    flip: Fixed[bool] = Field(True, description="Mirror half of the training images (section 3.1).")
+    color_shift: Fixed[float] = Field(
         0.1,
         ge=0.0,
         description="Standard deviation of the random RGB shift along the principal components of "
@@ -152,46 +135,48 @@ class DataConfig(Section):
         "2012: 0.1; 0 switches it off). At 0.1 the first component moves a pixel by 5.5 "
         "of 255 grey levels, one sigma.",
     )
-    mean: Triple = Field(
+    mean: Fixed[Triple] = Field(
         (123.68, 116.779, 103.939),
         description="Mean RGB of the training set, subtracted from every pixel, 0 to 255.",
     )
-    std: tuple[Positive, Positive, Positive] = Field(
+    std: Fixed[tuple[Positive, Positive, Positive]] = Field(
         (1.0, 1.0, 1.0),
         description="Divisors of red, green and blue after subtracting the mean, in grey "
         "levels; the paper does not divide. Third-party weights may need it.",
     )
-    num_threads: int | None = Field(
+    num_threads: Inherited[int | None] = Field(
         None,
         ge=1,
         description="Decoding threads of each rank; null: the node's cores divided by its ranks.",
     )
-    prefetch: int = Field(2, ge=1, description="Finished micro batches queued for the network.")
-    read_ahead: int = Field(
+    prefetch: Inherited[int] = Field(
+        2, ge=1, description="Finished micro batches queued for the network."
+    )
+    read_ahead: Inherited[int] = Field(
         8,
         ge=1,
         description="Micro batches whose files are read ahead of decoding, each by its own thread; "
         "more hide the latency of slow disks.",
     )
-    hardware_decoder_share: Fraction = Field(
+    hardware_decoder_share: Inherited[Fraction] = Field(
         0.65, description="Fraction of the JPEGs for a GPU's hardware decoder, if it has one."
     )
-    policy: Literal["substitute", "fail"] = Field(
+    policy: Free[Literal["substitute", "fail"]] = Field(
         "substitute",
         description="What a training does about a bad image: substitute replaces it with another, "
         "the same in every run; fail stops.",
     )
-    max_unusable: Fraction = Field(
+    max_unusable: Free[Fraction] = Field(
         1e-4,
         description="Largest fraction of the training images that may be found bad in a "
         "training; 10 images are always allowed.",
     )
-    accept_changed: bool = Field(
+    accept_changed: Free[bool] = Field(
         False,
         description="Whether a training is continued although images were replaced under their "
         "names since it was trained on them.",
     )
-    local_folder: UserPath | None = Field(
+    local_folder: Free[UserPath | None] = Field(
         None,
         description="Folder on a local disk of each node, to which shards are copied at the start "
         "of a training; null: they are read where they are.",
@@ -236,10 +221,10 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """The images of a step, and how they are divided."""
 
-    global_: int = Field(
+    global_: Fixed[int] = Field(
         256, ge=1, alias="global", description="Images of one step over all ranks (paper: 256)."
     )
-    micro: int | None = Field(
+    micro: Annotated[int | None, Knob(lambda config: not config.model.batch_norm)] = Field(
         None,
         ge=1,
         description="Images that a rank sends through the network at once; null: the largest "
@@ -250,36 +235,36 @@ class BatchConfig(Section):
 class OptimizerConfig(Section):
     """SGD with momentum (section 3.1), or LARS for batches of many thousand images."""
 
-    name: Literal["sgd", "lars"] = Field(
+    name: Fixed[Literal["sgd", "lars"]] = Field(
         "sgd",
         description="sgd, as in the paper; or lars, which gives each layer its own learning rate, "
         "from the norms of its weights and of their gradient (You, Gitman & Ginsburg 2017, "
         "arXiv:1708.03888), at stage 0.",
     )
-    learning_rate: float = Field(
+    learning_rate: Fixed[float] = Field(
         0.01, gt=0.0, description="Learning rate at the start, after warm-up."
     )
-    base_batch: int | None = Field(
+    base_batch: Fixed[int | None] = Field(
         None,
         ge=1,
         description="Global batch for which learning_rate is meant: it is multiplied by "
         "batch.global / base_batch (linear scaling; Goyal et al. 2017, arXiv:1706.02677). null: "
         "not scaled.",
     )
-    trust_coefficient: float = Field(
+    trust_coefficient: Fixed[float] = Field(
         0.001,
         gt=0.0,
         description="lars: a step's length as a share of the weights' norm, before the learning "
         "rate multiplies it.",
     )
-    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum.")
-    weight_decay: float = Field(
+    momentum: Fixed[float] = Field(0.9, ge=0.0, lt=1.0, description="Momentum.")
+    weight_decay: Fixed[float] = Field(
         5e-4, ge=0.0, description="Factor of the weights added to their gradients."
     )
-    gradient_clipping: float = Field(
+    gradient_clipping: Fixed[float] = Field(
         0.0, ge=0.0, description="Largest norm of the whole gradient; 0: no clipping."
     )
-    trained_layers: str | tuple[str, ...] = Field(
+    trained_layers: Fixed[str | tuple[str, ...]] = Field(
         "all",
         description="Weight layers that are trained: all, fully-connected (fc6 to fc8), or a list "
         "such as [conv5_3, fc6, fc7, fc8]. The others keep their initial weights and the running "
@@ -301,48 +286,50 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """How the learning rate decreases, and when training ends."""
 
-    name: Literal["plateau", "step", "cosine"] = Field(
+    name: Fixed[Literal["plateau", "step", "cosine"]] = Field(
         "plateau",
         description="plateau: divided when the validation error stops improving (section 3.1).",
     )
-    num_epochs: float = Field(
+    num_epochs: Annotated[float, _LENGTH] = Field(
         74.0, gt=0.0, description="Length of the training in epochs (paper: 74, 370,000 steps)."
     )
-    num_steps: int | None = Field(None, ge=1, description="Length in steps, instead of num_epochs.")
-    warmup_epochs: float = Field(
+    num_steps: Annotated[int | None, _LENGTH] = Field(
+        None, ge=1, description="Length in steps, instead of num_epochs."
+    )
+    warmup_epochs: Fixed[float] = Field(
         0.0, ge=0.0, description="Epochs in which the learning rate rises linearly from 0."
     )
-    factor: Fraction = Field(
+    factor: Fixed[Fraction] = Field(
         0.1, description="The learning rate is multiplied by this at each decrease."
     )
-    patience: int = Field(
+    patience: Fixed[int] = Field(
         5,
         ge=1,
         description="plateau: evaluations without a new lowest top-1 error before a decrease.",
     )
-    num_decreases: int = Field(
+    num_decreases: Fixed[int] = Field(
         3,
         ge=0,
         description="plateau: decreases before the next plateau ends the training (paper: 3).",
     )
-    step_epochs: float = Field(30.0, gt=0.0, description="step: epochs between decreases.")
+    step_epochs: Fixed[float] = Field(30.0, gt=0.0, description="step: epochs between decreases.")
 
 
 class EvaluationConfig(Section):
     """Evaluations: during training, of one centre crop per image; afterwards, by any protocol."""
 
-    every_epochs: float = Field(
+    every_epochs: Annotated[float, Knob(may_change=False, as_trained=True)] = Field(
         1.0, gt=0.0, description="Epochs between evaluations; there is always one at the end."
     )
-    micro: int | None = Field(
+    micro: Inherited[int | None] = Field(
         None, ge=1, description="Images per forward pass; null: as in training."
     )
-    spatial_average: Literal["logits", "posteriors"] = Field(
+    spatial_average: Inherited[Literal["logits", "posteriors"]] = Field(
         "logits",
         description="What is averaged over the positions of a dense score map: logits, before the "
         "soft-max, as in section 3.2; or posteriors, after it.",
     )
-    max_megapixels: float | None = Field(
+    max_megapixels: Inherited[float | None] = Field(
         None,
         gt=0.0,
         description="Most pixels, in millions, in the convolutions at once in a dense or "
@@ -353,13 +340,13 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many are kept."""
 
-    every_epochs: float = Field(
+    every_epochs: Free[float] = Field(
         1.0, gt=0.0, description="Epochs between checkpoints; there is always one at the end."
     )
-    every_steps: int | None = Field(
+    every_steps: Free[int | None] = Field(
         None, ge=1, description="Steps between checkpoints, instead of every_epochs."
     )
-    keep: int = Field(
+    keep: Free[int] = Field(
         2,
         ge=2,
         description="Newest checkpoints kept; at least 2, so that there is one if the last is "
@@ -370,10 +357,10 @@ class CheckpointConfig(Section):
 class LogConfig(Section):
     """Logging of the training."""
 
-    every_steps: int = Field(
+    every_steps: Free[int] = Field(
         20, ge=1, description="Steps between points of the curves, and between log lines."
     )
-    num_images: int = Field(
+    num_images: Free[int] = Field(
         16, ge=0, description="Images of the first batch shown in TensorBoard; 0: none."
     )
 
@@ -381,10 +368,10 @@ class LogConfig(Section):
 class RunConfig(Section):
     """The run folder of the training."""
 
-    folder: WeightsPath | None = Field(
+    folder: Free[WeightsPath | None] = Field(
         None, description="Run folder; null: runs/vgg_ and the configuration's name."
     )
-    resume: WeightsPath = Field(
+    resume: Free[WeightsPath] = Field(
         "auto",
         description="auto: continue from the newest good checkpoint of the run folder, if there is "
         "one; never: start anew, and refuse a folder that has a training; or the path of "
@@ -404,7 +391,9 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
-    precision: PrecisionSetting = Field(
+    precision: Annotated[
+        PrecisionSetting, Knob(lambda config: config.precision == "auto", as_trained=True)
+    ] = Field(
         "auto",
         description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 if the "
         "device computes it natively (a CPU is also measured), fp16 on older GPUs, else fp32; a "
@@ -412,23 +401,23 @@ class Config(Section):
         "on GPUs from Ampere on, and is fp32 elsewhere. Products are always "
         "added in fp32.",
     )
-    device: Device = Field("auto", description="auto: cuda if there is a GPU, else cpu.")
-    seed: int = Field(
+    device: Inherited[Device] = Field("auto", description="auto: cuda if there is a GPU, else cpu.")
+    seed: Fixed[int] = Field(
         0, ge=0, lt=2**63, description="All randomness of a run derives from this number."
     )
-    zero_stage: Literal[0, 1, 2] = Field(
+    zero_stage: Free[Literal[0, 1, 2]] = Field(
         0,
         description="DeepSpeed ZeRO stage: 0 keeps the whole optimizer on each rank, 1 and 2 "
         "partition it.",
     )
-    exchange: Exchange = Field(
+    exchange: Free[Exchange] = Field(
         "auto",
         description="How ranks exchange the gradients of fully connected layers at stage 0: "
         "all_reduce sends the matrices; factors sends their factors, the layer's inputs and "
         "output gradients; auto chooses, for each layer, the one with fewer bytes. "
         "Convolutions are always all-reduced; at stages 1 and 2 DeepSpeed exchanges all.",
     )
-    exchange_precision: Literal["compute", "fp32", "bf16"] = Field(
+    exchange_precision: Free[Literal["compute", "fp32", "bf16"]] = Field(
         "compute",
         description="Precision in which gradients are sent at stage 0: compute, that of "
         "`precision`; fp32; or bf16, half the bytes if the arithmetic is fp32 (processors without "
@@ -520,6 +509,10 @@ class Config(Section):
         return f"runs/vgg_{name.lower().replace('-', '_')}" + (
             "_bn" if self.model.batch_norm else ""
         )
+
+
+KNOBS = knobs_of(Config)
+"""`section.key` -> what it means for a run that continues."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from vggdist.artifacts.paths import expand_home, quote
-from vggdist.config import Config, Section
+from vggdist.config import Config
 from vggdist.errors import ConfigError
+from vggdist.section import Section, section_of
 
 S = TypeVar("S", bound=Section)
 
@@ -372,13 +373,14 @@ def _find_override(location: Sequence[str], of_several: bool, typed: Mapping[str
 def _known_keys(location: list[str], model: type[Section]) -> str:
     """Suggestions for an unknown key."""
     section = _section(location[:-1], model)
+    assert section is not None
     known = [field.alias or name for name, field in section.model_fields.items()]
     key, where = location[-1], ".".join(location[:-1])
     everywhere = {
         (field.alias or name): top
         for top, outer in model.model_fields.items()
-        if isinstance(outer.annotation, type) and issubclass(outer.annotation, BaseModel)
-        for name, field in outer.annotation.model_fields.items()
+        if (inner := section_of(outer)) is not None
+        for name, field in inner.model_fields.items()
     }
     place = f"section {where} has" if where else "known are"
     near = difflib.get_close_matches(key, known, n=1)
@@ -389,24 +391,19 @@ def _known_keys(location: list[str], model: type[Section]) -> str:
     return f"{place} {', '.join(known)}."
 
 
-def _section(path: Sequence[str], model: type[Section]) -> type[BaseModel]:
-    section: type[BaseModel] = model
+def _section(path: Sequence[str], model: type[Section]) -> type[Section] | None:
+    """The model of a section; None where there is none."""
+    section: type[Section] | None = model
     for name in path:
-        annotation = section.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        section = annotation
+        section = None if section is None else section_of(section.model_fields.get(name))
     return section
 
 
 def _field(location: Sequence[str], model: type[Section]) -> FieldInfo | None:
     """The field of a key; None where there is none, or where the location is inside a value."""
-    try:
-        fields = _section(location[:-1], model).model_fields
-    except (KeyError, AssertionError):
-        return None
-    named = (f for name, f in fields.items() if location[-1] in (name, f.alias))
-    return next(named, None)
+    section = _section(location[:-1], model)
+    fields = {} if section is None else section.model_fields
+    return next((f for name, f in fields.items() if location[-1] in (name, f.alias)), None)
 
 
 def _types(annotation: object) -> set[object]:

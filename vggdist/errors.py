@@ -5,7 +5,19 @@ message without a traceback; any other exception is a bug and keeps its tracebac
 """
 
 import errno
+from traceback import walk_tb
 
+EXTRAS = (
+    "convert",
+    "experiments",
+    "planning",
+    "prepare",
+    "profiling",
+    "reports",
+    "slurm",
+    "transfer",
+)
+"""Rooms whose libraries `pip install vggdist` leaves out; `setup.py` lists them."""
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl-C before there was anything to save; the shells' convention, 128 + SIGINT."""
 EXIT_STOPPED = 75
@@ -21,6 +33,20 @@ def no_space_left(error: OSError) -> str | None:
         return None
     file = f"{error.filename} cannot be written: " if error.filename else ""
     return f"{file}{error.strerror}. Free space there, and start the same command again."
+
+
+def missing_library(error: ModuleNotFoundError) -> str | None:
+    """The message for a library that only one room needs; None where the core needs it, too."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    ours = [name.split(".") for name in names if name.startswith("vggdist.")]
+    room = ours[-1][1] if ours else ""
+    if room not in EXTRAS or error.name is None or error.name.startswith("vggdist"):
+        return None
+    library = error.name.partition(".")[0]
+    return (
+        f"the library {library} is not installed; install all that this command needs with "
+        f"pip install 'vggdist[{room}]'."
+    )
 
 
 class VggdistError(Exception):

@@ -8,7 +8,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 training_progress = logging.getLogger("vggdist.training_progress")
 """Has a line for each log step; a terminal, which shows the live line, leaves them out."""
@@ -148,28 +151,42 @@ class TrainingProgress:
             self._line.show(f"step {step}/{self._total}  {self._text}")
 
 
+def render(*parts: RenderableType, width: int, fits: bool = True) -> str:
+    """What rich draws, as text; in colours where stdout is a terminal.
+
+    Args:
+        width: characters of a line.
+        fits: on a terminal lines are as wide as that instead.
+    """
+    from rich.console import Console  # here, since a command's help must not wait for it
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not (fits and console.is_terminal):
+        console.width = width
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    # Not padded to the width of a log file.
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
 def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows below their head, in aligned columns: the first to the left, the others to the right."""
-    from rich.console import Console  # here, since a command's help must not wait for it
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     # As wide as need be: what is cut off cannot be read in a file.
-    console = Console(width=_WIDEST, color_system=None, markup=False, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    return render(table, width=_WIDEST, fits=False)
 
 
-def watch(render: Callable[[], str], seconds: float) -> None:
+def watch(current: Callable[[], str], seconds: float) -> None:
     """Shows a text until Ctrl-C, renewed in its place; without a terminal, one below the other.
 
     Args:
-        render: the text as it is now.
+        current: the text as it is now.
         seconds: between two renewals.
     """
     from rich.console import Console
@@ -179,7 +196,7 @@ def watch(render: Callable[[], str], seconds: float) -> None:
     console = Console(highlight=False)
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            text = Text(render(), no_wrap=True, overflow="ellipsis")
+            text = Text(current(), no_wrap=True, overflow="ellipsis")
             if console.is_terminal:
                 live.update(text, refresh=True)
             else:

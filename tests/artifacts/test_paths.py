@@ -3,12 +3,12 @@
 import argparse
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Call
 from vggdist import cli
 from vggdist.artifacts.paths import expand_home, quote
 from vggdist.commands.arguments import check_outputs, user_path, user_path_text
@@ -153,14 +153,11 @@ def test_no_command_writes_over_or_into_what_it_reads(
     command: str,
     problem: str,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    call: Call,
 ) -> None:
     before = contents(folder)
-    monkeypatch.setattr(sys, "argv", ["vggdist", *command.split()])
-    assert cli.main() == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+    code, out, err = call(*command.split())
+    assert (code, out) == (2, "")
     assert err.startswith("error: --")
     assert problem in err
     assert contents(folder) == before

@@ -5,8 +5,7 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -242,28 +241,6 @@ def test_a_resume_path_that_is_no_good_checkpoint_is_refused(folder: Path, damag
     assert text.endswith(
         f"Give a folder such as {folder}/checkpoints/step-00005000, auto, or never."
     )
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from vggdist.artifacts.run_folder import lock
-held = lock(Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock of `tmp_path` until it is killed."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 def test_a_folder_that_another_process_trains_in_is_refused_with_its_number(

@@ -101,6 +101,24 @@ def test_every_layer_is_counted_as_it_is_built(config: ModelConfig) -> None:
         assert layer.kind.startswith(kind)
 
 
+def test_a_whole_image_costs_its_area_in_convolutions_and_its_places_in_the_rest(
+    d: ModelSummary,
+) -> None:
+    rest = 123_633_664  # multiply-adds of fc6 to fc8
+    assert d.dense_multiply_adds(224, 224, num_places=1) == d.multiply_adds
+    assert d.dense_multiply_adds(448, 224, num_places=8) == 2 * (d.multiply_adds - rest) + 8 * rest
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_of_a_network_of_ones_own_the_weight_layers_and_whole_images_are_counted(
+    batch_norm: bool,
+) -> None:
+    model = OWN.model_copy(update={"batch_norm": batch_norm})
+    summary = summarize(model, 64)
+    assert tuple(first.name for first, *_ in summary.weight_layers()) == model.weight_layers()
+    assert summary.dense_multiply_adds(64, 64, num_places=1) == summary.multiply_adds
+
+
 def test_a_crop_that_cannot_be_halved_once_per_block_is_refused() -> None:
     with pytest.raises(ValueError, match="48 cannot be halved 5 times, once per block; use a mul"):
         summarize(ModelConfig(), 48)

@@ -43,7 +43,7 @@ def test_all_that_a_file_lacks_is_listed_at_once(tmp_path: Path) -> None:
         load_device(str(path))
     text = str(error.value)
     assert "does not describe a device; `vggdist bench machine --out FILE` writes such" in text
-    for line in ("  - name: ", "  - source: Field required", "  - colour: Extra inputs"):
+    for line in ("  - name: 3 must be ", "  - source is missing. ", "  - colour: unknown key; "):
         assert line in text
 
 

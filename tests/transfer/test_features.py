@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from tests.conftest import Call
 from tests.reference import Reference, rescaled
 from vggdist.artifacts.weights import Description, save_weights
-from vggdist.cli import main
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.model.initialization import build_initialized
@@ -108,17 +108,13 @@ def test_a_data_set_s_images_are_all_taken_and_keep_their_split(
 
 
 def test_the_command_writes_a_file_that_says_what_it_is(
-    weights: Path,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    weights: Path, folder: Path, tmp_path: Path, call: Call
 ) -> None:
     out, told = tmp_path / "f.npz", tmp_path / "f.json"
-    words = ["features", str(weights), "--data", str(folder), "--scales", "32,40", "--no-flip"]
-    words += ["--aggregate", "stack", "--out", str(out), "--json", str(told), *OVERRIDES]
-    monkeypatch.setattr("sys.argv", ["vggdist", *words])
-    assert main() == 0
+    words = ["features", weights, "--data", folder, "--scales", "32,40", "--no-flip"]
+    words += ["--aggregate", "stack", "--out", out, "--json", told, *OVERRIDES]
+    code, printed, _ = call(*words)
+    assert code == 0
     with np.load(out, allow_pickle=False) as file:
         assert file["X"].shape == (9, 48)
         assert file["X"].dtype == np.float32
@@ -129,7 +125,7 @@ def test_the_command_writes_a_file_that_says_what_it_is(
     assert stored.recipe is not None
     assert (stored.recipe.scales, stored.recipe.aggregate) == ((32, 40), "stack")
     assert json.loads(told.read_text())
-    assert "9 images of 2 classes, 48 units of each" in capsys.readouterr().out
+    assert "9 images of 2 classes, 48 units of each" in printed
 
 
 def refusal(kind: type[VggdistError], weights: Path, root: Path, **changes: object) -> str:

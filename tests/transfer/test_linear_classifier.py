@@ -3,7 +3,6 @@
 import hashlib
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.svm import LinearSVC
 
-from vggdist import cli
+from tests.conftest import Call
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.transfer.features_file import Features, Recipe, load_features, save_features
@@ -224,20 +223,13 @@ def test_features_of_other_images_are_not_stacked(
 # What is printed
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["vggdist", *words])
-    return cli.main()
-
-
 def test_the_command_prints_table_11_with_ours_beneath_and_writes_json(
-    stored: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    stored: Callable[..., Path], tmp_path: Path, call: Call
 ) -> None:
     file, out = stored(blobs()), tmp_path / "result.json"
     numbers = ["--train-per-class", "10", "--test-per-class", "8", "--seeds", "3"]
-    assert run(monkeypatch, "transfer", str(file), *numbers, "--json", str(out)) == 0
+    code, printed, progress = call("transfer", file, *numbers, "--json", out)
+    assert code == 0
     values = json.loads(out.read_text())
     assert values["mean_class_recall"] == pytest.approx(
         statistics.mean(seed["mean_class_recall"] for seed in values["seeds"])
@@ -245,20 +237,17 @@ def test_the_command_prints_table_11_with_ours_beneath_and_writes_json(
     assert [(seed["seed"], seed["num_train"], seed["num_test"]) for seed in values["seeds"]] == [
         (seed, 40, 25) for seed in range(3)
     ]
-    printed = capsys.readouterr()
-    rows = [" ".join(line.split()) for line in printed.out.splitlines()]
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
     assert "VGG Net-D (16 layers) 91.8 ± 1.0 85.0 ± 0.2 -" in rows
     assert "VGG Net-D & Net-E 92.7 ± 0.5 86.2 ± 0.3 -" in rows
     assert "He et al. 93.4 ± 0.5 - -" in rows
     mean, std = 100 * values["mean_class_recall"], 100 * values["std"]
     assert f"ours: D [256;512], fc7, Q 256, 384 stacked - - {mean:.1f} ± {std:.1f}" in rows
-    assert "Ours is on other images, those of flowers: 4 classes, 10 training" in printed.out
-    assert "18 of 18 fits" in printed.err
+    assert "Ours is on other images, those of flowers: 4 classes, 10 training" in printed
+    assert "18 of 18 fits" in progress
 
 
-def test_a_file_that_numpy_alone_has_written_will_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_numpy_alone_has_written_will_do(tmp_path: Path, call: Call) -> None:
     features, path = blobs(), tmp_path / "mine.npz"
     np.savez(
         path,
@@ -268,8 +257,9 @@ def test_a_file_that_numpy_alone_has_written_will_do(
         classes=list(CLASSES),
     )
     numbers = ["--train-per-class", "10", "--test-per-class", "8", "--seeds", "1"]
-    assert run(monkeypatch, "transfer", str(path), *numbers) == 0
-    assert "ours: mine" in capsys.readouterr().out
+    code, printed, _ = call("transfer", path, *numbers)
+    assert code == 0
+    assert "ours: mine" in printed
 
 
 def test_features_of_images_that_were_replaced_in_between_are_not_stacked(

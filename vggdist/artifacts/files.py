@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and something is put before and behind
 _SECONDS_BETWEEN_TRIES = 0.2
+
+ARCHIVE_ERRORS = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError),
+)
+"""What zipfile, zlib, NumPy and json say of bytes that are not theirs."""
 
 
 class LockedError(Exception):

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.files import pack_names, unpack_names, write_arrays
+from vggdist.artifacts.files import ARCHIVE_ERRORS, pack_names, unpack_names, write_arrays
 from vggdist.artifacts.paths import quote
 from vggdist.errors import WeightsError
 
 FORMAT = 1
 Protocol = Literal["center-crop", "dense", "multi-crop"]
-PROTOCOLS: tuple[Protocol, ...] = ("center-crop", "dense", "multi-crop")
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Values = NDArray[np.float16] | NDArray[np.float32]
 
 
@@ -226,11 +225,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         raise WeightsError(
             f"there is no posteriors file {quote(path)}; `vggdist evaluate` writes one."
         ) from error
-    except (
-        # What zipfile, zlib, NumPy and json say of bytes that are not theirs.
-        *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
-        *(ValueError, KeyError, IndexError, TypeError, MemoryError),
-    ) as error:
+    except ARCHIVE_ERRORS as error:
         raise WeightsError(
             f"{quote(path)} cannot be read as a posteriors file: {str(error).rstrip('.')}. It is "
             "cut off, damaged or something else; `vggdist evaluate` writes it anew."

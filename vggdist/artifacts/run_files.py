@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vggdist.artifacts.files import JsonLines, write_text
-from vggdist.config import Config, total_steps
+from vggdist.config import KNOBS, Config, total_steps
 from vggdist.config_file import differences, load_config
 from vggdist.errors import ConfigError
 
@@ -25,30 +25,6 @@ LOG_FILE = "log.txt"
 LOCK_FILE = "lock"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, LOG_FILE, "predictions.png", LOCK_FILE)
 """Files of a run folder that nothing else is written over."""
-
-MAY_CHANGE = (
-    "run.",
-    "log.",
-    "checkpoint.",
-    "device",
-    "exchange",
-    "exchange_precision",
-    "zero_stage",
-    "evaluation.micro",
-    "evaluation.spatial_average",
-    "evaluation.max_megapixels",
-    "data.root",
-    "data.num_threads",
-    "data.prefetch",
-    "data.read_ahead",
-    "data.hardware_decoder_share",
-    "data.policy",
-    "data.max_unusable",
-    "data.accept_changed",
-    "data.local_folder",
-    "model.initialize_from",
-)
-"""What a resumed training may change: where and how it runs, not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +46,7 @@ def changed_settings(before: Config, now: Config) -> dict[str, tuple[object, obj
     return {
         key: values
         for key, values in differences(before, now).items()
-        if not key.startswith(MAY_CHANGE) and not _is_harmless(key, now)
+        if not KNOBS[key].may_change_to(now)
     }
 
 
@@ -131,20 +107,3 @@ def _last_points(folder: Path) -> dict[str, dict[str, Any]]:
                 if point["step"] > 0 and point["epoch"] > 0:
                     points[point["split"]] = point
     return points
-
-
-def _is_harmless(key: str, config: Config) -> bool:
-    """Changes that are harmless in some trainings only.
-
-    A training may be made longer or shorter, unless its learning rate depends on the length; and
-    cut into other micro batches, unless batch normalization makes them matter. The precision `auto`
-    is that of the training.
-    """
-    if key == "precision":
-        return config.precision == "auto"
-    if key == "batch.micro":
-        return not config.model.batch_norm
-    return config.schedule.name != "cosine" and key in (
-        "schedule.num_epochs",
-        "schedule.num_steps",
-    )

@@ -114,14 +114,12 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(
+    parser: argparse.ArgumentParser, text: str = "on top of the file and of the paper's defaults"
+) -> None:
+    """Adds the file of a configuration, and overrides, of which `text` is the help."""
     add_input(parser, "--config", metavar="FILE", help="YAML file of sections")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="on top of the file and of the paper's defaults",
-    )
+    _add_overrides(parser, text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -160,13 +158,12 @@ def add_data(parser: argparse.ArgumentParser, text: str) -> None:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds overrides of a network's own settings."""
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="such as precision=fp32, device=cpu, data.num_threads=4 or "
-        "evaluation.max_megapixels=2",
-    )
+    usual = "precision=fp32, device=cpu, data.num_threads=4 or evaluation.max_megapixels=2"
+    _add_overrides(parser, f"such as {usual}")
+
+
+def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from vggdist.commands.arguments import add_input
+from vggdist.commands.arguments import add_config
 from vggdist.commands.ranks import add_ranks, start_ranks
 
 DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the paper."
@@ -39,13 +39,8 @@ def add_verbs(verbs: Any) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the configuration of the training."""
-    add_input(parser, "--config", metavar="FILE", help="YAML file of sections")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="on top of the file, such as optimizer.learning_rate=0.005; @FILE reads such lines",
-    )
+    usual = "optimizer.learning_rate=0.005; @FILE reads such lines"
+    add_config(parser, f"on top of the file, such as {usual}")
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )

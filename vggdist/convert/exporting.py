@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, assert_never, get_args
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from vggdist.model.loading import build_network
 from vggdist.model.vgg import VGG
 
 Format = Literal["safetensors", "torchvision", "onnx", "torch-export"]
-FORMATS: tuple[Format, ...] = ("safetensors", "torchvision", "onnx", "torch-export")
+FORMATS: tuple[Format, ...] = get_args(Format)
 GRAPHS: tuple[Format, ...] = ("onnx", "torch-export")
 """Formats that hold what is computed, not only weights."""
 

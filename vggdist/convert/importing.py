@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from vggdist.model.loading import differing_layers
 from vggdist.model.vgg import build_vgg, layer_name
 
 InputScaling = Literal["torchvision", "mean-rgb", "mean-bgr"]
-INPUT_SCALINGS: tuple[InputScaling, ...] = ("torchvision", "mean-rgb", "mean-bgr")
+INPUT_SCALINGS: tuple[InputScaling, ...] = get_args(InputScaling)
 
 # 255 times (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225).
 TORCHVISION_MEAN: Triple = (123.675, 116.28, 103.53)
@@ -105,14 +105,14 @@ def import_weights(
         WeightsError: the file cannot be read, or its layers are not those of the configuration.
         ConfigError: settings that do not belong together.
     """
-    found = read_tensors(file, key, ignore)
-    layout = layout or detect_layout(found.tensors)
+    found, left_out = read_tensors(file, key, ignore)
+    layout = layout or detect_layout(found)
     stored = read_description(file) if find_format(file) == "safetensors" else None
     model = config.model
     if stored is not None and "configuration" not in model.model_fields_set:
         told = {name: getattr(model, name) for name in model.model_fields_set}
         model = stored.model.model_copy(update=told)
-    tensors = to_vgg(found.tensors, layout, model.blocks())
+    tensors = to_vgg(found, layout, model.blocks())
     model = _model(model, tensors)
     description = _describe(stored, config, model, layout, scaling)
     crop_size = crop_size or _crop_size(tensors, model) or description.crop_size
@@ -133,7 +133,7 @@ def import_weights(
         for name, tensor in tensors.items()
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
     )
-    return Imported(file, out, layout, description, num_parameters, missing, found.left_out)
+    return Imported(file, out, layout, description, num_parameters, missing, left_out)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

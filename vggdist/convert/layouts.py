@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from vggdist.model.configurations import (
 from vggdist.model.vgg import VGG
 
 Layout = Literal["vggdist", "torchvision", "timm", "caffe", "keras"]
-LAYOUTS: tuple[Layout, ...] = ("vggdist", "torchvision", "timm", "caffe", "keras")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 _HEADS: dict[Layout, tuple[str, str, str]] = {
     "torchvision": ("classifier.0", "classifier.3", "classifier.6"),
@@ -159,18 +159,16 @@ def _numbered(
     """The file's modules -> ours, by the first configuration that has all of its numbers."""
     batch_norm = any(name.endswith("running_mean") for name in tensors)
     found = {name.rpartition(".")[0] for name in tensors if re.match(r"features\.\d+\.", name)}
-    candidates = []
-    for candidate in (blocks, *map(parse_configuration, TABLE_1)):
+
+    def modules_of(blocks: Configuration) -> dict[str, str]:
+        size = 2 ** len(blocks)
         with torch.device("meta"):
-            network = VGG(
-                candidate,
-                batch_norm=batch_norm,
-                num_classes=1,
-                crop_size=2 ** len(candidate),
-                fc_width=1,
-            )
-        candidates.append({theirs: ours for ours, theirs in numbered_modules(network).items()})
-    modules = next((one for one in candidates if found <= one.keys()), candidates[0])
+            network = VGG(blocks, batch_norm=batch_norm, num_classes=1, crop_size=size, fc_width=1)
+        return {theirs: ours for ours, theirs in numbered_modules(network).items()}
+
+    candidates = map(modules_of, (blocks, *map(parse_configuration, TABLE_1)))
+    fitting = (modules for modules in candidates if found <= modules.keys())
+    modules = next(fitting, None) or modules_of(blocks)
     return modules | dict(zip(_HEADS[layout], _FULLY_CONNECTED, strict=True))
 
 

@@ -6,11 +6,8 @@ import fnmatch
 import pickle
 import re
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vggdist.artifacts.files import ARCHIVE_ERRORS
 from vggdist.artifacts.formats import WeightsFormat, find_format
 from vggdist.artifacts.paths import quote
 from vggdist.convert.layouts import split_name
@@ -28,17 +26,9 @@ _NO_WEIGHTS = re.compile(r"optim|sched|scaler", re.IGNORECASE)  # of a training'
 _COUNTERS = ("total_ops", "total_params")  # which the profiler thop leaves in every layer
 
 
-@dataclass(frozen=True)
-class ForeignTensors:
-    """The tensors of one network, and what else there is."""
-
-    tensors: dict[str, Tensor]
-    """By the names that they have within the network, on the CPU."""
-    left_out: tuple[str, ...] = ()
-    """Names, in the file, of tensors that are not the network's."""
-
-
-def read_tensors(path: Path, key: str | None = None, ignore: Sequence[str] = ()) -> ForeignTensors:
+def read_tensors(
+    path: Path, key: str | None = None, ignore: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a network in a file of torch.save, a .safetensors or an .npz file.
 
     The network may lie within dictionaries, and its names may have prefixes. What is no tensor is
@@ -48,6 +38,10 @@ def read_tensors(path: Path, key: str | None = None, ignore: Sequence[str] = ())
         path: the file; its first bytes say what it is.
         key: where in the file the network is; none: where the only one is.
         ignore: patterns of names (`aux.*`) of tensors that do not count.
+
+    Returns:
+        The tensors, on the CPU, by the names that they have within the network; and the names, in
+        the file, of those that are not the network's.
 
     Raises:
         WeightsError: there is no such file, it is damaged, its kind is unknown, it holds objects
@@ -75,7 +69,7 @@ def read_tensors(path: Path, key: str | None = None, ignore: Sequence[str] = ())
         if name.startswith(place)
     }
     left_out += [name for name in tensors if not name.startswith(place)]
-    return ForeignTensors(inside, tuple(left_out))
+    return inside, tuple(left_out)
 
 
 def _read(path: Path, weights_format: WeightsFormat) -> object:
@@ -162,7 +156,7 @@ def _from_numpy(path: Path) -> dict[str, Tensor]:
         if "pickle" not in str(error):
             raise _damaged(path, error) from error
         raise _holds_objects(path, "") from error
-    except (OSError, EOFError, KeyError, TypeError, MemoryError, BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         raise _damaged(path, error) from error
     return tensors
 

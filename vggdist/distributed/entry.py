@@ -7,7 +7,13 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from vggdist.errors import EXIT_INTERRUPTED, VggdistError, no_space_left
+from vggdist.errors import (
+    EXIT_INTERRUPTED,
+    ConfigError,
+    VggdistError,
+    missing_library,
+    no_space_left,
+)
 
 
 def run(main: Callable[[], int]) -> int:
@@ -27,6 +33,11 @@ def run(main: Callable[[], int]) -> int:
     except VggdistError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (sentence := missing_library(error)) is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        return ConfigError.exit_code
     except OSError as error:
         return end_of_full_disk(error)
     except KeyboardInterrupt:

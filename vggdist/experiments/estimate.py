@@ -17,7 +17,7 @@ from vggdist.data.dataset import open_dataset
 from vggdist.data.geometry import map_side
 from vggdist.errors import DataError
 from vggdist.experiments.stages import Evaluation, Experiment, Training
-from vggdist.model.size import layer_sizes, multiply_adds
+from vggdist.model.summary import summarize
 
 IMAGENET = (1_281_167, 50_000)
 """Training and validation images of ILSVRC2012."""
@@ -120,8 +120,7 @@ def estimate(
             case Training(config=config):
                 num_epochs = _num_epochs(config, images)
                 flop = _training_flop(config, images)
-                layers = layer_sizes(config.model, config.data.crop_size)
-                parameters = sum(layer.num_parameters for layer in layers)
+                parameters = summarize(config.model, config.data.crop_size).num_parameters
                 num_bytes = _BYTES_PER_PARAMETER * parameters * config.checkpoint.keep
             case Evaluation(network=network):
                 config = experiment.training(network).config
@@ -160,12 +159,10 @@ def count_images(experiment: Experiment) -> Images:
 
 def _training_flop(config: Config, images: Images) -> float:
     """A backward pass is two forward passes; it ends at the first layer that is trained."""
-    crop = config.data.crop_size
-    layers = layer_sizes(config.model, crop)
-    names = [layer.name for layer in layers]
-    first = names.index(trained_layers(config)[0])
-    forward = 2 * multiply_adds(layers, crop, crop, 1)
-    backward = 4 * multiply_adds(layers[first:], crop, crop, 1)
+    summary = summarize(config.model, config.data.crop_size)
+    first = [layer.name for layer in summary.layers].index(trained_layers(config)[0])
+    forward = 2 * summary.multiply_adds
+    backward = 4 * sum(layer.multiply_adds for layer in summary.layers[first:])
     num_images = total_steps(config, images.num_train) * config.batch.global_
     evaluations = _num_epochs(config, images) / config.evaluation.every_epochs
     return num_images * (forward + backward) + evaluations * images.num_val * forward
@@ -174,8 +171,8 @@ def _training_flop(config: Config, images: Images) -> float:
 def _evaluation_flop(stage: Evaluation, config: Config) -> float:
     """Of one image; a dense pass is two, with the mirrored image, and crops share nothing here."""
     crop, num_blocks = config.data.crop_size, len(config.model.blocks())
-    layers = layer_sizes(config.model, crop)
-    of_crop = 2.0 * multiply_adds(layers, crop, crop, 1)
+    summary = summarize(config.model, crop)
+    of_crop = 2.0 * summary.multiply_adds
     total = 0.0
     for scale in stage.scales or (config.data.evaluation_scale,):
         sides = scale, round(SHAPE * scale)
@@ -183,7 +180,7 @@ def _evaluation_flop(stage: Evaluation, config: Config) -> float:
         costs = {
             "center-crop": of_crop,
             "multi-crop": _CROPS * of_crop,
-            "dense": 2 * 2.0 * multiply_adds(layers, *sides, places),
+            "dense": 2 * 2.0 * summary.dense_multiply_adds(*sides, places),
         }
         total += sum(costs[protocol] for protocol in stage.protocols)
     return total

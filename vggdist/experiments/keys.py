@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from vggdist.artifacts.posteriors import Protocol
-from vggdist.config import Section, UserPath, WeightsPath
+from vggdist.config import UserPath, WeightsPath
+from vggdist.section import Section
 
 _from_list = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 

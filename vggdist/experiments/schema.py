@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vggdist.artifacts.paths import expand_home
-from vggdist.config import Config
+from vggdist.config import KNOBS, Config
 from vggdist.config_file import (
     apply_overrides,
     check,
@@ -54,17 +54,6 @@ from vggdist.experiments.stages import (
     Stage,
     Training,
 )
-
-AS_TRAINED = (
-    "device",
-    "precision",
-    "evaluation.",
-    "data.num_threads",
-    "data.prefetch",
-    "data.read_ahead",
-    "data.hardware_decoder_share",
-)
-"""What an evaluation takes over from its training: where and how it is done."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 _TAKEN = (JOB_FOLDER, LOCK_FILE)
@@ -258,7 +247,7 @@ class _StageReader:
         return tuple(
             to_override(key, value)
             for key, value in flatten(values).items()
-            if key in own or (key.startswith(AS_TRAINED) and value != default[key])
+            if key in own or (KNOBS[key].as_trained and value != default[key])
         )
 
     def _require(self, name: str, key: str, needs: Iterable[str], kind: type[StageSection]) -> None:

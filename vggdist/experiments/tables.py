@@ -8,15 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vggdist.artifacts.paths import quote
 from vggdist.experiments.estimate import Estimate
 from vggdist.experiments.stages import Evaluation, Experiment, Report, Stage, Training
 from vggdist.experiments.status import StageStatus
-from vggdist.terminal import duration
+from vggdist.terminal import duration, render
 
 _WIDTH = 120
 _FEW = 2
@@ -214,11 +212,8 @@ def _draw(
         is_text = place < num_texts
         table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "state")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     if total:
         table.add_section()
         table.add_row(*total)
-    console = Console(width=None if Console().is_terminal else _WIDTH)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip("\n")
+    return render(table, width=_WIDTH)

@@ -42,6 +42,22 @@ class ModelSummary:
         for start, end in zip(starts, [*starts[1:], len(self.layers)], strict=True):
             yield self.layers[start:end]
 
+    def dense_multiply_adds(self, height: int, width: int, num_places: int) -> int:
+        """Multiply-adds of a whole image of `height` x `width` pixels.
+
+        Args:
+            num_places: of the score map: the fully connected layers compute each.
+        """
+        total = 0
+        for layer in self.layers:
+            if len(layer.output_shape) == 1:
+                total += num_places * layer.multiply_adds
+                continue
+            side = layer.output_shape[1]
+            pixels = self.crop_size // side  # along a side, of the image, for one place of the map
+            total += (height // pixels) * (width // pixels) * (layer.multiply_adds // side**2)
+        return total
+
     def to_dict(self) -> dict[str, object]:
         """The fields as dictionaries, tuples, strings and integers, ready for JSON."""
         return asdict(self)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from vggdist.config import Positive, Precision, Section
+from vggdist.config import Positive, Precision
+from vggdist.config_file import validate
 from vggdist.errors import ConfigError
+from vggdist.section import Section
 
 
 class Device(Section):
@@ -174,14 +176,5 @@ def load_device(name: str) -> Device:
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"--device {name} cannot be read as JSON: {error}.") from error
-    try:
-        return Device.model_validate(values)
-    except ValidationError as error:
-        problems = "\n".join(
-            f"  - {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ConfigError(
-            f"--device {name} does not describe a device; `vggdist bench machine --out FILE` "
-            f"writes such a file:\n{problems}"
-        ) from None
+    hint = "which does not describe a device; `vggdist bench machine --out FILE` writes such a file"
+    return validate(Device, values, f"--device {name}, {hint}")

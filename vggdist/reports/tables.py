@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +17,7 @@ from vggdist.evaluation.fusion import ErrorRates
 from vggdist.reports import paper
 from vggdist.reports.matching import Average, Line
 from vggdist.reports.report import Report, difference
+from vggdist.terminal import render
 
 NO_RUN = "no run"
 
@@ -205,16 +206,9 @@ def _fused_table(report: Report) -> TextTable:
 
 def render_report(report: Report) -> str:
     """The tables for a terminal."""
-    console = Console(width=None if Console().is_terminal else 1000)
-    with console.capture() as captured:
-        console.print(Text(heading(report), style="bold"))
-        for note in report.notes:
-            console.print(Text(note))
-        console.print()
-        for table in report_tables(report):
-            console.print(_rich(table))
-    # Not padded to the width of a log file.
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    notes = map(Text, report.notes)
+    tables = map(_rich, report_tables(report))
+    return render(Text(heading(report), style="bold"), *notes, Text(), *tables, width=1000)
 
 
 def _rich(table: TextTable) -> RenderableType:

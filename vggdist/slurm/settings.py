@@ -14,8 +14,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from vggdist.config import Section
 from vggdist.config_file import read_yaml, validate
+from vggdist.section import Section
 from vggdist.slurm.queue import seconds
 
 _WORD = re.compile(r"[\w.,:@+*%/&|!=()\[\]-]+")

@@ -1,10 +1,10 @@
 """The report of a finished training: `result.json`, `predictions.png`, a short table."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -13,7 +13,7 @@ from vggdist.artifacts import run_files
 from vggdist.artifacts.paths import quote
 from vggdist.data.batch import Batch
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
-from vggdist.terminal import duration
+from vggdist.terminal import duration, render
 from vggdist.training.loop import Training
 from vggdist.training.metrics import TENSORBOARD_FOLDER, displayable
 
@@ -85,4 +85,5 @@ def print_result(result: dict[str, float], folder: Path) -> None:
     table.add_row("predictions", Text(quote(folder / PREDICTIONS_FILE)))
     logdir = quote(folder / TENSORBOARD_FOLDER)
     table.add_row("curves", Text(f"tensorboard --logdir {logdir}"))
-    Console(width=1000).print(table)  # without line breaks, so that paths can be copied
+    text = render(table, width=1000, fits=False)  # without line breaks, so that paths can be copied
+    sys.stdout.write(text + "\n")

@@ -8,9 +8,7 @@ JSON that says what was computed. Others may write and read them as well.
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.files import temporary_path, write_arrays
+from vggdist.artifacts.files import ARCHIVE_ERRORS, temporary_path, write_arrays
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import format_train_scale
 from vggdist.errors import WeightsError
@@ -145,11 +143,7 @@ def load_features(path: Path) -> Features:
         raise WeightsError(
             f"there is no features file {quote(path)}; `vggdist features` writes one."
         ) from error
-    except (
-        # What zipfile, zlib, NumPy and json say of bytes that are not theirs.
-        *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
-        *(ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError),
-    ) as error:
+    except ARCHIVE_ERRORS as error:
         reason = str(error).rstrip(".")
         if "pickle" in reason:  # NumPy says how to load them all the same
             reason = "it holds Python objects, which could run any code and stay in the file"
@@ -178,19 +172,11 @@ def _check(features: Features) -> None:
         )
     if labels.min() < 0 or labels.max() >= len(features.classes):
         raise ValueError(f"its labels do not fit its {len(features.classes)} classes")
-    if repeated := _repeated(files):
-        raise ValueError(f"it has {repeated!r} twice")
+    name, count = Counter(files).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"it has {name!r} twice")
     if not np.isfinite(features.descriptors).all():
         raise ValueError("some descriptors are infinite or not numbers")
-
-
-def _repeated(names: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 def _parse(path: Path, header: str) -> Recipe:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggdist.artifacts.names import shortened
 from vggdist.artifacts.paths import quote
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.transfer.features_file import Features, Recipe, load_features
@@ -22,8 +23,6 @@ CANDIDATES = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Values of C, the weight of the SVM's loss, among which the validation images choose."""
 VALIDATION_SHARE = 0.2
 """Share of each class's training images on which C is chosen (Appendix B)."""
-MAX_NAMED = 5
-"""Classes that a message names."""
 
 TABLE_11 = (
     # Mean class recall in %, and its standard deviation, on Caltech-101 and on Caltech-256.
@@ -284,10 +283,9 @@ def _check_counts(features: Features, classes: NDArray[np.int64], train_per_clas
         if counts[label] <= train_per_class
     ]
     if small:
-        more = f" and {len(small) - MAX_NAMED} more" if len(small) > MAX_NAMED else ""
         raise DataError(
             f"{train_per_class} training images and at least one test image of each class are "
-            f"needed, and these classes have fewer: {', '.join(small[:MAX_NAMED])}{more}. Lower "
+            f"needed, and these classes have fewer: {shortened(small)}. Lower "
             "--train-per-class, or leave these classes out."
         )
 
