@@ -40,7 +40,6 @@ CORE = {
     "pretrain": 5,
     "trained": 5,
     "evaluate": 5,
-    "evaluated_images": 5,
     "compute_posteriors": 5,
     "evaluation_report": 5,
     "predict": 5,
@@ -81,7 +80,7 @@ DOORS = {
 """A heavy or dangerous library -> the modules that may import it."""
 
 APART = {
-    "data": {"model", "training", "evaluation", "distributed"},
+    "data": {"model", "training", "evaluation"},
     "evaluation": {"model", "training", "data"},
 }
 """A package -> packages that no module of it may import, whatever the levels."""

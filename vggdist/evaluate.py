@@ -33,6 +33,7 @@ from vggdist.compute_posteriors import PosteriorsOfRank
 from vggdist.config import Config
 from vggdist.data.classes import said_of_nesting
 from vggdist.data.dataset import open_split
+from vggdist.data.glance import require_whole
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import write_classes
 from vggdist.data.survey import survey_images
@@ -41,7 +42,6 @@ from vggdist.distributed.precision import resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError, WeightsError
-from vggdist.evaluated_images import require_whole
 from vggdist.trained import (
     build_dense,
     configure,
