@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from vggdist.artifacts.paths import quote
 from vggdist.data.manifest import Manifest
@@ -109,17 +104,3 @@ def reading_problem(error: Exception) -> str:
     if isinstance(error, IsADirectoryError):
         return "it is no regular file"
     return getattr(error, "strerror", None) or str(error)
-
-
-def decoding_problem(encoded: NDArray[np.uint8]) -> str:
-    """Why DALI does not decode an image, according to Pillow; DALI only has error numbers."""
-    try:
-        if not len(encoded):
-            return "the file is empty"
-        with Image.open(io.BytesIO(encoded.data)) as image:
-            image.convert("RGB")
-            return f"DALI cannot decode it ({image.format}, {image.mode}), though Pillow can"
-    except UnidentifiedImageError:
-        return "it is no image, or in a format that is not supported"
-    except Exception as error:  # Pillow raises anything from SyntaxError to ZeroDivisionError
-        return " ".join(str(error).split()) or type(error).__name__

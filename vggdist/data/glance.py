@@ -16,9 +16,10 @@ from functools import partial
 import numpy as np
 
 from vggdist.artifacts.names import listed
-from vggdist.data.bad_image import BadImage, decoding_problem
+from vggdist.data.bad_image import BadImage
 from vggdist.data.header import size_from_beginning
 from vggdist.data.manifest import Manifest
+from vggdist.data.pillow import decoding_problem
 from vggdist.data.plan import evaluation_share
 from vggdist.data.probe import WindowProbe
 from vggdist.data.read import BEGINNING_BYTES, Reader, chunks

@@ -13,9 +13,10 @@ from typing import Any, Generic
 
 import torch
 
-from vggdist.data.bad_image import BadImage, BadImages, decoding_problem
+from vggdist.data.bad_image import BadImage, BadImages
 from vggdist.data.decode import EncodedBatch, Graph, Made, UndecodableError, decode
 from vggdist.data.manifest import Manifest
+from vggdist.data.pillow import decoding_problem
 from vggdist.data.plan import Samples
 from vggdist.data.read import EncodedImage, Reader
 

@@ -19,9 +19,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vggdist.data.bad_image import decoding_problem, reading_problem
+from vggdist.data.bad_image import reading_problem
 from vggdist.data.header import DamagedError, TooLargeError, image_size, size_from_beginning
 from vggdist.data.manifest import Manifest, Place
+from vggdist.data.pillow import decoding_problem
 
 Encoded = NDArray[np.uint8]
 Result = TypeVar("Result")
