@@ -54,7 +54,7 @@ def examine_image(place: Place) -> Examined:
 def prepare_process() -> None:
     """Prepares this process for examining images: no GPU, no output, DALI loaded."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA context would take half a gigabyte for nothing
-    _window_probe().problem(np.zeros(1, dtype=np.uint8))
+    _window_probe().decodes(np.zeros(1, dtype=np.uint8))
     # Decoders print complaints to the terminal, without the file name.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -97,8 +97,8 @@ def _decoded_as_in_training(encoded: NDArray[np.uint8], seen: Examined) -> Exami
     # Only for a JPEG can there be a size where Pillow finds none.
     seen = seen._replace(format=seen.format or "JPEG", width=width, height=height)
     with decoders_lines() as lines:
-        problem = _window_probe().problem(encoded)
-    if problem is not None:
+        is_decoded = _window_probe().decodes(encoded)
+    if not is_decoded:
         return seen._replace(reason=lacks_variant(seen))
     damage = next(filter(tells_of_damage, lines), "")
     return seen._replace(damage=_NUMBER.sub("", damage.strip()))

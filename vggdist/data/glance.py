@@ -46,7 +46,7 @@ def find_bad(manifest: Manifest, images: Sequence[int]) -> list[BadImage]:
             for image, read in zip(part, reader.read(part), strict=True):
                 if isinstance(read, str):
                     bad.append(BadImage(image, read))
-                elif probe.problem(read.encoded) is not None:
+                elif not probe.decodes(read.encoded):
                     bad.append(BadImage(image, decoding_problem(read.encoded)))
     return bad
 

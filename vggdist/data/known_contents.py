@@ -35,8 +35,8 @@ class Renewed(NamedTuple):
     contents: Contents
     changed: tuple[int, ...]
     """Images that are not what they were when they were looked at before."""
-    is_news: bool
-    """Whether anything is known that was not known before."""
+    is_outdated: bool
+    """Whether what was stored with the manifest is out of date."""
 
 
 def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64]) -> Renewed:
@@ -75,8 +75,8 @@ def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64])
     )
     renewed = replace(manifest, num_bytes=num_bytes)
     renewed = replace(renewed, contents=digest(renewed, contents))
-    is_news = bool(touched.any() or other_hash.any()) or known.file_times is None
-    return Renewed(renewed, contents, tuple(np.flatnonzero(changed).tolist()), is_news)
+    is_outdated = bool(touched.any() or other_hash.any()) or known.file_times is None
+    return Renewed(renewed, contents, tuple(np.flatnonzero(changed).tolist()), is_outdated)
 
 
 def digest(manifest: Manifest, contents: Contents) -> ContentsDigest:

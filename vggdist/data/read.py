@@ -147,23 +147,27 @@ class Reader:
             return None if isinstance(read, str) else (read.height, read.width)
         return size
 
-    def _patiently(self, place: Place, most: int | None = None) -> Encoded:
-        """The bytes at a place, at most so many, tried again after errors that may pass."""
-        for pause in (*_PAUSES_SECONDS, None):
-            try:
-                with self.opened(place) as descriptor:
-                    return _read_part(descriptor, place, most)
-            except _FINAL:
+    def _patiently(
+        self,
+        place: Place,
+        most: int | None = None,
+        pauses: tuple[float, ...] = _PAUSES_SECONDS,
+    ) -> Encoded:
+        """The bytes at a place, at most so many."""
+        try:
+            with self.opened(place) as descriptor:
+                return _read_part(descriptor, place, most)
+        except _FINAL:
+            raise
+        except OSError:
+            if not pauses:
                 raise
-            except OSError:
-                if pause is None:
-                    raise
-                with self._lock:
-                    # The next access reopens a shard. The old descriptor, which other threads may
-                    # be using, leaks until the process ends; this happens only after an error.
-                    self._shards.pop(place.path, None)
-                time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        with self._lock:
+            # The next access reopens a shard. The old descriptor, which other threads may be using,
+            # leaks until the process ends; this happens only after an error.
+            self._shards.pop(place.path, None)
+        time.sleep(pauses[0])
+        return self._patiently(place, most, pauses[1:])
 
 
 @contextlib.contextmanager
