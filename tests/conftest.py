@@ -22,9 +22,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+LONGEST = (
+    "test_gpu_rehearsal",
+    "test_experiment_command",
+    "test_local",
+    "test_train",
+    "test_wheel",
+)
+"""Modules whose tests take half a minute or more."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test comes first, so that no process is left alone with it at the end."""
-    items.sort(key=lambda item: "test_every_test_for_a_gpu" not in item.name)
+    """The longest tests come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

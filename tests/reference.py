@@ -34,9 +34,11 @@ class Reference:
         pixels = (np.asarray(image, dtype=np.float64) - self.mean) / self.std
         return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
 
-    def crop(self, image: Image.Image) -> NDArray[np.float32]:
+    def crop(self, *images: Image.Image) -> NDArray[np.float32]:
+        """The mean posteriors of crops."""
         with torch.no_grad():
-            return self.network(self.tensor(image)).softmax(1)[0].numpy()
+            logits = self.network(torch.cat([self.tensor(image) for image in images]))
+        return logits.softmax(1).mean(0).numpy()
 
     def center_crop(self, path: Path, scale: int) -> NDArray[np.float32]:
         """The source window that the crop of the rescaled image shows, to the nearest pixel."""
@@ -72,4 +74,4 @@ class Reference:
                 left = int((width - self.size) * column / 4 + 0.5)
                 crop = image.crop((left, top, left + self.size, top + self.size))
                 crops += [crop, ImageOps.mirror(crop)] if mirrored else [crop]
-        return np.mean([self.crop(crop) for crop in crops], axis=0)
+        return self.crop(*crops)
