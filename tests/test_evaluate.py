@@ -367,7 +367,7 @@ def test_a_cut_off_image_is_named_before_anything_is_computed(
     cut.write_bytes(cut.read_bytes()[:-12])
     monkeypatch.setattr("vggdist.evaluate.PosteriorsOfRank", pytest.fail)
     message = refusal(request(weights, root, tmp_path / "out"), DataError)
-    assert f"The image {cut} cannot be used: DALI cannot decode it (PNG, RGB)" in message
+    assert f"The image {cut} cannot be used: DALI does not decode this PNG (RGB)" in message
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])

@@ -40,7 +40,6 @@ CORE = {
     # one rank
     "pretrain": 5,
     "evaluate": 5,
-    "evaluated_images": 5,
     "predict": 5,
     # people
     "commands": 6,
@@ -83,7 +82,7 @@ DOORS = {
 """A heavy or dangerous library -> the modules that may import it."""
 
 APART = {
-    "data": {"model", "training", "evaluation", "distributed"},
+    "data": {"model", "training", "evaluation"},
     "evaluation": {"model", "training", "data"},
 }
 """A package -> packages that no module of it may import, whatever the levels."""

@@ -12,7 +12,7 @@ from tests.run_folders import steps
 from vggdist.artifacts import run_folder
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
-from vggdist.data.manifest_file import Unusable, save_quarantine
+from vggdist.data.manifest_file import BadFile, save_quarantine
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
@@ -153,7 +153,7 @@ def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
 ):
     root = tmp_path / "images"
     shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
-    save_quarantine(root, [Unusable("val/red/1.jpg", "it is cut off")])
+    save_quarantine(root, [BadFile("val/red/1.jpg", "it is cut off")])
     open_dataset(root, write=True)
     message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
     assert "lists 1 validation images, such as red/1.jpg" in message

@@ -25,10 +25,10 @@ from vggdist.config_file import load_config, to_yaml
 from vggdist.data.bad_image import reading_problem
 from vggdist.data.dataset import open_images
 from vggdist.data.geometry import CENTER, require_scales, source_windows
-from vggdist.data.loader import TrainingLoader
-from vggdist.data.plan import SamplePlan
+from vggdist.data.loader import TrainingLoader, open_training_loader
 from vggdist.distributed.device import choose_device
-from vggdist.distributed.precision import DTYPES, choose_precision
+from vggdist.distributed.precision import choose_precision
+from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError, DataError, VggdistError
 from vggdist.evaluate import Request, evaluate
 from vggdist.evaluation.report import summarize
@@ -159,18 +159,14 @@ def open_loader(config: Config) -> TrainingLoader:
     """
     if config.data.root is None:
         raise ConfigError("data.root is not set; it names the images: data.root=/path/to/images.")
-    images, split = open_images(config.data.root), split_batch(config.batch, 1)
     device = choose_device(config.device, 0)
     precision, _ = choose_precision(config.precision, device)
-    return TrainingLoader(
-        images,
-        SamplePlan(images.num_images, config.data, split.global_batch, config.seed),
-        config.data,
-        split,
-        device=device,
-        dtype=DTYPES[precision],
-        known_bad=lambda: images.quarantine,
-        num_threads=config.data.num_threads or len(os.sched_getaffinity(0)),
+    process = Process(0, 0, 1, device, len(os.sched_getaffinity(0)))
+    return open_training_loader(
+        config.model_copy(update={"precision": precision}),
+        open_images(config.data.root),
+        split_batch(config.batch, 1),
+        process,
     )
 
 

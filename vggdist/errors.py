@@ -10,6 +10,7 @@ from traceback import walk_tb
 EXTRAS = (
     "convert",
     "experiments",
+    "monitoring",
     "planning",
     "prepare",
     "profiling",

@@ -34,6 +34,7 @@ from vggdist.config import Config
 from vggdist.data.classes import explain_nesting
 from vggdist.data.dataset import open_split
 from vggdist.data.geometry import require_scales
+from vggdist.data.glance import require_whole
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import require_usable, write_classes
@@ -45,7 +46,6 @@ from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
 from vggdist.errors import DataError, WeightsError
-from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.report import Evaluated
 from vggdist.evaluation.scores import (
     center_crop_posteriors,

@@ -18,9 +18,9 @@ from vggdist.config import (
     total_steps,
 )
 from vggdist.config_file import to_yaml
-from vggdist.data.loader import EvaluationLoader, TrainingLoader
+from vggdist.data.glance import require_whole
+from vggdist.data.loader import EvaluationLoader, TrainingLoader, open_training_loader
 from vggdist.data.manifest import Dataset, Manifest
-from vggdist.data.plan import SamplePlan
 from vggdist.distributed import process as world
 from vggdist.distributed import srun
 from vggdist.distributed.precision import DTYPES, resolve_precision
@@ -30,7 +30,6 @@ from vggdist.errors import (
     EXIT_STOPPED,
     CheckpointError,
 )
-from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_trainable
@@ -192,22 +191,17 @@ def _build_training(
 ) -> Training:
     dataset = data.dataset
     num_images = dataset.train.num_images
-    plan = SamplePlan(num_images, config.data, split.global_batch, config.seed)
     known_bad = KnownBad(dataset.train, config.data.max_unusable)
 
     def open_batches(first_step: int) -> TrainingLoader:
-        return TrainingLoader(
+        return open_training_loader(
+            config,
             dataset.train,
-            plan,
-            config.data,
             split,
-            rank=process.rank,
-            first_step=first_step,
-            device=process.device,
-            dtype=DTYPES[config.resolved_precision],
+            process,
+            first_step,
             known_bad=lambda: known_bad.images,
             max_bad=known_bad.limit,
-            num_threads=config.data.num_threads or process.num_cores,
         )
 
     def evaluate_all(stop: StopSignal) -> Errors:

@@ -9,18 +9,21 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torch.utils.dlpack import from_dlpack
 
-from vggdist.data import decode
-from vggdist.data.decode import CropFormat, ImagePipeline, UndecodableError, Work
+from vggdist.data import decode as decode_module
+from vggdist.data.decode import EncodedBatch, Graph, UndecodableError, decode
 from vggdist.data.geometry import CENTER, POSITIONS, source_windows
 from vggdist.data.header import image_size
 from vggdist.data.plan import Samples
 from vggdist.data.read import EncodedImage
+from vggdist.data.resize import BatchMemory, resize_windows
 
 CROP = 64
 CPU = torch.device("cpu")
@@ -41,17 +44,27 @@ def samples(
     )
 
 
-def work_of(paths: list[Path], what: Samples) -> Work:
+def batch_of(paths: list[Path], what: Samples) -> EncodedBatch:
     contents = [np.fromfile(path, dtype=np.uint8) for path in paths]
-    return Work([EncodedImage(content, *image_size(content)) for content in contents], what)
+    return EncodedBatch(what, [EncodedImage(content, *image_size(content)) for content in contents])
 
 
-def made(
-    work: Work, resize: str | None = None, crop_size: int = CROP, num_threads: int = 2
-) -> torch.Tensor:
-    image_format = CropFormat(crop_size, CPU, resize)
-    with ImagePipeline(iter([work]), len(work.images), image_format, num_threads) as images:
-        ((_, result),) = images
+def crops(
+    batches: list[EncodedBatch], resize: str = "torch", device: torch.device = CPU
+) -> Iterator[torch.Tensor]:
+    memory = BatchMemory(CPU)
+
+    def make(what: Samples, decoded: Any) -> torch.Tensor:
+        if resize == "dali":
+            return from_dlpack(decoded.as_tensor()).clone().permute(0, 3, 1, 2)
+        return resize_windows(decoded, what.flip, CROP, memory)
+
+    graph = Graph(len(batches[0].images), device, CROP, resizes=resize == "dali")
+    return decode(iter(batches), graph, 2, make)
+
+
+def made(batch: EncodedBatch, resize: str = "torch") -> torch.Tensor:
+    (result,) = crops([batch], resize)
     return result
 
 
@@ -93,7 +106,7 @@ def test_pixels_are_pillows_for_all_shapes_scales_positions_and_flips(tmp_path, 
         color_draw=np.zeros((32, 3), dtype=np.float32),
         dropout_key=np.zeros(32, dtype=np.int64),
     )
-    result = made(work_of(paths, what), resize)
+    result = made(batch_of(paths, what), resize)
     for i, path in enumerate(paths):
         with Image.open(path) as image:
             assert_pixels(result[i], pillow_pixels(image, what, i), resize)
@@ -117,7 +130,7 @@ def test_pixels_are_pillows_for_all_shapes_scales_positions_and_flips(tmp_path, 
 )
 def test_every_kind_of_image_comes_out_as_rgb(tmp_path, make_image, resize, name, mode):
     path = make_image(tmp_path / name, 90, 75, mode)
-    result = made(work_of([path], samples(1)), resize)
+    result = made(batch_of([path], samples(1)), resize)
     with Image.open(path) as image:
         # CMYK: libjpeg-turbo and Pillow round differently on the way to RGB.
         tolerance = 2.01 if mode == "CMYK" else 1.01
@@ -127,7 +140,7 @@ def test_every_kind_of_image_comes_out_as_rgb(tmp_path, make_image, resize, name
 def test_a_png_named_jpeg_is_read_by_its_content(tmp_path, make_image):
     png = make_image(tmp_path / "x.png", 90, 75)
     disguised = png.rename(tmp_path / "x.JPEG")
-    result = made(work_of([disguised], samples(1)))
+    result = made(batch_of([disguised], samples(1)))
     with Image.open(disguised) as image:
         assert image.format == "PNG"
         assert_pixels(result[0], pillow_pixels(image, samples(1), 0), "torch")
@@ -136,7 +149,7 @@ def test_a_png_named_jpeg_is_read_by_its_content(tmp_path, make_image):
 def test_16_bit_gray_keeps_its_upper_8_bits(tmp_path):
     levels = np.tile(np.arange(64, dtype=np.uint16) * 4, (64, 1))
     Image.fromarray(levels * 257).save(tmp_path / "16.png")
-    result = made(work_of([tmp_path / "16.png"], samples(1, scale=64)))
+    result = made(batch_of([tmp_path / "16.png"], samples(1, scale=64)))
     expected = np.repeat(levels[:, :, None], 3, axis=2).astype(np.float32)
     assert_pixels(result[0], expected, "torch")
 
@@ -149,7 +162,7 @@ def test_exif_orientation_is_not_applied(tmp_path, make_image, resize, orientati
     turned = make_image(tmp_path / "turned.jpg", 120, 70, exif=exif, quality=92)
     plain = make_image(tmp_path / "plain.jpg", 120, 70, quality=92)
     what = samples(2, scale=70, position=(100, 50000))
-    one, other = made(work_of([turned, plain], what), resize)
+    one, other = made(batch_of([turned, plain], what), resize)
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -175,11 +188,12 @@ def test_the_graphs_windows_are_those_of_the_geometry(tmp_path):
     def inputs() -> Iterator[tuple[object, ...]]:
         for batch_paths, scale, position in batches:
             what = replace(samples(len(paths)), scale=scale, position=position)
-            yield CropFormat(CROP, CPU).inputs(work_of(batch_paths, what))
+            yield graph.inputs(batch_of(batch_paths, what))
 
-    graph = decode._build(inputs(), len(sizes), CropFormat(CROP, CPU), 2, CPU)
+    graph = Graph(len(sizes), CPU, CROP)
+    pipe = graph.build(inputs(), 2)
     for _, scale, position in batches:
-        (windows,) = graph.run()
+        (windows,) = pipe.run()
         sides, starts = source_windows([(h, w) for w, h in sizes], scale, position, CROP)
         for i in range(len(sizes)):
             window = np.asarray(windows.at(i)).astype(int)
@@ -192,8 +206,8 @@ def test_the_graphs_windows_are_those_of_the_geometry(tmp_path):
 
 def test_both_ways_of_making_images_agree(tmp_path, make_image):
     paths = [make_image(tmp_path / f"{i}.jpg", 150 - i, 90 + 2 * i, seed=i) for i in range(8)]
-    work = work_of(paths, samples(8, flip=True))
-    difference = (made(work, "torch").float() - made(work, "dali").float()).abs()
+    batch = batch_of(paths, samples(8, flip=True))
+    difference = (made(batch, "torch").float() - made(batch, "dali").float()).abs()
     assert difference.mean() < 0.5
     assert difference[:, :, 1:-1, 1:-1].max() <= 1
 
@@ -201,7 +215,7 @@ def test_both_ways_of_making_images_agree(tmp_path, make_image):
 @pytest.mark.parametrize("resize", ["torch", "dali"])
 def test_crops_are_channels_last_bytes(tmp_path, make_image, resize):
     path = make_image(tmp_path / "x.jpg", 90, 75)
-    result = made(work_of([path] * 3, samples(3)), resize)
+    result = made(batch_of([path] * 3, samples(3)), resize)
     assert result.shape == (3, 3, CROP, CROP)
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert result.dtype == torch.uint8
@@ -209,30 +223,28 @@ def test_crops_are_channels_last_bytes(tmp_path, make_image, resize):
 
 def test_finished_images_stay_while_somebody_holds_them(tmp_path, make_image):
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
-    works = [work_of([path], samples(1)) for path in paths]
-    with ImagePipeline(iter(works), 1, CropFormat(CROP, CPU), num_threads=1) as images:
-        kept = [result[:, 1:] for _, result in images]  # views only: the batches are gone
-    for work, view in zip(works, kept, strict=True):
-        torch.testing.assert_close(view, made(work)[:, 1:], rtol=0, atol=0)
+    batches = [batch_of([path], samples(1)) for path in paths]
+    kept = [result[:, 1:] for result in crops(batches)]  # views only: the batches are gone
+    for batch, view in zip(batches, kept, strict=True):
+        torch.testing.assert_close(view, made(batch)[:, 1:], rtol=0, atol=0)
 
 
 def test_memory_of_images_that_nobody_holds_is_used_again(tmp_path, make_image):
     path = make_image(tmp_path / "x.jpg", 90, 75)
-    works = [work_of([path], samples(1)) for _ in range(20)]
-    with ImagePipeline(iter(works), 1, CropFormat(CROP, CPU), num_threads=1) as images:
-        places = {result.data_ptr() for _, result in images}
+    batches = [batch_of([path], samples(1)) for _ in range(20)]
+    places = {result.data_ptr() for result in crops(batches)}
     assert len(places) <= 2
 
 
 @pytest.mark.parametrize("resize", ["torch", "dali"])
 def test_all_images_that_cannot_be_decoded_are_named_by_number(tmp_path, make_image, resize):
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
-    work = work_of(paths, replace(samples(6), image=np.arange(100, 106)))
+    batch = batch_of(paths, replace(samples(6), image=np.arange(100, 106)))
     for place, content in ((1, b"no image"), (3, paths[3].read_bytes()[:400]), (5, b"")):
         # As after a header that lied.
-        work.images[place] = EncodedImage(np.frombuffer(content, dtype=np.uint8), 75, 90)
+        batch.images[place] = EncodedImage(np.frombuffer(content, dtype=np.uint8), 75, 90)
     with pytest.raises(UndecodableError) as failure:
-        made(work, resize)
+        made(batch, resize)
     assert sorted(failure.value.bad) == [101, 103, 105]
     assert failure.value.bad[103].tobytes() == paths[3].read_bytes()[:400]
 
@@ -241,7 +253,7 @@ def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
     tmp_path, make_image, monkeypatch
 ):
     """On a GPU its memory may be what the search would lack."""
-    built, alive, build = [], [], decode._build
+    built, alive, build = [], [], Graph.build
 
     def noting(*arguments, **options):
         alive.append([one for one in built if one() is not None])
@@ -249,13 +261,13 @@ def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
         built.append(weakref.ref(pipe))
         return pipe
 
-    monkeypatch.setattr(decode, "_build", noting)
+    monkeypatch.setattr(Graph, "build", noting)
     paths = [make_image(tmp_path / f"{i}.jpg", 90, 75, seed=i) for i in range(6)]
-    work = work_of(paths, samples(6))
+    batch = batch_of(paths, samples(6))
     for place in (1, 3):
-        work.images[place] = EncodedImage(NOISE, 75, 90)
+        batch.images[place] = EncodedImage(NOISE, 75, 90)
     with pytest.raises(UndecodableError) as failure:
-        made(work)
+        made(batch)
     assert sorted(failure.value.bad) == [1, 3]
     assert alive == [[]] * 4  # the batch's own, and three to look
 
@@ -264,20 +276,19 @@ def test_a_dead_pipeline_is_gone_before_the_bad_images_are_looked_for(
 def test_a_gpu_is_asked_for_bad_images_only_if_a_cpu_decodes_all(
     tmp_path, make_image, monkeypatch, cpu_finds
 ):
-    asked, build, finds = [], decode._build, {CPU: cpu_finds, GPU: {1: NOISE}}
+    asked, build, finds = [], Graph.build, {CPU: cpu_finds, GPU: {1: NOISE}}
 
-    def fail_alone(_self, _pending, device):
-        asked.append(device)
-        return finds[device]
+    def fail_alone(_, graph):
+        asked.append(graph.device)
+        return finds[graph.device]
 
-    monkeypatch.setattr(decode, "_build", lambda *four, **_: build(*four[:4], CPU))
-    monkeypatch.setattr(ImagePipeline, "_fail_alone", fail_alone)
-    work = work_of([make_image(tmp_path / "x.jpg", 90, 75)] * 3, samples(3))
-    work.images[1] = EncodedImage(NOISE, 75, 90)
-    with (
-        ImagePipeline(iter([work]), 3, CropFormat(CROP, GPU), num_threads=1) as images,
-        pytest.raises(UndecodableError) as failure,
-    ):
-        next(images)
+    monkeypatch.setattr(
+        Graph, "build", lambda graph, *rest: build(replace(graph, device=CPU), *rest)
+    )
+    monkeypatch.setattr(decode_module, "_fail_alone", fail_alone)
+    batch = batch_of([make_image(tmp_path / "x.jpg", 90, 75)] * 3, samples(3))
+    batch.images[1] = EncodedImage(NOISE, 75, 90)
+    with pytest.raises(UndecodableError) as failure:
+        list(crops([batch], device=GPU))
     assert failure.value.bad == (cpu_finds or {1: NOISE})
     assert asked == ([CPU] if cpu_finds else [CPU, GPU])

@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert bad == {
         0: "it is cut off: its end is missing",
         1: "the file is empty",
-        2: "it is no image, or in a format that is not supported",
+        2: "it is no image that Pillow recognizes",
     }
 
 
@@ -107,7 +107,8 @@ def test_a_png_without_its_end_is_bad_though_its_pixels_are_all_there(tmp_path: 
     without_end = GOOD["PNG"][:-12]
     assert decodes(without_end)
     assert bad_of(tmp_path, [without_end]) == {
-        0: "DALI cannot decode it (PNG, RGB), though Pillow can"
+        0: "DALI does not decode this PNG (RGB), though Pillow does; save it again as an RGB JPEG "
+        "or PNG"
     }
 
 

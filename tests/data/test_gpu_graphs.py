@@ -4,6 +4,7 @@ DALI refuses to build them without a driver. What it serializes is what it would
 where each of them works, and their arguments.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from vggdist.data import decode
-from vggdist.data.decode import CropFormat, ImageFormat, WholeFormat, gpu_decoding
+from vggdist.data.decode import Graph, gpu_decoding
 
 GPU = torch.device("cuda", 0)
 GIB = 2**30
+CROPS = Graph(64, GPU, 224, resizes=True)
+WHOLE = Graph(64, GPU)
 
 
 class Operator(NamedTuple):
@@ -68,7 +71,7 @@ def as_float(bits: int) -> float:
 
 @pytest.fixture
 def graph(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(format, batch size) -> the operators of the pipeline that the product would build."""
+    """The operators of the pipeline that the product would build."""
     define = dali.pipeline_def
 
     def without_gpu(function: Any) -> Any:
@@ -81,9 +84,8 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(decode.dali, "pipeline_def", without_gpu)
     monkeypatch.setattr(dali.Pipeline, "build", lambda _: None)
 
-    def operators_of(image_format: ImageFormat[Any], batch_size: int = 64) -> list[Operator]:
-        pipe = decode._build(iter([]), batch_size, image_format, 2, GPU)
-        return operators(pipe.serialize())
+    def operators_of(graph: Graph) -> list[Operator]:
+        return operators(graph.build(iter([]), 2).serialize())
 
     return operators_of
 
@@ -93,11 +95,11 @@ def the_decoder(found: list[Operator]) -> Operator:
     return decoder
 
 
-@pytest.mark.parametrize("image_format", [CropFormat(224, GPU), WholeFormat((256,), GPU)])
+@pytest.mark.parametrize("of", [CROPS, WHOLE])
 def test_a_gpu_decodes_the_window_that_the_host_has_computed_and_keeps_it(
-    graph: Any, image_format: ImageFormat[Any]
+    graph: Any, of: Graph
 ) -> None:
-    decoder = the_decoder(graph(image_format))
+    decoder = the_decoder(graph(of))
     assert decoder.kind == "decoders__ImageSlice"
     assert decoder.arguments["device"] == "mixed"
     assert [device for _, device in decoder.inputs] == ["cpu"] * 3  # bytes, start, shape
@@ -108,7 +110,7 @@ def test_a_gpu_decodes_the_window_that_the_host_has_computed_and_keeps_it(
 
 
 def test_crops_are_resized_and_flipped_on_the_gpu(graph: Any) -> None:
-    found = {one.kind: one for one in graph(CropFormat(224, GPU)) if one.kind != "ExternalSource"}
+    found = {one.kind: one for one in graph(CROPS) if one.kind != "ExternalSource"}
     assert list(found) == ["decoders__ImageSlice", "Resize", "Flip"]
     for kind in ("Resize", "Flip"):
         assert found[kind].arguments["device"] == "gpu"
@@ -122,17 +124,14 @@ def test_crops_are_resized_and_flipped_on_the_gpu(graph: Any) -> None:
 
 
 def test_whole_images_are_only_decoded_by_the_graph(graph: Any) -> None:
-    kinds = [one.kind for one in graph(WholeFormat((256, 384), GPU))]
+    kinds = [one.kind for one in graph(WHOLE)]
     assert kinds == ["ExternalSource"] * 3 + ["decoders__ImageSlice"]
 
 
 @pytest.mark.parametrize("part", [0.0, 0.65, 1.0])
 def test_the_hardware_decoder_gets_its_share(graph: Any, part: float) -> None:
-    for image_format in (
-        CropFormat(224, GPU, hardware_decoder_share=part),
-        WholeFormat((256,), GPU, hardware_decoder_share=part),
-    ):
-        decoder = the_decoder(graph(image_format))
+    for of in (CROPS, WHOLE):
+        decoder = the_decoder(graph(replace(of, hardware_decoder_share=part)))
         assert as_float(decoder.arguments["hw_decoder_load"]) == pytest.approx(part)
 
 
@@ -143,7 +142,8 @@ def test_what_is_taken_for_large_images_at_the_start_is_bounded_whatever_the_bat
 ) -> None:
     """As nvImageCodec asks nvJPEG for it: the share of the batch, in whole rounds of the decoders
     (8 on an H100), 3 bytes a pixel."""
-    decoder = the_decoder(graph(CropFormat(224, GPU, hardware_decoder_share=part), batch_size))
+    of = replace(CROPS, batch_size=batch_size, hardware_decoder_share=part)
+    decoder = the_decoder(graph(of))
     width, height = (decoder.arguments[f"preallocate_{side}_hint"] for side in ("width", "height"))
     num_images = -(-round(part * batch_size) // 8) * 8
     assert num_images * 3 * width * height <= GIB
@@ -153,7 +153,7 @@ def test_what_is_taken_for_large_images_at_the_start_is_bounded_whatever_the_bat
 
 
 def test_on_a_cpu_the_decoder_is_told_nothing_of_that() -> None:
-    pipe = decode._build(iter([]), 2, CropFormat(224, torch.device("cpu")), 1, torch.device("cpu"))
+    pipe = Graph(2, torch.device("cpu"), 224).build(iter([]), 1)
     arguments = the_decoder(operators(pipe.serialize())).arguments
     assert arguments["device"] == "cpu"
     assert not arguments.keys() & gpu_decoding(0.65, 2).keys()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vggdist.config import BatchConfig, DataConfig, split_batch
 from vggdist.data import loader as loader_module
-from vggdist.data import producer as producer_module
+from vggdist.data import prefetch
 from vggdist.data import read as read_module
 from vggdist.data.batch import Batch
 from vggdist.data.color import color_shift
@@ -149,13 +149,13 @@ def test_lanes_do_not_change_a_bit(manifest, num_threads):
 
 def test_the_lanes_start_no_openmp_threads_and_leave_the_callers_alone(manifest, monkeypatch):
     seen = []
-    original = producer_module.BatchProducer._made
+    original = loader_module.resize_windows
 
     def spy(*arguments):
         seen.append(torch.get_num_threads())
         return original(*arguments)
 
-    monkeypatch.setattr(producer_module.BatchProducer, "_made", spy)
+    monkeypatch.setattr(loader_module, "resize_windows", spy)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -281,11 +281,11 @@ def test_images_are_pixels_less_the_mean_rounded_once(manifest, dtype):
     assert torch.equal(batch.images, exact.float().to(dtype))
 
 
-def test_what_goes_wrong_in_the_producer_is_raised_in_the_consumer(manifest, monkeypatch):
+def test_what_goes_wrong_in_a_lane_is_raised_in_the_consumer(manifest, monkeypatch):
     def broken(mean, draws):
         raise ZeroDivisionError("of the test")
 
-    monkeypatch.setattr(producer_module, "subtracted_mean", broken)
+    monkeypatch.setattr(loader_module, "subtracted_mean", broken)
     loader = training(manifest)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError, match="of the test"):
@@ -466,6 +466,6 @@ def test_a_thread_of_the_loader_works_on_the_gpu_of_its_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    with loader_module._own_stream(gpu) as stream:
+    with prefetch._own_stream(gpu) as stream:
         assert chosen == [gpu]
         assert stream == gpu

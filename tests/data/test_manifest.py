@@ -15,7 +15,7 @@ from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards, fr
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
-    Unusable,
+    BadFile,
     load_contents,
     load_quarantine,
     save_manifest,
@@ -387,9 +387,9 @@ def test_the_quarantine_is_a_list_that_does_not_renumber(root):
     save_quarantine(
         root,
         [
-            Unusable("train/cat/b.JPEG", "it is cut off"),
-            Unusable("train/eel/c.Png", "no image"),
-            Unusable("val/dog/x.webp", "empty"),
+            BadFile("train/cat/b.JPEG", "it is cut off"),
+            BadFile("train/eel/c.Png", "no image"),
+            BadFile("val/dog/x.webp", "empty"),
         ],
     )
     after = open_dataset(root, write=True)
@@ -404,7 +404,7 @@ def test_the_quarantine_is_a_list_that_does_not_renumber(root):
 
 def test_a_quarantine_that_names_unknown_images_warns(root, caplog):
     open_dataset(root, write=True)
-    save_quarantine(root, [Unusable("train/cat/zz.jpg", ""), Unusable("train/ant/a.jpg", "")])
+    save_quarantine(root, [BadFile("train/cat/zz.jpg", ""), BadFile("train/ant/a.jpg", "")])
     assert open_dataset(root).train.quarantine == frozenset()
     assert "names 2 images that the data set does not have, such as train/cat/zz.jpg" in caplog.text
 

@@ -81,7 +81,7 @@ def test_images_that_changed_places_are_told_and_nothing_else_is_hashed(root, ha
 def test_the_same_length_and_time_of_change_cost_nothing(root, hashed):
     before = noted(root)
     again = survey_dataset(root)
-    assert (same(before, again), again.changed, again.is_news) == ([True, True], (), False)
+    assert (same(before, again), again.changed, again.is_outdated) == ([True, True], (), False)
     assert len(hashed) == 11
 
 

@@ -209,13 +209,13 @@ def checked(tmp_path_factory, make_tree) -> Path:
 def looked_into(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The images whose headers are read for their sizes from now on."""
     asked: list[int] = []
-    original = read_module.ReadAhead.sizes
+    original = read_module.Reader.sizes
 
     def spy(self, images):
         asked.extend(images)
         return original(self, images)
 
-    monkeypatch.setattr(read_module.ReadAhead, "sizes", spy)
+    monkeypatch.setattr(read_module.Reader, "sizes", spy)
     return asked
 
 
@@ -302,13 +302,13 @@ def test_no_thread_outlives_the_loader(manifest, how):
 
 def test_no_more_groups_are_made_than_may_wait(manifest, monkeypatch):
     made = []
-    original = whole_images._GroupProducer._made
+    original = whole_images.rescale
 
     def spy(*arguments):
         made.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(whole_images._GroupProducer, "_made", spy)
+    monkeypatch.setattr(whole_images, "rescale", spy)
     with loader(manifest, group_size=1, num_threads=16) as groups:
         next(groups)
         time.sleep(0.3)  # long enough to make all, if nothing held them back
@@ -368,7 +368,7 @@ def test_a_long_header_does_not_hide_the_size(tmp_path, make_image):
     make_image(tmp_path / "a" / "0.jpg", 90, 75, icc_profile=profile)
     make_image(tmp_path / "a" / "1.jpg", 70, 75)
     images = open_images(tmp_path)
-    with contextlib.closing(read_module.ReadAhead(images, 1)) as reader:
+    with contextlib.closing(read_module.Reader(images)) as reader:
         assert list(reader.sizes([0, 1])) == [(75, 90), (75, 70)]
 
 

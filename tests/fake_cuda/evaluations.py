@@ -75,7 +75,7 @@ def finished_group(device: torch.device) -> Group:
             std=STD,
             dtype=DTYPE,
         )
-        for shape in resize.WholeFinisher(SCALES, device).finish(decoded)
+        for shape in resize.rescale(decoded, SCALES, resize.BatchMemory(device))
     ]
 
 

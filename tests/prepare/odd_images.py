@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vggdist.data.examine import Examined, examine_image
+from vggdist.data.examine import examine_image
 from vggdist.data.manifest import Place
+from vggdist.data.pillow import Examined
 
 NOT_UTF8 = os.fsdecode(b"a b \xc3\xbc \xff.jpg")
 """A file name that is no text in UTF-8."""

@@ -13,7 +13,7 @@ from tests.ranks import run_in_ranks, train_in_ranks
 from vggdist.data.bad_image import BadImage
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Manifest, Names
-from vggdist.data.manifest_file import Unusable, save_quarantine
+from vggdist.data.manifest_file import BadFile, save_quarantine
 from vggdist.distributed.process import Process
 from vggdist.errors import DataError, DistributedError
 from vggdist.training import bad_images
@@ -97,7 +97,7 @@ def test_a_training_with_broken_files_is_that_of_a_quarantine_bit_for_bit(
     for name in ("green/3.jpg", "red/0.jpg"):
         assert printed.count(f"The image {broken_dataset}/train/{name} cannot be used: ") == 1
     save_quarantine(
-        broken_dataset, [Unusable("train/green/3.jpg", ""), Unusable("train/red/0.jpg", "")]
+        broken_dataset, [BadFile("train/green/3.jpg", ""), BadFile("train/red/0.jpg", "")]
     )
     assert train_in_ranks(world_size, [*overrides, f"run.folder={knew}"]) == [0] * world_size
     assert "2 training images are in quarantine" in capfd.readouterr().err

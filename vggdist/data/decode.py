@@ -1,4 +1,4 @@
-"""Encoded images -> crops or whole rescaled images: one DALI graph for CPU and GPU.
+"""Encoded images -> decoded pixels: one DALI graph for CPU and GPU.
 
 Only the visible window of each image is decoded. The rest (resize, flip) is done by the graph for
 crops on a GPU, otherwise by `data/resize.py`. The output is 8-bit RGB for every file format. EXIF
@@ -8,29 +8,23 @@ orientation is ignored: the paper's data did not use it, nor does torchvision.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Generic, Literal, Self, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import nvidia.dali as dali
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
-from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from vggdist.data.geometry import source_windows
 from vggdist.data.plan import Samples
 from vggdist.data.read import EncodedImage
-from vggdist.data.resize import SameShape, WholeFinisher, WindowFinisher
 
-Resize = Literal["dali", "torch"]
-Finished = TypeVar("Finished")
-"""The result for a batch of images."""
+Made = TypeVar("Made")
+"""What a loader makes of a batch."""
 
 # The largest ImageNet image: preallocated, so that GPU memory does not grow for epochs (DALI issues
 # 278 and 5087).
@@ -43,90 +37,58 @@ _DALI_QUEUE = 2  # batches that DALI works on ahead of the caller
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A batch to make: n images and what is done to each."""
+class EncodedBatch(NamedTuple):
+    """n encoded images, and what is done to each."""
 
-    images: list[EncodedImage]
     samples: Samples
+    images: list[EncodedImage]
 
 
-class ImageFormat(ABC, Generic[Finished]):
-    """What is made of images, and on which device."""
+@dataclass(frozen=True)
+class Graph:
+    """What DALI makes of a batch, and where: windows or whole images (height, width, 3) uint8."""
 
+    batch_size: int
+    """Images of the largest batch."""
     device: torch.device
-    """The device of the results."""
-    hardware_decoder_share: float
+    crop_size: int | None = None
+    """Side of the crops that are made of the windows, pixels; None: whole images are decoded."""
+    resizes: bool = False
+    """Whether the graph also resizes and flips the windows."""
+    hardware_decoder_share: float = 0.65
     """Fraction of the JPEGs for a GPU's hardware decoder, 0 to 1."""
 
-    @abstractmethod
-    def graph(self) -> Any:
-        """The function that defines the DALI graph."""
+    def inputs(self, batch: EncodedBatch) -> tuple[Any, ...]:
+        """The encoded images, starts and shapes of their windows, (n, 2) each, and flips.
 
-    @abstractmethod
-    def inputs(self, work: Work) -> tuple[Any, ...]:
-        """The graph's external inputs."""
+        Computed here: every operator of a graph costs time per run, however little it does.
+        """
+        samples, images = batch
+        shape = np.array([(image.height, image.width) for image in images])
+        start = np.zeros_like(shape)
+        if self.crop_size is not None:
+            side, start = source_windows(shape, samples.scale, samples.position, self.crop_size)
+            shape = np.repeat(side[:, None], 2, axis=1)
+        encoded = [image.encoded for image in images]
+        inputs = encoded, start.astype(np.int32), shape.astype(np.int32)
+        return (*inputs, samples.flip.astype(np.int32)) if self.resizes else inputs
 
-    @abstractmethod
-    def finisher(self) -> Callable[[Any, Work], Finished]:
-        """Processes the graph's output, in the thread that requests it."""
-
-
-@dataclass(frozen=True)
-class CropFormat(ImageFormat[Tensor]):
-    """Crops according to `Work.samples`: (n, 3, crop_size, crop_size) uint8, channels_last."""
-
-    crop_size: int
-    """Side, pixels."""
-    device: torch.device
-    resize: Resize | None = None
-    """The library that resizes and flips; None: DALI on a GPU, torch on a CPU."""
-    hardware_decoder_share: float = 0.65
-
-    @property
-    def by_dali(self) -> bool:
-        """Whether the DALI graph does all the work."""
-        return (self.resize or ("torch" if self.device.type == "cpu" else "dali")) == "dali"
-
-    def graph(self) -> Any:
-        return partial(_crop_graph, crop_size=self.crop_size) if self.by_dali else _window_graph
-
-    def inputs(self, work: Work) -> tuple[Any, ...]:
-        samples = work.samples
-        sizes = [(image.height, image.width) for image in work.images]
-        side, start = source_windows(sizes, samples.scale, samples.position, self.crop_size)
-        # Computed here: every operator of a graph costs time per run, however little it does.
-        inputs = _inputs(work, start, np.repeat(side[:, None], 2, axis=1))
-        return (*inputs, samples.flip.astype(np.int32)) if self.by_dali else inputs
-
-    def finisher(self) -> Callable[[Any, Work], Tensor]:
-        if self.by_dali:
-            # Copied to torch's own memory: DALI would reuse its buffer as soon as this thread
-            # releases it, even while the network still reads it.
-            return lambda output, _: from_dlpack(output.as_tensor()).clone().permute(0, 3, 1, 2)
-        finisher = WindowFinisher(self.crop_size)
-        return lambda output, work: finisher.finish(output, work.samples.flip)
-
-
-@dataclass(frozen=True)
-class WholeFormat(ImageFormat[list[SameShape]]):
-    """Whole images at several scales; uses only the image numbers of `Work.samples`."""
-
-    scales: tuple[int, ...]
-    """Values of Q, the rescaled shorter side, pixels."""
-    device: torch.device
-    hardware_decoder_share: float = 0.65
-
-    def graph(self) -> Any:
-        return _window_graph
-
-    def inputs(self, work: Work) -> tuple[Any, ...]:
-        sizes = np.array([(image.height, image.width) for image in work.images])
-        return _inputs(work, np.zeros_like(sizes), sizes)
-
-    def finisher(self) -> Callable[[Any, Work], list[SameShape]]:
-        finisher = WholeFinisher(self.scales, self.device)
-        return lambda output, _: finisher.finish(output)
+    def build(self, inputs: Iterator[tuple[Any, ...]], num_threads: int, ahead: bool = True) -> Any:
+        """A pipeline; if not `ahead`, it starts each batch only on request."""
+        gpu = self.device.type == "cuda"
+        pipe = dali.pipeline_def(_graph)(
+            inputs,
+            self.crop_size if self.resizes else None,
+            gpu_decoding(self.hardware_decoder_share, self.batch_size) if gpu else None,
+            batch_size=self.batch_size,
+            num_threads=num_threads,
+            device_id=self.device.index if gpu else None,
+            prefetch_queue_depth=_DALI_QUEUE if ahead else 1,
+            exec_async=ahead,
+            exec_pipelined=ahead,
+        )
+        pipe.build()
+        return pipe
 
 
 class UndecodableError(Exception):
@@ -142,146 +104,90 @@ class UndecodableError(Exception):
         self.bad = bad
 
 
-class ImagePipeline(Generic[Finished]):
-    """Iterates over (work, its result) in the order of `work`; used by one thread.
+def decode(
+    batches: Iterator[EncodedBatch],
+    graph: Graph,
+    num_threads: int,
+    make: Callable[[Samples, Any], Made],
+) -> Generator[Made]:
+    """Decodes batches, a few ahead of the caller, and makes something of each, in its thread.
 
     Args:
-        work: batches to make, read a few ahead.
-        batch_size: images of the largest batch.
-        image_format: what is made of them.
+        batches: read a few ahead.
+        graph: what DALI makes of them.
         num_threads: decoding threads.
+        make: called with the samples and DALI's output, whose memory is DALI's again afterwards.
 
     Raises:
-        UndecodableError: an image of the started batches cannot be decoded. The iterator is then
-            unusable.
+        UndecodableError: an image of the started batches cannot be decoded.
     """
+    started: deque[tuple[EncodedBatch, tuple[Any, ...]]] = deque()  # DALI reads these inputs
+    feed_failed = False  # then it is not DALI's fault
 
-    def __init__(
-        self,
-        work: Iterator[Work],
-        batch_size: int,
-        image_format: ImageFormat[Finished],
-        num_threads: int,
-    ) -> None:
-        self._format = image_format
-        self._ahead: deque[tuple[Work, tuple[Any, ...]]] = deque()  # started, with DALI's inputs
-        self._feed_failed = False  # then it is not DALI's fault
-        self._pipe = _build(
-            self._feed(work), batch_size, image_format, num_threads, image_format.device
-        )
-        self._finish = image_format.finisher()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[tuple[Work, Finished]]:
-        return self
-
-    def __next__(self) -> tuple[Work, Finished]:
-        failure = None
+    def feed() -> Iterator[tuple[Any, ...]]:
+        nonlocal feed_failed
         try:
-            (output,) = self._pipe.run()
+            for batch in batches:
+                started.append((batch, graph.inputs(batch)))
+                yield started[-1][1]
+        except Exception:
+            feed_failed = True
+            raise
+
+    pipe = graph.build(feed(), num_threads)
+    while True:
+        try:
+            (output,) = pipe.run()
+        except StopIteration:
+            return
         except RuntimeError as error:
-            if self._feed_failed:
+            if feed_failed:
                 raise
             # The frames of its traceback would keep the dead pipeline, and so the GPU's memory.
             failure = error.with_traceback(None)
-        if failure is not None:
-            self.close()
-            raise UndecodableError(self._undecodable()) from failure
-        work, _ = self._ahead.popleft()
-        finished = self._finish(output, work)
-        if self._format.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # before DALI uses its buffers again
-        return work, finished
+            break
+        made = make(started.popleft()[0].samples, output)
+        del output
+        yield made
+    del pipe
+    raise UndecodableError(_undecodable([batch for batch, _ in started], graph)) from failure
 
-    def close(self) -> None:
-        """Frees threads and memory."""
-        self._pipe = None
 
-    def _feed(self, work: Iterator[Work]) -> Iterator[tuple[Any, ...]]:
+def _undecodable(batches: list[EncodedBatch], graph: Graph) -> dict[int, NDArray[np.uint8]]:
+    """The images that fail alone: DALI reports neither the batch nor the image that failed."""
+    singles = [
+        EncodedBatch(
+            Samples(**{name: values[i : i + 1] for name, values in vars(samples).items()}),
+            [image],
+        )
+        for samples, images in batches
+        for i, image in enumerate(images)
+    ]
+    # Apart from bugs, a GPU decodes what a CPU does; it is tried only if the CPU finds nothing.
+    for device in dict.fromkeys((_CPU, graph.device)):
+        if bad := _fail_alone(singles, replace(graph, batch_size=1, device=device)):
+            return bad
+    return {}
+
+
+def _fail_alone(singles: list[EncodedBatch], graph: Graph) -> dict[int, NDArray[np.uint8]]:
+    """The images, a batch each, that a graph does not decode."""
+    bad = {}
+    while singles:
+        # Reuse a pipeline until an image fails: on a GPU each costs memory and time.
+        pipe = graph.build(iter([graph.inputs(single) for single in singles]), 1, ahead=False)
+        done = 0
         try:
-            for batch in work:
-                inputs = self._format.inputs(batch)
-                self._ahead.append((batch, inputs))
-                yield inputs
-        except Exception:
-            self._feed_failed = True
-            raise
-
-    def _undecodable(self) -> dict[int, NDArray[np.uint8]]:
-        """The images that fail alone: DALI reports neither the batch nor the image that failed."""
-        pending = [
-            (int(work.samples.image[i]), _only(work, i))
-            for work, _ in self._ahead
-            for i in range(len(work.images))
-        ]
-        # Apart from bugs, a GPU decodes what a CPU does; it is tried only if the CPU finds nothing.
-        for device in dict.fromkeys((_CPU, self._format.device)):
-            if bad := self._fail_alone(pending, device):
-                return bad
-        return {}
-
-    def _fail_alone(
-        self, pending: list[tuple[int, Work]], device: torch.device
-    ) -> dict[int, NDArray[np.uint8]]:
-        """The images that a device does not decode."""
-        bad = {}
-        while pending:
-            # Reuse a graph until an image fails: on a GPU each costs memory and time.
-            alone = [self._format.inputs(work) for _, work in pending]
-            pipe = _build(iter(alone), 1, self._format, 1, device, ahead=False)
-            done = 0
-            try:
-                while done < len(pending):
-                    pipe.run()
-                    done += 1
-            except RuntimeError:
-                number, work = pending[done]
-                bad[number] = work.images[0].encoded
+            while done < len(singles):
+                pipe.run()
                 done += 1
-            pending = pending[done:]
-            del pipe  # before the next one allocates memory
-        return bad
-
-
-def _only(work: Work, i: int) -> Work:
-    """A batch of one image."""
-    rows = {name: values[i : i + 1] for name, values in vars(work.samples).items()}
-    return Work([work.images[i]], Samples(**rows))
-
-
-def _inputs(work: Work, start: NDArray[np.int64], shape: NDArray[np.int64]) -> tuple[Any, Any, Any]:
-    """Encoded images, and the starts and shapes of their windows, (n, 2) each."""
-    encoded = [image.encoded for image in work.images]
-    return encoded, start.astype(np.int32), shape.astype(np.int32)
-
-
-def _build(
-    inputs: Iterator[tuple[Any, ...]],
-    batch_size: int,
-    image_format: ImageFormat[Any],
-    num_threads: int,
-    device: torch.device,
-    ahead: bool = True,
-) -> Any:
-    """A pipeline; if not `ahead`, it starts each batch only on request."""
-    gpu = device.type == "cuda"
-    pipe = dali.pipeline_def(image_format.graph())(
-        inputs,
-        gpu_decoding(image_format.hardware_decoder_share, batch_size) if gpu else None,
-        batch_size=batch_size,
-        num_threads=num_threads,
-        device_id=device.index if gpu else None,
-        prefetch_queue_depth=_DALI_QUEUE if ahead else 1,
-        exec_async=ahead,
-        exec_pipelined=ahead,
-    )
-    pipe.build()
-    return pipe
+        except RuntimeError:
+            samples, (image,) = singles[done]
+            bad[int(samples.image[0])] = image.encoded
+            done += 1
+        singles = singles[done:]
+        del pipe  # before the next one allocates memory
+    return bad
 
 
 def gpu_decoding(hardware_share: float, batch_size: int) -> dict[str, Any]:
@@ -304,36 +210,19 @@ def gpu_decoding(hardware_share: float, batch_size: int) -> dict[str, Any]:
     }
 
 
-def _window_graph(inputs: Iterator[tuple[Any, ...]], gpu: dict[str, Any] | None) -> Any:
-    """Only the decoded windows, (height, width, 3) uint8 each."""
-    encoded, start, shape = _external(inputs, [types.UINT8, types.INT32, types.INT32], 1, 1, 1)
-    return _decoded_windows(encoded, start, shape, gpu)
-
-
-def _crop_graph(
-    inputs: Iterator[tuple[Any, ...]], gpu: dict[str, Any] | None, crop_size: int
+def _graph(
+    inputs: Iterator[tuple[Any, ...]], crop_size: int | None, gpu: dict[str, Any] | None
 ) -> Any:
-    """Finished crops, (crop_size, crop_size, 3) uint8 each."""
-    encoded, start, shape, flip = _external(
-        inputs, [types.UINT8, types.INT32, types.INT32, types.INT32], 1, 1, 1, 0
+    """The decoded windows, or crops (crop_size, crop_size, 3), uint8."""
+    dtypes, ndims = [types.UINT8, types.INT32, types.INT32], [1, 1, 1]
+    if crop_size is not None:
+        dtypes, ndims = [*dtypes, types.INT32], [*ndims, 0]
+    # Not copied: `decode` keeps the inputs until their batch is done.
+    encoded, start, shape, *flip = fn.external_source(
+        inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=ndims, no_copy=True
     )
-    windows = _decoded_windows(encoded, start, shape, gpu)
-    resized = fn.resize(
-        windows, size=[crop_size, crop_size], interp_type=types.INTERP_LINEAR, antialias=True
-    )
-    return fn.flip(resized, horizontal=flip)
-
-
-def _external(inputs: Iterator[tuple[Any, ...]], dtypes: list[Any], *ndims: int) -> Any:
-    # Not copied: ImagePipeline keeps the inputs until their batch is done.
-    return fn.external_source(
-        inputs, num_outputs=len(dtypes), batch=True, dtype=dtypes, ndim=list(ndims), no_copy=True
-    )
-
-
-def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu: dict[str, Any] | None) -> Any:
-    """One pixel outside the image would kill the pipeline; `source_windows` stays inside."""
-    return fn.decoders.image_slice(
+    # A pixel outside the image would kill the pipeline; `source_windows` stays inside.
+    windows = fn.decoders.image_slice(
         encoded,
         device="cpu" if gpu is None else "mixed",
         start=start,
@@ -343,3 +232,9 @@ def _decoded_windows(encoded: Any, start: Any, shape: Any, gpu: dict[str, Any] |
         adjust_orientation=False,
         **(gpu or {}),
     )
+    if crop_size is None:
+        return windows
+    resized = fn.resize(
+        windows, size=[crop_size, crop_size], interp_type=types.INTERP_LINEAR, antialias=True
+    )
+    return fn.flip(resized, horizontal=flip[0])

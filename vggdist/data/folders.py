@@ -126,9 +126,11 @@ def list_classes(folder: Path, census: Census | None = None) -> Iterator[tuple[s
         )
     empty = []
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        look = partial(list_folder, with_states=census is not None)
-        found = pool.map(look, (folder / name for name in classes))
-        for name, listing in zip(classes, found, strict=True):
+        listings = pool.map(
+            partial(list_folder, with_states=census is not None),
+            (folder / name for name in classes),
+        )
+        for name, listing in zip(classes, listings, strict=True):
             if not listing.images:
                 empty.append(name)
             if census is not None:
@@ -188,23 +190,26 @@ def list_folder(folder: Path, with_states: bool = False) -> Listing:
     """
     found: list[tuple[str, int, int]] = []
     skipped: list[Skipped] = []
-    _walk(folder, "", (), with_states, found, skipped)
+    for name, entry, reason in _walk(folder, "", ()):
+        if reason in ("", DEAD_LINK) and _has_image_suffix(entry):
+            # A dead link with an image's suffix is a bad image, like a damaged file.
+            found.append((name, *(_state(entry) if with_states else (-1, -1))))
+        else:
+            kind = _kind(entry.name, reason)
+            skipped.append(Skipped(name, reason or OTHER_SUFFIX, kind))
     found.sort()
     states = np.array([state for _, *state in found], np.int64).reshape(-1, 2)
     return Listing([name for name, *_ in found], states if with_states else None, skipped)
 
 
 def _walk(
-    folder: Path,
-    prefix: str,
-    links: tuple[str, ...],
-    with_states: bool,
-    found: list[tuple[str, int, int]],
-    skipped: list[Skipped],
-) -> None:
-    """Appends the contents in and below a folder, with `prefix`.
+    folder: Path, prefix: str, links: tuple[str, ...]
+) -> Iterator[tuple[str, os.DirEntry[str], str]]:
+    """Everything in and below a folder but folders: its name, and why it is skipped whatever its
+    suffix.
 
     Args:
+        prefix: of the names.
         links: real folders of the links that led here.
     """
     below = []
@@ -212,17 +217,11 @@ def _walk(
         reason = _reason(entry)
         if not reason and _is_folder(entry, links):
             below.append(entry)
-        elif reason in ("", DEAD_LINK) and _has_image_suffix(entry):
-            # A dead link with an image's suffix is a bad image, like a damaged file.
-            found.append((prefix + entry.name, *(_state(entry) if with_states else (-1, -1))))
         else:
-            reason = reason or OTHER_SUFFIX
-            kind = _kind(entry.name, reason)
-            skipped.append(Skipped(prefix + entry.name, reason, kind))
+            yield prefix + entry.name, entry, reason
     for entry in below:
         further = (*links, os.path.realpath(folder)) if entry.is_symlink() else links
-        name = f"{prefix}{entry.name}/"
-        _walk(folder / entry.name, name, further, with_states, found, skipped)
+        yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", further)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

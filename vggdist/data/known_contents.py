@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,15 +19,12 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.data.manifest import Contents, Manifest
-from vggdist.data.read import read_encoded
+from vggdist.data.read import READING_THREADS, map_images, read_encoded
 from vggdist.terminal import Progress
 
 HASHED_BYTES, HASHED_IMAGES = 2**30, 100_000
 """A split of at most so many is hashed when it is listed: in seconds, and later a copy of it, or a
 file that was touched, is known to be the same."""
-
-_HASHING_THREADS = 16  # hides the latency of network file systems
-_IMAGES_PER_TASK = 64
 
 
 class Renewed(NamedTuple):
@@ -38,8 +35,8 @@ class Renewed(NamedTuple):
     contents: Contents
     changed: tuple[int, ...]
     """Images that are not what they were when they were looked at before."""
-    is_news: bool
-    """Whether anything is known that was not known before."""
+    is_outdated: bool
+    """Whether what was stored with the manifest is out of date."""
 
 
 def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64]) -> Renewed:
@@ -78,8 +75,8 @@ def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64])
     )
     renewed = replace(manifest, num_bytes=num_bytes)
     renewed = replace(renewed, contents=digest(renewed, contents))
-    is_news = bool(touched.any() or other_hash.any()) or known.file_times is None
-    return Renewed(renewed, contents, tuple(np.flatnonzero(changed).tolist()), is_news)
+    is_outdated = bool(touched.any() or other_hash.any()) or known.file_times is None
+    return Renewed(renewed, contents, tuple(np.flatnonzero(changed).tolist()), is_outdated)
 
 
 def digest(manifest: Manifest, contents: Contents) -> ContentsDigest:
@@ -122,28 +119,19 @@ def _touched(
 
 def _hashes(manifest: Manifest, images: Sequence[int]) -> NDArray[np.uint8]:
     """(n, 32), SHA-256 of images; 0 where they cannot be read."""
+
+    def sha256(image: int) -> bytes:
+        try:
+            return hashlib.sha256(read_encoded(manifest.place(image)).data).digest()
+        except (OSError, EOFError):
+            return bytes(32)
+
     found = np.zeros((len(images), 32), np.uint8)
     with (
-        ThreadPoolExecutor(_HASHING_THREADS) as pool,
+        ThreadPoolExecutor(READING_THREADS) as pool,
         contextlib.closing(Progress(len(images), unit="hashes", is_usual=False)) as progress,
     ):
-        done = 0
-        for hashes in pool.map(lambda some: _hash_some(manifest, some), _chunks(images)):
-            found[done : done + len(hashes)] = hashes
-            done += len(hashes)
-            progress.advance(len(hashes))
+        for row, digest_of_image in enumerate(map_images(pool, sha256, images)):
+            found[row] = np.frombuffer(digest_of_image, np.uint8)
+            progress.advance()
     return found
-
-
-def _hash_some(manifest: Manifest, images: Sequence[int]) -> NDArray[np.uint8]:
-    found = np.zeros((len(images), 32), np.uint8)
-    for row, image in enumerate(images):
-        with contextlib.suppress(OSError, EOFError):
-            encoded = read_encoded(manifest.place(image))
-            found[row] = np.frombuffer(hashlib.sha256(encoded.data).digest(), np.uint8)
-    return found
-
-
-def _chunks(images: Sequence[int]) -> Iterator[Sequence[int]]:
-    for first in range(0, len(images), _IMAGES_PER_TASK):
-        yield images[first : first + _IMAGES_PER_TASK]

@@ -1,4 +1,4 @@
-"""Batches of images on the rank's device: plan and manifest in, tensors out.
+"""Batches of crops on the rank's device: plan and manifest in, tensors out.
 
 A loader makes batches in its own threads, a few ahead of the consumer. It knows its rank and the
 world size only as integers and does not communicate with other ranks.
@@ -6,90 +6,30 @@ world size only as integers and does not communicate with other ranks.
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
-import weakref
 from collections.abc import Callable, Sequence, Set
-from typing import Any, Generic, Self
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
-from vggdist.config import BatchSplit, DataConfig
+from vggdist.config import BatchSplit, Config, DataConfig
+from vggdist.data.bad_image import BadImages
 from vggdist.data.batch import Batch
+from vggdist.data.color import subtracted_mean
+from vggdist.data.decode import Graph
+from vggdist.data.lanes import BatchSamples, Lanes
 from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan, Samples, evaluation_samples, evaluation_share
-from vggdist.data.producer import BatchProducer, Made, Producer
+from vggdist.data.prefetch import Prefetcher
+from vggdist.data.resize import BatchMemory, resize_windows
+from vggdist.distributed.precision import DTYPES
+from vggdist.distributed.process import Process
 
 
-class Loader(Generic[Made]):
-    """An iterator over batches that threads make ahead; close it, or use it in `with`."""
-
-    def __init__(self, producer: Producer[Any, Made], prefetch: int) -> None:
-        threads = torch.get_num_threads()  # fixes the calling thread's number
-        room = -(-prefetch // producer.num_lanes)
-        self._producer = producer
-        self._queues: list[_Queue] = [queue.Queue(room) for _ in range(producer.num_lanes)]
-        self._taken = 0
-        self._error: BaseException | None = None
-        stop, ready = threading.Event(), threading.Barrier(producer.num_lanes + 1, timeout=60)
-        lanes = [
-            threading.Thread(
-                target=_produce,
-                args=(producer, lane, finished, ready, stop),
-                name=f"vggdist-loader-{lane}",
-                daemon=True,
-            )
-            for lane, finished in enumerate(self._queues)
-        ]
-        # Also runs when the loader is garbage collected or the interpreter exits: DALI's threads
-        # must not outlive it.
-        self._finalize = weakref.finalize(self, _shut_down, producer, lanes, self._queues, stop)
-        for lane in lanes:
-            lane.start()
-        # The threads have limited themselves, and thereby all threads that have not computed yet.
-        ready.wait()
-        torch.set_num_threads(threads)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Made:
-        """The next batch, or what the producer makes of one.
-
-        Raises:
-            DataError: an image is bad, and must not be replaced.
-        """
-        if self._error is not None:
-            raise self._error
-        if not self._finalize.alive:
-            raise StopIteration
-        item = self._queues[self._taken % len(self._queues)].get()
-        self._taken += 1
-        if not isinstance(item, BaseException):
-            made: Made = item
-            if self._producer.device.type == "cuda":
-                stream = torch.cuda.current_stream(self._producer.device)
-                for tensor in self._producer.tensors(made):
-                    tensor.record_stream(stream)
-            return made
-        self._error = item
-        self.close()
-        raise item
-
-    def close(self) -> None:
-        """Ends the threads and frees memory; the loader is empty afterwards."""
-        self._finalize()
-
-
-class TrainingLoader(Loader[Batch]):
+class TrainingLoader(Prefetcher[Batch]):
     """The micro batches of one rank, step by step, without end.
 
     Micro batch k of a step on rank r is the global batch's images from (k x world size + r) x
@@ -137,15 +77,49 @@ class TrainingLoader(Loader[Batch]):
             first = (k * split.world_size + rank) * split.micro
             return plan.batch(step, first, first + split.micro, bad)
 
-        producer = BatchProducer(manifest, samples, split.micro, data, device, dtype, num_threads)
-        if data.policy == "substitute":
-            producer.max_bad = manifest.num_images if max_bad is None else max_bad
-        producer.remedy = "data.policy=substitute would show another in its place."
-        producer.known_bad = known_bad
-        super().__init__(producer, data.prefetch)
+        bad_images = BadImages(
+            manifest,
+            0 if data.policy == "fail" else manifest.num_images if max_bad is None else max_bad,
+            "data.policy=substitute would show another in its place.",
+            known_bad,
+        )
+        super().__init__(
+            _crops(manifest, samples, bad_images, split.micro, data, device, dtype, num_threads),
+            data.prefetch,
+        )
 
 
-class EvaluationLoader(Loader[Batch]):
+def open_training_loader(
+    config: Config,
+    manifest: Manifest,
+    split: BatchSplit,
+    process: Process,
+    first_step: int = 0,
+    known_bad: Callable[[], Set[int]] | None = None,
+    max_bad: int | None = None,
+) -> TrainingLoader:
+    """The loader of one rank of the training that a configuration describes.
+
+    Args:
+        config: with its precision resolved.
+        known_bad: as of `TrainingLoader`; none: the quarantine.
+    """
+    return TrainingLoader(
+        manifest,
+        SamplePlan(manifest.num_images, config.data, split.global_batch, config.seed),
+        config.data,
+        split,
+        rank=process.rank,
+        device=process.device,
+        dtype=DTYPES[config.resolved_precision],
+        first_step=first_step,
+        known_bad=known_bad or (lambda: manifest.quarantine),
+        max_bad=max_bad,
+        num_threads=config.data.num_threads or process.num_cores,
+    )
+
+
+class EvaluationLoader(Prefetcher[Batch]):
     """Centre crops of one rank's share of the images: each image of the set on one rank, once.
 
     Args:
@@ -187,68 +161,66 @@ class EvaluationLoader(Loader[Batch]):
             part = share[number * batch_size : (number + 1) * batch_size]
             return evaluation_samples(part, scale) if len(part) else None
 
-        producer = BatchProducer(manifest, samples, batch_size, data, device, dtype, num_threads)
-        super().__init__(producer, data.prefetch)
-
-
-_Queue = queue.Queue[Any]  # a batch, or a BaseException
-
-
-def _produce(
-    producer: Producer[Any, Any],
-    lane: int,
-    finished: _Queue,
-    ready: threading.Barrier,
-    stop: threading.Event,
-) -> None:
-    """A lane's thread: queues batches, and finally StopIteration or the error."""
-    torch.get_num_threads()  # a thread takes the common number at its first query, not later
-    torch.set_num_threads(1)  # the cores are busy decoding
-    ready.wait()
-    end: BaseException = StopIteration()
-    try:
-        # Closing frees DALI in this thread, which built it.
-        with _own_stream(producer.device), contextlib.closing(producer.batches(lane)) as batches:
-            for batch in batches:
-                finished.put(batch)
-                if stop.is_set():
-                    break
-    except BaseException as error:  # whatever it is, the consumer must not wait forever
-        end = error
-    if not stop.is_set():
-        finished.put(end)
-
-
-def _own_stream(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A CUDA stream for this thread: on the default stream its copies would wait for the network.
-
-    A thread starts on GPU 0, and returns there when a stream's context ends; otherwise every rank
-    would open a context on it, which takes half a gigabyte.
-    """
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    torch.cuda.set_device(device)
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return torch.cuda.stream(stream)
-
-
-def _shut_down(
-    producer: Producer[Any, Any],
-    lanes: Sequence[threading.Thread],
-    queues: Sequence[_Queue],
-    stop: threading.Event,
-) -> None:
-    stop.set()
-    if threading.current_thread() in lanes:  # the garbage collector ran in this thread
-        again = threading.Thread(
-            target=_shut_down, args=(producer, lanes, queues, stop), daemon=True
+        bad_images = BadImages(manifest)
+        super().__init__(
+            _crops(manifest, samples, bad_images, batch_size, data, device, dtype, num_threads),
+            data.prefetch,
         )
-        again.start()
-        return
-    for lane, finished in zip(lanes, queues, strict=True):
-        while lane.is_alive():  # it may be waiting for space in the queue
-            with contextlib.suppress(queue.Empty):
-                finished.get(timeout=0.05)
-        while not finished.empty():
-            finished.get_nowait()
-    producer.close()
+
+
+def _crops(
+    manifest: Manifest,
+    samples: BatchSamples,
+    bad_images: BadImages,
+    batch_size: int,
+    data: DataConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    num_threads: int,
+) -> Lanes[Batch]:
+    """What makes batches of crops."""
+    device = with_index(device)
+    on_gpu, memory = device.type == "cuda", BatchMemory(device)
+
+    def on_device(numbers: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(numbers).to(device)
+
+    def make(samples: Samples, decoded: Any) -> Batch:
+        return Batch(
+            # From DALI's memory into torch's own, which lives as long as the network reads it.
+            from_dlpack(decoded.as_tensor()).clone().permute(0, 3, 1, 2)
+            if on_gpu
+            else resize_windows(decoded, samples.flip, data.crop_size, memory),
+            on_device(subtracted_mean(data.mean, samples.color_draw)),
+            on_device(manifest.labels[samples.image]),
+            on_device(samples.dropout_key),
+            samples.image,
+            dtype,
+            data.std,
+            bad_images.take_new(),
+        )
+
+    graph = Graph(
+        batch_size,
+        device,
+        data.crop_size,
+        resizes=on_gpu,
+        hardware_decoder_share=data.hardware_decoder_share,
+    )
+    return Lanes(
+        manifest,
+        samples,
+        bad_images,
+        graph,
+        make,
+        read_ahead=data.read_ahead,
+        num_threads=num_threads,
+    )
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """`device` with a number if it is a GPU: the caller's current one is not the threads'."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -42,11 +42,11 @@ _CONTENTS = tuple(field.name for field in fields(Contents))
 
 
 @dataclass(frozen=True)
-class Unusable:
-    """An image that training could not use."""
+class BadFile:
+    """An image's file that training cannot use."""
 
     file: str
-    """As in the manifest, after the split if there is one: train/class/file."""
+    """Its name as in the manifest, after the split if there is one: train/class/file."""
     reason: str
     """What is wrong with it."""
 
@@ -146,23 +146,23 @@ def is_unfinished(root: Path) -> bool:
     return (root / JOURNAL_NAME).exists() and not (root / FINISHED_NAME).exists()
 
 
-def save_quarantine(root: Path, unusable: Sequence[Unusable]) -> Path:
+def save_quarantine(root: Path, bad: Sequence[BadFile]) -> Path:
     """Writes the quarantine list of a data set, or removes it where nothing is left in it.
 
     Raises:
         OSError: the folder cannot be written.
     """
     path = root / QUARANTINE_NAME
-    if not unusable:
+    if not bad:
         path.unlink(missing_ok=True)
         return path
-    text = json.dumps({"quarantine": [vars(image) for image in unusable]}, indent=1) + "\n"
+    text = json.dumps({"quarantine": [vars(image) for image in bad]}, indent=1) + "\n"
     _require_writable(root)
     write_text(path, text, durable=True)
     return path
 
 
-def load_quarantine(root: Path) -> list[Unusable]:
+def load_quarantine(root: Path) -> list[BadFile]:
     """The quarantine list of a data set; empty where there is none.
 
     Raises:
@@ -171,7 +171,7 @@ def load_quarantine(root: Path) -> list[Unusable]:
     path = root / QUARANTINE_NAME
     try:
         listed = json.loads(path.read_bytes().decode("utf-8", "surrogateescape"))["quarantine"]
-        return [Unusable(str(image["file"]), str(image["reason"])) for image in listed]
+        return [BadFile(str(image["file"]), str(image["reason"])) for image in listed]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

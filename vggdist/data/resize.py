@@ -28,42 +28,33 @@ _resize = torch.ops.aten._upsample_bilinear2d_aa.out
 _MAX_FREE = 8  # batches whose memory is kept, if the consumer has held many at once
 
 
-class WindowFinisher:
-    """Turns windows of source images into batches, in the calling thread.
+def resize_windows(
+    windows: Iterable[object], flip: NDArray[np.bool_], crop_size: int, memory: BatchMemory
+) -> Tensor:
+    """Resizes and flips a batch of crops.
 
     Args:
-        crop_size: side of the finished images, pixels.
+        windows: n square windows of source images, each (side, side, 3), uint8, in any form of
+            DLPack.
+        flip: (n,), whether to mirror.
+        crop_size: side of the crops, pixels.
+        memory: for the result.
+
+    Returns:
+        (n, 3, crop_size, crop_size) uint8, channels_last.
     """
-
-    def __init__(self, crop_size: int) -> None:
-        self._size = [crop_size, crop_size]
-        self._memory = _BatchMemory()
-        self._scratch = torch.empty(1, crop_size, crop_size, 3, dtype=torch.uint8)
-
-    def finish(self, windows: Iterable[object], flip: NDArray[np.bool_]) -> Tensor:
-        """Resizes and flips a batch.
-
-        Args:
-            windows: n square windows, each (side, side, 3), uint8, in any form of DLPack.
-            flip: (n,), whether to mirror.
-
-        Returns:
-            (n, 3, crop_size, crop_size) uint8, channels_last.
-        """
-        images = self._memory.take(3 * len(flip) * math.prod(self._size))
-        images = images.view(len(flip), *self._size, 3).permute(0, 3, 1, 2)
-        places = images.unsqueeze(1).unbind()
-        for window, mirrored, place in zip(windows, flip.tolist(), places, strict=True):
-            self._finish_one(from_dlpack(window), mirrored, place)
-        return images
-
-    def _finish_one(self, window: Tensor, mirrored: bool, place: Tensor) -> None:
-        """Writes a window (side, side, 3) to its place in the batch, (1, 3, crop, crop)."""
-        # A mirrored crop goes through scratch memory, which stays in the cache.
-        resized = self._scratch.permute(0, 3, 1, 2) if mirrored else place
-        _resize(window.permute(2, 0, 1).unsqueeze(0), self._size, False, out=resized)
+    size = [crop_size, crop_size]
+    crops = memory.take(3 * len(flip) * math.prod(size)).view(len(flip), *size, 3)
+    crops = crops.permute(0, 3, 1, 2)
+    # A mirrored crop goes through this memory, which stays in the cache.
+    scratch = torch.empty(1, *size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    places = crops.unsqueeze(1).unbind()
+    for window, mirrored, place in zip(windows, flip.tolist(), places, strict=True):
+        source = from_dlpack(window).permute(2, 0, 1).unsqueeze(0)
+        _resize(source, size, False, out=scratch if mirrored else place)
         if mirrored:
-            place.copy_(resized.flip(-1))
+            place.copy_(scratch.flip(-1))
+    return crops
 
 
 class SameShape(NamedTuple):
@@ -77,51 +68,36 @@ class SameShape(NamedTuple):
     """(n, 3, height, width) uint8, channels_last."""
 
 
-class WholeFinisher:
-    """Rescales whole images, in the calling thread; on a GPU they stay there.
+def rescale(
+    decoded: Iterable[object], scales: Sequence[int], memory: BatchMemory
+) -> list[SameShape]:
+    """Rescales each image to every scale: `Image.resize` of Pillow, bilinear, within 1 grey level.
 
     Args:
+        decoded: n whole images, each (height, width, 3), uint8, in any form of DLPack.
         scales: values of Q, the rescaled shorter side, pixels.
-        device: where the images are.
+        memory: for the result, on the images' device.
+
+    Returns:
+        For every scale, in order, its shapes in the order of their first images. All share one
+        block of memory.
     """
-
-    def __init__(self, scales: Sequence[int], device: torch.device) -> None:
-        self._scales, self._device = scales, device
-        self._memory = _BatchMemory()
-
-    def finish(self, decoded: Iterable[object]) -> list[SameShape]:
-        """Rescales each image to every scale: `Image.resize` of Pillow, bilinear, within 1 grey
-        level.
-
-        Args:
-            decoded: n images, each (height, width, 3), uint8, in any form of DLPack.
-
-        Returns:
-            For every scale, in order, its shapes in the order of their first images. All share one
-            block of memory.
-        """
-        images = [from_dlpack(image) for image in decoded]
-        sizes = [image.shape[:2] for image in images]
-        shapes = [
-            (scale, shape, np.array(rows))
-            for scale in self._scales
-            for shape, rows in _rows_by_shape(rescaled_sizes(sizes, scale)).items()
-        ]
-        memory = self._take(sum(3 * len(rows) * math.prod(shape) for _, shape, rows in shapes))
-        finished, start = [], 0
-        for scale, shape, rows in shapes:
-            end = start + 3 * len(rows) * math.prod(shape)
-            pixels = memory[start:end].view(len(rows), *shape, 3).permute(0, 3, 1, 2)
-            for row, place in zip(rows.tolist(), pixels.unsqueeze(1), strict=True):
-                _rescale(images[row], shape, place)
-            finished.append(SameShape(scale, rows, pixels))
-            start = end
-        return finished
-
-    def _take(self, num_bytes: int) -> Tensor:
-        if self._device.type == "cpu":
-            return self._memory.take(num_bytes)
-        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+    images = [from_dlpack(image) for image in decoded]
+    sizes = [image.shape[:2] for image in images]
+    shapes = [
+        (scale, shape, np.array(rows))
+        for scale in scales
+        for shape, rows in _rows_by_shape(rescaled_sizes(sizes, scale)).items()
+    ]
+    num_bytes = [3 * len(rows) * math.prod(shape) for _, shape, rows in shapes]
+    parts = torch.split(memory.take(sum(num_bytes)), num_bytes)
+    rescaled = []
+    for (scale, shape, rows), part in zip(shapes, parts, strict=True):
+        pixels = part.view(len(rows), *shape, 3).permute(0, 3, 1, 2)
+        for row, place in zip(rows.tolist(), pixels.unsqueeze(1), strict=True):
+            _rescale(images[row], shape, place)
+        rescaled.append(SameShape(scale, rows, pixels))
+    return rescaled
 
 
 def _rows_by_shape(sizes: NDArray[np.int64]) -> dict[tuple[int, int], list[int]]:
@@ -154,19 +130,25 @@ def rescaled_levels(images: Tensor, size: tuple[int, int]) -> Tensor:
     return levels.round_().clamp_(0, 255)
 
 
-class _BatchMemory:
-    """Memory of finished batches, reused when the last tensor on it is gone.
+class BatchMemory:
+    """Memory of batches on a device; on a CPU reused when the last tensor on it is gone.
 
-    Fresh memory costs a page fault every 4 KiB.
+    Fresh memory costs a page fault every 4 KiB; torch keeps a GPU's itself.
     """
 
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: list[NDArray[np.uint8]] = []  # of several threads
 
     def take(self, num_bytes: int) -> Tensor:
         """Uninitialized bytes, (num_bytes,) uint8."""
-        memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < num_bytes:
+        if self._device.type != "cpu":
+            return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(0, np.uint8)
+        if len(memory) < num_bytes:
             memory = torch.empty(num_bytes, dtype=torch.uint8).numpy()
         # torch keeps this view as long as any tensor uses the memory, including views and tensors
         # saved by autograd; no tensor object could report that.

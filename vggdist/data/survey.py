@@ -51,7 +51,7 @@ class Survey:
     """Images, split/class/file, whose contents have changed since the last survey."""
     remarks: tuple[str, ...]
     """Warnings for the user, as sentences."""
-    is_news: bool
+    is_outdated: bool
     """Whether the stored manifest is out of date."""
     places: tuple[Path, ...]
     """Folders for the manifest, the preferred one first."""
@@ -71,7 +71,7 @@ class Survey:
         Raises:
             DataError: there is none, and it cannot be written.
         """
-        if not self.is_news:
+        if not self.is_outdated:
             return None
         is_first = not any(place.is_file() for place in self.places)
         try:
@@ -86,7 +86,7 @@ class Survey:
         return file if is_first else None
 
 
-class _Look(NamedTuple):
+class _Current(NamedTuple):
     """A split as currently listed."""
 
     manifest: Manifest
@@ -111,11 +111,11 @@ def survey_dataset(root: str | Path, fallback: Path | None = None) -> Survey:
     stored = find_manifest(root, fallback)
     if stored is not None:
         dataset = load_manifest(stored, root)
-        looks = [_compare(manifest) for manifest in (dataset.train, dataset.val)]
+        splits = [_compare(manifest) for manifest in (dataset.train, dataset.val)]
     else:
-        looks = [_list(root / split, split) for split in SPLITS]
-        require_same_classes(*(look.manifest for look in looks))
-    return _put_together(looks, root, stored, manifest_places(root, fallback))
+        splits = [_list(root / split, split) for split in SPLITS]
+        require_same_classes(*(current.manifest for current in splits))
+    return _survey(splits, root, stored, manifest_places(root, fallback))
 
 
 def survey_images(images: Manifest) -> Survey:
@@ -126,7 +126,7 @@ def survey_images(images: Manifest) -> Survey:
     """
     root = images.folder.parent if images.split else images.folder
     stored = find_manifest(root) if images.split else None
-    return _put_together([_compare(images)], root, stored, manifest_places(root))
+    return _survey([_compare(images)], root, stored, manifest_places(root))
 
 
 def note_files(manifest: Manifest, contents: Contents) -> tuple[Manifest, Contents]:
@@ -135,10 +135,10 @@ def note_files(manifest: Manifest, contents: Contents) -> tuple[Manifest, Conten
     Raises:
         DataError: the folder has other images.
     """
-    look = _compare(manifest)
-    if look.states is None:
-        raise _other_images(manifest.folder.parent, None, manifest, look.differences)
-    file_times = look.states[:, 1]
+    current = _compare(manifest)
+    if current.states is None:
+        raise _other_images(manifest.folder.parent, None, manifest, current.differences)
+    file_times = current.states[:, 1]
     times = file_times if manifest.shards is None else np.full(manifest.num_images, -1, np.int64)
     contents = replace(contents, times=times, file_times=file_times)
     return replace(manifest, contents=digest(manifest, contents)), contents
@@ -186,28 +186,28 @@ def list_split(folder: Path, split: str, census: Census | None = None) -> Manife
     return with_quarantine(from_classes(folder, split, list_classes(folder, census)))
 
 
-def _put_together(
-    looks: Sequence[_Look], root: Path, stored: Path | None, places: Sequence[Path]
+def _survey(
+    splits: Sequence[_Current], root: Path, stored: Path | None, places: Sequence[Path]
 ) -> Survey:
-    if differences := [text for look in looks for text in look.differences]:
-        raise _other_images(root, stored, looks[0].manifest, differences)
+    if differences := [text for split in splits for text in split.differences]:
+        raise _other_images(root, stored, splits[0].manifest, differences)
     known = (load_contents(stored, root) if stored is not None else None) or {}
     renewed = []
-    for look in looks:
-        assert look.states is not None
-        renewed.append(renew(look.manifest, known.get(look.manifest.split), look.states))
+    for split in splits:
+        assert split.states is not None
+        renewed.append(renew(split.manifest, known.get(split.manifest.split), split.states))
     changed = [
-        f"{split.manifest.split}/{split.manifest.name(image)}".removeprefix("/")
-        for split in renewed
-        for image in split.changed
+        f"{new.manifest.split}/{new.manifest.name(image)}".removeprefix("/")
+        for new in renewed
+        for image in new.changed
     ]
-    if changed and looks[0].manifest.shards is not None:
+    if changed and splits[0].manifest.shards is not None:
         damage = [f"{spelled(name)} is not the image that was packed." for name in changed]
-        raise _other_images(root, stored, looks[0].manifest, damage)
-    remarks = list(_remarks(looks))
+        raise _other_images(root, stored, splits[0].manifest, damage)
+    remarks = list(_remarks(splits))
     if stored is not None and not all(
-        look.manifest.split in known and known[look.manifest.split].file_times is not None
-        for look in looks
+        split.manifest.split in known and known[split.manifest.split].file_times is not None
+        for split in splits
     ):
         remarks.append(
             f"{stored} was written by a version that did not note what is in the images' files; "
@@ -218,38 +218,38 @@ def _put_together(
             f"{len(changed):,} images have changed since {stored} was written: {listed(changed)}."
         )
     return Survey(
-        splits=tuple(split.manifest for split in renewed),
-        contents={split.manifest.split: split.contents for split in renewed},
+        splits=tuple(new.manifest for new in renewed),
+        contents={new.manifest.split: new.contents for new in renewed},
         changed=tuple(changed),
         remarks=tuple(remarks),
-        is_news=stored is None or any(split.is_news for split in renewed),
+        is_outdated=stored is None or any(new.is_outdated for new in renewed),
         places=tuple(places),
     )
 
 
-def _remarks(looks: Sequence[_Look]) -> Iterator[str]:
-    for look in looks:
-        folder, skipped = look.manifest.folder, look.census.skipped
+def _remarks(splits: Sequence[_Current]) -> Iterator[str]:
+    for split in splits:
+        folder, skipped = split.manifest.folder, split.census.skipped
         if skipped:
             yield f"not read in {folder}: {render_skipped(skipped)}"
-        if said := explain_twins(look.manifest.classes):
+        if said := explain_twins(split.manifest.classes):
             yield f"In {folder}, {said}"
 
 
-def _list(folder: Path, split: str) -> _Look:
+def _list(folder: Path, split: str) -> _Current:
     census = Census()
     manifest = list_split(folder, split, census)
-    return _Look(manifest, census, census.states_of(manifest.classes), [])
+    return _Current(manifest, census, census.states_of(manifest.classes), [])
 
 
-def _compare(manifest: Manifest) -> _Look:
+def _compare(manifest: Manifest) -> _Current:
     """A split compared with the disk."""
     census = Census()
     if manifest.shards is not None:
-        return _Look(manifest, census, *_compare_shards(manifest))
+        return _Current(manifest, census, *_compare_shards(manifest))
     differences = _compare_tree(manifest, census)
     states = None if differences else census.states_of(manifest.classes)
-    return _Look(manifest, census, states, differences)
+    return _Current(manifest, census, states, differences)
 
 
 def _compare_shards(manifest: Manifest) -> tuple[NDArray[np.int64] | None, list[str]]:
@@ -313,12 +313,12 @@ def _other_images(
     if len(differences) > LARGEST_LIST:
         lines.append(f"  There are {len(differences) - LARGEST_LIST} more differences.")
     listing = "\n".join(lines)
-    remedy = (
+    hint = (
         f"delete {stored} to accept the images as they are now"
         if manifest.shards is None
         else "prepare the shards again"
     )
     return DataError(
         f"The images in {root} are not those that {stored} lists:\n{listing}\nThe manifest keeps "
-        f"labels and the order of images from changing unnoticed. Undo the change, or {remedy}."
+        f"labels and the order of images from changing unnoticed. Undo the change, or {hint}."
     )

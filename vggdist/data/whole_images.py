@@ -15,22 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggdist.config import DataConfig, Triple
-from vggdist.data.bad_image import BadImage
+from vggdist.data.bad_image import BadImages
 from vggdist.data.batch import normalized
-from vggdist.data.decode import WholeFormat
+from vggdist.data.decode import Graph
 from vggdist.data.geometry import rescaled_sizes
-from vggdist.data.loader import Loader
+from vggdist.data.lanes import Lanes
+from vggdist.data.loader import with_index
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import find_manifest, load_contents
 from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
-from vggdist.data.producer import READING_THREADS, BatchSamples, Producer, with_index
-from vggdist.data.read import ReadAhead
-from vggdist.data.resize import SameShape
+from vggdist.data.prefetch import Prefetcher
+from vggdist.data.read import Reader
+from vggdist.data.resize import BatchMemory, rescale
 from vggdist.errors import DataError
 from vggdist.terminal import Progress
 
 _PATIENCE_SECONDS = 2.0  # before progress is shown
-_MOST_LANES = 2  # each holds several groups
+_MAX_LANES = 2  # each holds several groups
 _MOST_MEGAPIXELS = 16  # of a rescaled image; D's first maps then take 4 GB each, in fp32
 
 
@@ -67,7 +68,7 @@ Group = list[WholeImages]
 """Images decoded together: for every scale, in order, its shapes."""
 
 
-class WholeImageLoader(Loader[Group]):
+class WholeImageLoader(Prefetcher[Group]):
     """One rank's share of whole images, in groups: each image of the set on one rank, once.
 
     A rank's images are sorted by width over height, so images of one shape are adjacent at every
@@ -124,53 +125,35 @@ class WholeImageLoader(Loader[Group]):
             part = share[number * group_size : (number + 1) * group_size]
             return evaluation_samples(part, scales[0]) if len(part) else None
 
-        image_format = WholeFormat(
-            tuple(scales),
-            with_index(device),
-            hardware_decoder_share=data.hardware_decoder_share,
+        device = with_index(device)
+        mean = torch.tensor([data.mean], dtype=torch.float32, device=device)
+        memory = BatchMemory(device)
+
+        def make(samples: Samples, decoded: Iterable[object]) -> Group:
+            return [
+                WholeImages(
+                    same_shape.scale,
+                    same_shape.pixels,
+                    torch.from_numpy(manifest.labels[samples.image[same_shape.rows]]).to(device),
+                    samples.image[same_shape.rows],
+                    mean,
+                    data.std,
+                    dtype,
+                )
+                for same_shape in rescale(decoded, scales, memory)
+            ]
+
+        lanes = Lanes(
+            manifest,
+            samples,
+            BadImages(manifest),
+            Graph(group_size, device, hardware_decoder_share=data.hardware_decoder_share),
+            make,
+            read_ahead=data.read_ahead,
+            num_threads=num_threads,
+            max_lanes=_MAX_LANES,
         )
-        producer = _GroupProducer(
-            manifest, samples, group_size, data, image_format, num_threads, dtype
-        )
-        super().__init__(producer, data.prefetch)
-
-
-class _GroupProducer(Producer[list[SameShape], Group]):
-    """Makes groups of whole images."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        samples: BatchSamples,
-        group_size: int,
-        data: DataConfig,
-        image_format: WholeFormat,
-        num_threads: int,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__(manifest, samples, group_size, data, image_format, num_threads)
-        self.num_lanes = min(self.num_lanes, _MOST_LANES)
-        self._dtype = dtype
-        self._mean = torch.tensor([data.mean], dtype=torch.float32, device=self.device)
-
-    def tensors(self, made: Group) -> Iterable[Tensor]:
-        return (tensor for images in made for tensor in (images.pixels, images.labels))
-
-    def _made(
-        self, samples: Samples, finished: list[SameShape], bad: tuple[BadImage, ...]
-    ) -> Group:
-        return [
-            WholeImages(
-                images.scale,
-                images.pixels,
-                self._on_device(self._manifest.labels[samples.image[images.rows]]),
-                samples.image[images.rows],
-                self._mean,
-                self._data.std,
-                self._dtype,
-            )
-            for images in finished
-        ]
+        super().__init__(lanes, data.prefetch)
 
 
 def _require_to_fit(
@@ -198,7 +181,7 @@ def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray
     sizes = _known_sizes(manifest)[images]
     unknown = np.flatnonzero(sizes.min(axis=1, initial=1) == 0)
     progress, show_from = None, time.monotonic() + _PATIENCE_SECONDS
-    with contextlib.closing(ReadAhead(manifest, READING_THREADS)) as reader:
+    with contextlib.closing(Reader(manifest)) as reader:
         for done, found in enumerate(reader.sizes(images[unknown].tolist())):
             sizes[unknown[done]] = found or 0
             if progress is None and show and time.monotonic() > show_from:

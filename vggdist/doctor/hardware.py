@@ -18,7 +18,7 @@ from vggdist.artifacts.files import replacing
 from vggdist.artifacts.paths import quote
 from vggdist.data.dataset import open_images
 from vggdist.data.probe import WindowProbe
-from vggdist.data.read import ReadAhead
+from vggdist.data.read import Reader
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import choose_precision
 from vggdist.doctor.finding import Finding
@@ -83,11 +83,11 @@ def decoder() -> Iterator[Finding]:
     encoded = np.frombuffer(memory.getvalue(), np.uint8)
     for device in dict.fromkeys((torch.device("cpu"), _device())):
         with WindowProbe(device) as probe:
-            if (problem := probe.problem(encoded)) is not None:
-                hint = "Install the DALI for this driver (docs/gpu.md); `make setup` does."
-                yield Finding(f"DALI does not decode a JPEG on {device}: {problem}", hint, True)
-            else:
+            if probe.decodes(encoded):
                 yield Finding(f"DALI decodes JPEGs on {device}")
+            else:
+                hint = "Install the DALI for this driver (docs/gpu.md); `make setup` does."
+                yield Finding(f"DALI does not decode a JPEG on {device}", hint, is_problem=True)
 
 
 def disk(folder: Path) -> Iterator[Finding]:
@@ -124,10 +124,10 @@ def data(root: str) -> Iterator[Finding]:
     yield Finding(f"{quote(root)}: {manifest.num_images:,} images of {num_classes:,} classes")
     count = min(_READ_IMAGES, manifest.num_images)
     chosen = np.random.default_rng().choice(manifest.num_images, count, replace=False)
-    reader = ReadAhead(manifest, 8)
+    reader = Reader(manifest)
     try:
         began_at = time.monotonic()
-        images = reader.begin(chosen.tolist()).wait()
+        images = list(reader.read(chosen.tolist()))
         seconds = time.monotonic() - began_at
     finally:
         reader.close()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vggdist.artifacts.paths import quote
 from vggdist.data.dataset import open_images
-from vggdist.data.examine import DALI_FORMATS, examine_image, lacks_decoder
+from vggdist.data.examine import examine_image
 from vggdist.data.folders import (
     IMAGE_SUFFIXES,
     OTHER_SUFFIX,
@@ -34,12 +34,13 @@ from vggdist.data.manifest import Dataset, Manifest, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
-    Unusable,
+    BadFile,
     find_manifest,
     load_contents,
     save_manifest,
     save_quarantine,
 )
+from vggdist.data.pillow import DALI_FORMATS, lacks_decoder
 from vggdist.data.survey import Survey, survey_dataset
 from vggdist.errors import DataError
 from vggdist.prepare.findings import CheckResult, Findings
@@ -135,7 +136,7 @@ def _save(survey: Survey, findings: Findings) -> None:
 
 def _other_files(
     root: Path, manifests: Sequence[Manifest]
-) -> tuple[list[Unusable], dict[str, Counter[str]]]:
+) -> tuple[list[BadFile], dict[str, Counter[str]]]:
     """Files that training does not list: images that its suffixes exclude, and the others."""
     Image.init()
     refused, left_out = [], defaultdict[str, Counter[str]](Counter)
@@ -146,9 +147,9 @@ def _other_files(
             reason = (
                 f"training does not look at files that end in {suffix}; convert it to JPEG or PNG"
             )
-            refused.append(Unusable(entry.name, reason))
+            refused.append(BadFile(entry.name, reason))
         elif entry.reason == OTHER_SUFFIX and kind in Image.OPEN and kind not in _NO_PICTURES:
-            refused.append(Unusable(entry.name, lacks_decoder(kind)))
+            refused.append(BadFile(entry.name, lacks_decoder(kind)))
         else:
             left_out[entry.reason][entry.kind] += 1
     return refused, left_out

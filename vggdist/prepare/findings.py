@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.names import printable
 from vggdist.artifacts.paths import quote
-from vggdist.data.examine import Examined
 from vggdist.data.manifest import Contents, Manifest
-from vggdist.data.manifest_file import Unusable
+from vggdist.data.manifest_file import BadFile
+from vggdist.data.pillow import Examined
 from vggdist.errors import DataError
 
 TINY_CLASS = 10
@@ -75,7 +75,7 @@ class CheckResult:
     """The folder."""
     accepted: int
     """Images that training can use."""
-    quarantine: list[Unusable]
+    quarantine: list[BadFile]
     """Those that it cannot, sorted by file."""
     left_out: dict[str, dict[str, int]]
     """Reason -> suffix, or what else it is -> files and folders that training does not read."""
@@ -98,7 +98,7 @@ class CheckResult:
     """Class -> its accepted training images, where they are fewer than `TINY_CLASS`."""
     changed: list[str]
     """Files whose bytes are not those that the manifest knew."""
-    damaged: list[Unusable]
+    damaged: list[BadFile]
     """Accepted images of which the decoder says that they are damaged, sorted by file."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,8 +147,8 @@ class Findings:
         self._sha256 = np.zeros((sum(counts), 32), dtype=np.uint8)
         self._formats: Counter[str] = Counter()
         self._modes: Counter[str] = Counter()
-        self.bad: list[Unusable] = []
-        self.damaged: list[Unusable] = []
+        self.bad: list[BadFile] = []
+        self.damaged: list[BadFile] = []
 
     def add(self, image: int, found: Examined) -> None:
         """Records what was found in an image."""
@@ -156,11 +156,11 @@ class Findings:
         self._sizes[image] = found.width, found.height
         self._sha256[image] = np.frombuffer(found.sha256, dtype=np.uint8)
         if found.reason:
-            self.bad.append(Unusable(self._file(image), found.reason))
+            self.bad.append(BadFile(self._file(image), found.reason))
             return
         self._usable[image] = True
         if found.damage:
-            self.damaged.append(Unusable(self._file(image), found.damage))
+            self.damaged.append(BadFile(self._file(image), found.damage))
         self._formats[found.format] += 1
         self._modes[found.mode or "unknown"] += 1
 
@@ -170,7 +170,7 @@ class Findings:
         return Contents(self._sizes[images], self._sha256[images])
 
     def result(
-        self, refused: Sequence[Unusable], left_out: Mapping[str, Counter[str]]
+        self, refused: Sequence[BadFile], left_out: Mapping[str, Counter[str]]
     ) -> CheckResult:
         """The result for the folder.
 
@@ -256,7 +256,7 @@ class Findings:
         return Duplicates(sorted(across), sorted(conflicting), num_same)
 
 
-def _by_file(images: Iterable[Unusable]) -> list[Unusable]:
+def _by_file(images: Iterable[BadFile]) -> list[BadFile]:
     return sorted(images, key=attrgetter("file"))
 
 
@@ -357,7 +357,7 @@ def _group(files: Sequence[str]) -> str:
     )
 
 
-def _by_reason(listed: Sequence[Unusable], whole_list: Path | None) -> Iterator[str]:
+def _by_reason(listed: Sequence[BadFile], whole_list: Path | None) -> Iterator[str]:
     by_reason: defaultdict[str, list[str]] = defaultdict(list)
     for image in listed:
         by_reason[image.reason].append(image.file)

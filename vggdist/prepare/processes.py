@@ -20,8 +20,9 @@ from multiprocessing import get_context, resource_tracker
 
 from pebble import ProcessExpired, ProcessPool
 
-from vggdist.data.examine import Examined, prepare_process
+from vggdist.data.examine import prepare_process
 from vggdist.data.manifest import Place
+from vggdist.data.pillow import Examined
 from vggdist.errors import DataError
 
 Examine = Callable[[Place], Examined]

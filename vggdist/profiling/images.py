@@ -12,10 +12,8 @@ from typing import Self
 from vggdist.config import BatchSplit, Config
 from vggdist.data.batch import Batch
 from vggdist.data.dataset import open_images
-from vggdist.data.loader import TrainingLoader
+from vggdist.data.loader import open_training_loader
 from vggdist.data.manifest import Manifest
-from vggdist.data.plan import SamplePlan
-from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
 
@@ -60,18 +58,7 @@ class TimedImages:
         self.wait_seconds = 0.0
         self.num_queued = config.data.prefetch + config.data.read_ahead + _OTHER_QUEUES
         """Micro batches that may be ready, or partly so, after a pause."""
-        self._loader = TrainingLoader(
-            manifest,
-            SamplePlan(manifest.num_images, config.data, split.global_batch, config.seed),
-            config.data,
-            split,
-            rank=process.rank,
-            device=process.device,
-            dtype=DTYPES[config.resolved_precision],
-            first_step=first_step,
-            known_bad=lambda: manifest.quarantine,
-            num_threads=config.data.num_threads or process.num_cores,
-        )
+        self._loader = open_training_loader(config, manifest, split, process, first_step)
 
     def __enter__(self) -> Self:
         return self

@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Iterable, Set
 
-from vggdist.data.bad_image import BadImage
+from vggdist.data.bad_image import BadImage, too_many_bad
 from vggdist.data.manifest import Manifest
-from vggdist.data.producer import too_many_bad
 from vggdist.distributed.process import gather
 
 logger = logging.getLogger(__name__)

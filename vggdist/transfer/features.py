@@ -21,6 +21,7 @@ from vggdist.config import Config
 from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.folders import existing_folder, list_classes, names_in
 from vggdist.data.geometry import require_scales
+from vggdist.data.glance import require_whole
 from vggdist.data.manifest import Manifest, from_classes
 from vggdist.data.manifest_file import SPLITS, find_manifest, require_usable
 from vggdist.data.survey import survey_images
@@ -28,7 +29,6 @@ from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
-from vggdist.evaluated_images import require_whole
 from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.loading import build_network
