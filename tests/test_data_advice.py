@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def train(root: str = "data", run: str = "run", *overrides: str) -> None:
     saved = None if before is None else Checkpoint(1, {}, {}, {"data": before})
     with world.joined("cpu") as process:
         config = load_config(None, settings)
-        data = open_training_data(config, Path(run), process, saved, StopSignal(), [])
+        data = open_training_data(config, Path(run), process, saved, StopSignal(), ExitStack())
     Path(run).mkdir(exist_ok=True)
     noted.write_text(repr(data.digests))
 
