@@ -511,7 +511,6 @@ ELSEWHERE = {
     "prepare/archives.py": "tests/prepare/test_archives.py",
     "prepare/devkit.py": "tests/prepare/test_archives.py",
     "prepare/processes.py": "a machine on which processes do not start",
-    "pretrain.py": "another node's message says it",
 }
 OF_THE_SYSTEM = (
     " cannot be read: ",
@@ -520,6 +519,7 @@ OF_THE_SYSTEM = (
     " cannot be copied to ",
     ". Free space there, name another folder, or set ",
     "Preparing ",
+    "another node could not copy the shards to its data.local_folder; its message says why.",
     ". Wait for it, or choose another folder.",
     "The source is not what it should be:",
 )
