@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def train(root: str = "data", run: str = "run", *overrides: str) -> None:
     saved = None if before is None else Checkpoint(1, {}, {}, {"data": before})
     with world.joined("cpu") as process:
         config = load_config(None, settings)
-        data = open_training_data(config, Path(run), process, saved, StopSignal(), [])
+        data = open_training_data(config, Path(run), process, saved, StopSignal(), ExitStack())
     Path(run).mkdir(exist_ok=True)
     noted.write_text(repr(data.digests))
 
@@ -510,7 +511,6 @@ ELSEWHERE = {
     "prepare/archives.py": "tests/prepare/test_archives.py",
     "prepare/devkit.py": "tests/prepare/test_archives.py",
     "prepare/processes.py": "a machine on which processes do not start",
-    "pretrain.py": "another node's message says it",
 }
 OF_THE_SYSTEM = (
     " cannot be read: ",
@@ -519,6 +519,7 @@ OF_THE_SYSTEM = (
     " cannot be copied to ",
     ". Free space there, name another folder, or set ",
     "Preparing ",
+    "another node could not copy the shards to its data.local_folder; its message says why.",
     ". Wait for it, or choose another folder.",
     "The source is not what it should be:",
 )

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def opened(overrides: list[str], state: dict[str, Any] | None = None) -> Trainin
     config = load_config(None, overrides)
     saved = None if state is None else Checkpoint(5, {}, {}, {"data": state})
     with world.joined("cpu") as process:
-        return open_training_data(config, Path(config.run_folder), process, saved, StopSignal(), [])
+        return open_training_data(
+            config, Path(config.run_folder), process, saved, StopSignal(), ExitStack()
+        )
 
 
 def refusal(overrides: list[str], state: dict[str, Any] | None = None) -> str:
