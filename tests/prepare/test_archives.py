@@ -25,6 +25,7 @@ from tests.prepare.miniature import (
 from vggdist.errors import DataError
 from vggdist.prepare import archives
 from vggdist.prepare.archives import ImageNetArchives
+from vggdist.prepare.ilsvrc2012 import ARCHIVES
 from vggdist.prepare.sources import SourceImage
 
 
@@ -211,7 +212,7 @@ def test_a_cut_archive_gives_what_is_whole_and_then_says_that_it_is_incomplete(m
         assert found == whole[: len(found)]
         message = str(refusal.value)
         assert f"{path} is incomplete or damaged at byte" in message
-        assert f"its MD5 with {archives.MD5[archive]}, and download it again" in message
+        assert f"its MD5 with {ARCHIVES[archive].md5}, and download it again" in message
         assert "what was prepared so far stays" in message
 
 

@@ -24,22 +24,8 @@ from vggdist.artifacts.names import shortened
 from vggdist.artifacts.paths import quote
 from vggdist.errors import DataError
 from vggdist.prepare.devkit import read_devkit
+from vggdist.prepare.ilsvrc2012 import ARCHIVES, NUM_CLASSES, NUM_IMAGES
 from vggdist.prepare.sources import SourceImage
-
-EXPECTED = {"train": 1_281_167, "val": 50_000}
-"""Images of ILSVRC2012."""
-EXPECTED_CLASSES = 1_000
-MD5 = {
-    "train": "1d675b47d978889d74fa0da5fadfb00e",
-    "val": "29b22e2961454d5413ddabcf34fc5622",
-    "devkit": "fa75699e90414af021442c21a62c3abf",
-}
-"""Published checksums of the archives."""
-_NAMES = {
-    "train": "ILSVRC2012_img_train.tar",
-    "val": "ILSVRC2012_img_val.tar",
-    "devkit": "ILSVRC2012_devkit_t12.tar.gz",
-}
 
 _MAX_IMAGE_BYTES = 64 * 2**20
 _MAX_CLASS_BYTES = 64 * 2**30
@@ -69,8 +55,8 @@ class ImageNetArchives:
         for name, path in self._paths.items():
             if not path.is_file():
                 raise DataError(
-                    f"--{name} {quote(path)} is no file; it is to be the archive {_NAMES[name]} of "
-                    "image-net.org."
+                    f"--{name} {quote(path)} is no file; it is to be the archive "
+                    f"{ARCHIVES[name].name} of image-net.org."
                 )
         self._require_in_place()
         self._kit = read_devkit(devkit)
@@ -81,14 +67,16 @@ class ImageNetArchives:
         """Refuses archives that were given for each other, before anything is written."""
         found = {name: _recognize(path) for name, path in self._paths.items()}
         wrong = [
-            f"--{name} {quote(self._paths[name])} is {_NAMES[kind]}"
+            f"--{name} {quote(self._paths[name])} is {ARCHIVES[kind].name}"
             for name, kind in found.items()
             if kind not in ("", name)
         ]
         if not wrong:
             return
         places = {kind: quote(self._paths[name]) for name, kind in found.items() if kind}
-        options = " ".join(f"--{name} {places.get(name, _NAMES[name])}" for name in _NAMES)
+        options = " ".join(
+            f"--{name} {places.get(name, archive.name)}" for name, archive in ARCHIVES.items()
+        )
         raise DataError(f"{' and '.join(wrong)}; give {options}.")
 
     def identity(self) -> dict[str, Any]:
@@ -113,7 +101,8 @@ class ImageNetArchives:
                     if count > _MAX_IMAGES:
                         raise DataError(
                             f"The archives hold more than {_MAX_IMAGES:,} images; ImageNet has "
-                            f"{sum(EXPECTED.values()):,}. Use them as image-net.org publishes them."
+                            f"{sum(NUM_IMAGES.values()):,}. Use them as image-net.org publishes "
+                            "them."
                         )
                     if count > skip:
                         file.seek(member.start)
@@ -124,22 +113,22 @@ class ImageNetArchives:
             if count == before:
                 raise DataError(
                     f"{quote(self._paths[split])} holds no image; --{split} is to be the archive "
-                    f"{_NAMES[split]} of image-net.org."
+                    f"{ARCHIVES[split].name} of image-net.org."
                 )
 
     def surprises(self, counts: Mapping[str, NDArray[np.int64]]) -> list[str]:
         """Differences from ILSVRC2012, and from what the development kit says."""
         found = []
-        for split, expected in EXPECTED.items():
+        for split, expected in NUM_IMAGES.items():
             if counts[split].sum() != expected:
                 found.append(
                     f"{quote(self._paths[split])} holds {counts[split].sum():,} images; ILSVRC2012 "
                     f"has {expected:,}."
                 )
-        if len(self.classes) != EXPECTED_CLASSES:
+        if len(self.classes) != NUM_CLASSES:
             found.append(
                 f"{quote(self._paths['devkit'])} knows {len(self.classes):,} classes; ILSVRC2012 "
-                f"has {EXPECTED_CLASSES:,}."
+                f"has {NUM_CLASSES:,}."
             )
         kit_counts = {
             "train": self._kit.num_train_images,
@@ -299,6 +288,6 @@ def _problem(member: tarfile.TarInfo, name: str, pattern: str, like: str, max_by
 def _incomplete(archive: str, offset: int, split: str, reason: str = "") -> DataError:
     return DataError(
         f"{archive} is incomplete or damaged at byte {offset:,}{reason}. Compare its size with the "
-        f"published one and its MD5 with {MD5[split]}, and download it again; what was prepared so "
-        "far stays."
+        f"published one and its MD5 with {ARCHIVES[split].md5}, and download it again; what was "
+        "prepared so far stays."
     )
