@@ -22,6 +22,13 @@ from vggdist.prepare.sources import FolderSource
 from vggdist.pretrain import pretrain, run
 
 
+@pytest.fixture
+def own_dataset(tiny_dataset, tmp_path):
+    """A copy of the data set, to be damaged."""
+    root = tmp_path / "images"
+    return shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+
+
 def refusal(overrides: list[str], kind: type[Exception]) -> str:
     with pytest.raises(kind) as caught:
         pretrain(load_config(None, overrides))
@@ -39,14 +46,10 @@ def test_a_missing_data_root_is_named(tiny_overrides):
     assert "/nowhere/images" in message
 
 
-def test_an_empty_class_is_named(tiny_dataset, tiny_overrides, tmp_path):
-    root = tmp_path / "images"
-    shutil.copytree(tiny_dataset, root)
-    (root / "vggdist-manifest.npz").unlink(missing_ok=True)
-    (root / "train" / "blue").mkdir()
-    (root / "val" / "blue").mkdir()
-    message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
-    assert "blue" in message
+def test_an_empty_class_is_named(own_dataset, tiny_overrides):
+    (own_dataset / "train" / "blue").mkdir()
+    (own_dataset / "val" / "blue").mkdir()
+    assert "blue" in refusal([*tiny_overrides, f"data.root={own_dataset}"], DataError)
 
 
 def test_another_number_of_classes_than_the_folders_is_refused_with_the_right_one(tiny_overrides):
@@ -76,13 +79,6 @@ def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(t
     refusal([*tiny_overrides, "model.num_classes=1000"], ConfigError)
     corrected = load_config(None, tiny_overrides)
     assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
-
-
-@pytest.fixture
-def own_dataset(tiny_dataset, tmp_path):
-    """A copy of the data set, to be damaged."""
-    root = tmp_path / "images"
-    return shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
 
 
 def cut_off(path):
@@ -149,13 +145,11 @@ def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
 
 
 def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
-    tiny_dataset, tiny_overrides, tmp_path
+    own_dataset, tiny_overrides
 ):
-    root = tmp_path / "images"
-    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
-    save_quarantine(root, [Unusable("val/red/1.jpg", "it is cut off")])
-    open_dataset(root, write=True)
-    message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
+    save_quarantine(own_dataset, [Unusable("val/red/1.jpg", "it is cut off")])
+    open_dataset(own_dataset, write=True)
+    message = refusal([*tiny_overrides, f"data.root={own_dataset}"], DataError)
     assert "lists 1 validation images, such as red/1.jpg" in message
     assert "run `vggdist check` again" in message
 

@@ -6,9 +6,7 @@ import logging
 import math
 import os
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,28 +77,6 @@ def test_arrays_are_on_the_disk_before_they_have_their_name(
     with np.load(tmp_path / "file.npz") as stored:
         assert stored["x"].tolist() == [0, 1, 2]
     assert os.listdir(tmp_path) == ["file.npz"]
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from vggdist.artifacts.files import lock
-held = lock(Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock until it is killed."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 def test_a_lock_names_its_holder_and_ends_with_it(
