@@ -286,12 +286,13 @@ BENCH_EXCHANGE = [
     ),
 ]
 PACK = [
-    ("0 95 512 1", r"it is at least (\d)", "{0} 95 512 1"),
-    ("9 0 512 1", r"between (\d+) and", "9 {0} 512 1"),
-    ("9 95 0 1", "more than 0", "9 95 0.1 1"),
-    ("9 95 512 0", "more than 0", "9 95 512 1"),
+    ("0 95 512 1", r"shorter side cannot be 0 pixels; it is at least (\d)", "{0} 95 512 1"),
+    ("9 0 512 1", r"JPEG quality cannot be 0; it is between (\d+) and 100", "9 {0} 512 1"),
+    ("9 101 512 1", r"JPEG quality cannot be 101; it is between 1 and (\d+)", "9 {0} 512 1"),
+    ("9 95 -1 1", r"--shard-megabytes cannot be -1\.0; it is more than 0", "9 95 0.1 1"),
+    ("9 95 512 0", "--jobs cannot be 0; it is more than 0", "9 95 512 1"),
 ]
-FORM = [("zip", r"choose (\w+) or", "{0}")]
+FORM = [("zip", r"no form 'zip'; choose (\w+) or shards", "{0}")]
 TRANSFER = [("1", r"it must be at least (\d)", "{0}")]
 CLASSES = [("a\n\nb\n", "write a name in each line", "a\nb\n")]
 
