@@ -71,33 +71,43 @@ def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(t
     assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
 
 
+@pytest.fixture
+def error_of_ranks(capfd):
+    """What a training says that ends all its ranks with an error of a kind."""
+
+    def train(kind, world_size, overrides):
+        assert train_in_ranks(world_size, overrides) == [kind.exit_code] * world_size
+        printed = capfd.readouterr().err
+        assert "Traceback" not in printed
+        return printed
+
+    return train
+
+
 def cut_off(path):
     path.write_bytes(path.read_bytes()[:-200])
 
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_an_unusable_image_stops_training_and_is_named(own_dataset, tiny_overrides, capfd):
+def test_an_unusable_image_stops_training_and_is_named(own_dataset, tiny_overrides, error_of_ranks):
     bad = own_dataset / "train" / "green" / "1.jpg"
     cut_off(bad)
     overrides = [*tiny_overrides, f"data.root={own_dataset}", "data.policy=fail"]
-    assert train_in_ranks(1, overrides) == [DataError.exit_code]
-    printed = capfd.readouterr().err
+    printed = error_of_ranks(DataError, 1, overrides)
     assert f"error: The image {bad} cannot be used: " in printed
-    assert "Traceback" not in printed
 
 
 @pytest.mark.multi_process
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_cut_off_validation_images_end_a_training_before_its_first_step(
-    own_dataset, tiny_overrides, tmp_path, capfd, world_size
+    own_dataset, tiny_overrides, tmp_path, error_of_ranks, world_size
 ):
     bad = [own_dataset / "val" / "green" / "1.jpg", own_dataset / "val" / "red" / "0.jpg"]
     for path in bad:
         cut_off(path)
     overrides = [*tiny_overrides, f"data.root={own_dataset}"]
-    assert train_in_ranks(world_size, overrides) == [DataError.exit_code] * world_size
-    printed = capfd.readouterr().err
+    printed = error_of_ranks(DataError, world_size, overrides)
     assert printed.count("error: ") == 1
     assert (
         f"error: The image {bad[0]} cannot be used: it is cut off: its end is missing. "
@@ -111,7 +121,7 @@ def test_cut_off_validation_images_end_a_training_before_its_first_step(
 @pytest.mark.multi_process
 @pytest.mark.slow
 def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
-    own_dataset, tiny_overrides, tmp_path, capfd
+    own_dataset, tiny_overrides, tmp_path, error_of_ranks
 ):
     bad = own_dataset / "val" / "green" / "9.png"
     with Image.open(own_dataset / "val" / "green" / "0.jpg") as image:
@@ -125,8 +135,8 @@ def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
         "evaluation.every_epochs=1.2",  # 3 steps
         "checkpoint.every_steps=3",
     ]
-    assert train_in_ranks(1, overrides) == [DataError.exit_code]
-    assert f"error: The image {bad} cannot be used: " in capfd.readouterr().err
+    printed = error_of_ranks(DataError, 1, overrides)
+    assert f"error: The image {bad} cannot be used: " in printed
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
     bad.write_bytes(good)
     assert train_in_ranks(1, overrides) == [DataError.exit_code], "another image than before"
@@ -192,32 +202,25 @@ def test_shards_on_a_local_disk_train_bit_for_bit_as_class_folders_do(
 @pytest.mark.multi_process
 @pytest.mark.slow
 def test_a_node_that_cannot_stage_ends_all_ranks_with_its_reason(
-    tiny_dataset, tiny_overrides, tmp_path, capfd
+    tiny_dataset, tiny_overrides, tmp_path, error_of_ranks
 ):
     prepare(FolderSource(tiny_dataset), tmp_path / "shards", Packing("shards"))
     (tmp_path / "file").write_bytes(b"")
     overrides = [f"data.root={tmp_path / 'shards'}", f"data.local_folder={tmp_path / 'file'}"]
-    codes = train_in_ranks(2, [*tiny_overrides, *overrides])
-    assert codes == [DataError.exit_code] * 2
-    printed = capfd.readouterr().err
+    printed = error_of_ranks(DataError, 2, [*tiny_overrides, *overrides])
     assert "cannot be written on this node" in printed
-    assert "Traceback" not in printed
 
 
 @pytest.mark.multi_process
 @pytest.mark.slow
 def test_results_that_cannot_be_written_are_a_sentence_and_the_same_command_writes_them(
-    tiny_overrides, tmp_path, capfd
+    tiny_overrides, tmp_path, error_of_ranks
 ):
     blocked = tmp_path / "run" / "predictions.png"
     blocked.mkdir(parents=True)
     overrides = [*tiny_overrides, "schedule.num_steps=1"]
-    assert train_in_ranks(1, overrides) == [CheckpointError.exit_code]
-    printed = capfd.readouterr().err
-    assert (
-        "error: the training is finished and its checkpoint is kept, but the results in" in printed
-    )
-    assert "Traceback" not in printed
+    message = "error: the training is finished and its checkpoint is kept, but the results in"
+    assert message in error_of_ranks(CheckpointError, 1, overrides)
     blocked.rmdir()
     assert train_in_ranks(1, overrides) == [0]
     assert blocked.is_file()

@@ -329,26 +329,25 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _warnings(result: CheckResult) -> Iterator[str]:
-    for what, cases in (
-        (
-            "Images in train/ and in val/, so that the validation error looks better than it is",
-            [_group(group) for group in result.duplicates.across_splits],
-        ),
-        (
-            "Images in several classes of one split",
-            [_group(group) for group in result.duplicates.different_labels],
-        ),
-        (
-            f"Classes with fewer than {TINY_CLASS} training images",
-            [f"{name}: {count}" for name, count in result.tiny_classes.items()],
-        ),
-        ("Files that have changed since they were last looked at", result.changed),
-    ):
-        if cases:
-            yield f"{what}: {len(cases)}"
-            yield from (f"  {case}" for case in cases[:_MOST_CASES])
-        if len(cases) > _MOST_CASES:
-            yield f"  and {len(cases) - _MOST_CASES} more"
+    across, conflicting = result.duplicates.across_splits, result.duplicates.different_labels
+    tiny = [f"{name}: {count}" for name, count in result.tiny_classes.items()]
+    yield from _warning(
+        "Images in train/ and in val/, so that the validation error looks better than it is",
+        [_group(group) for group in across],
+    )
+    yield from _warning(
+        "Images in several classes of one split", [_group(group) for group in conflicting]
+    )
+    yield from _warning(f"Classes with fewer than {TINY_CLASS} training images", tiny)
+    yield from _warning("Files that have changed since they were last looked at", result.changed)
+
+
+def _warning(what: str, cases: Sequence[str]) -> Iterator[str]:
+    if cases:
+        yield f"{what}: {len(cases)}"
+        yield from (f"  {case}" for case in cases[:_MOST_CASES])
+        if (more := len(cases) - _MOST_CASES) > 0:
+            yield f"  and {more} more"
 
 
 def _group(files: Sequence[str]) -> str:
