@@ -86,240 +86,222 @@ SET = [
     ("optimizer.name=lars zero_stage=1", r"set zero_stage to (\d)", "optimizer.name=lars"),
 ]  # fmt: skip
 
-FILE = [
-    ("seed: 1\nseed: 2\n", "delete one of them", "seed: 2\n"),
-    ("D\n", r"such as `(\w+:)` with `(.+)` below it", "{0}\n  {1}\n"),
-    ("model: [\n", "is not valid YAML", "model: {}\n"),
-    ("model:\n", "is a section with keys of its own", "model: {}\n"),
-    ("1: 2\n", "keys are words", "seed: 2\n"),
-    ("model: {dropout: 0.5}\n", r"dropout is a value, not a (section)", "seed: 1\n"),
-]
-
-SPLIT = [
-    ("256 null", r"set it to (\d+) or", "{0} null"),
-    ("256 null", r"or (\d+), or change", "{0} null"),
-    ("1 null", r"set it to (\d+), or change", "{0} null"),
-    ("30 4", r"set batch.micro to (\d+), for example", "30 {0}"),
-]
-
-FACT = [
-    ("partition 'a b'", "must be letters, digits and signs", "partition a_b"),
-    ("comment 'a\nb'", "write it in one line", "comment 'a b'"),
-    ("time soon", r"hours such as (\S+), or", "time {0}"),
-    ("time 1", "ask for more time", "time 10"),
-]
-
 PARTIAL = "--partial model.configuration=[[3-4]]"
+IMPORT = f"import theirs.npz --out a.safetensors {PARTIAL}"
 PLAN = "plan --nodes 1 --gpus-per-node 1"
 PREDICT = "predict net.safetensors data/val"
-COMMAND = [
-    (
-        "import net.safetensors --out net.safetensors",
-        "give another name",
-        "import net.safetensors --out again.safetensors",
-    ),
-    (
-        f"import theirs.npz --out a.pth {PARTIAL}",
-        r"name it (\S+)\.$",
-        f"import theirs.npz --out {{0}} {PARTIAL}",
-    ),
-    (
-        f"import theirs.npz --out a.safetensors {PARTIAL} --crop-size 40",
-        "which is no multiple of (32); .* name another with (--crop-size)",
-        f"import theirs.npz --out a.safetensors {PARTIAL} {{1}} {{0}}",
-    ),
-    (
-        f"import theirs.npz --out a.safetensors {PARTIAL} model.num_classes=3 --classes two",
-        r"but the network tells (\d+) classes apart; write one name for each",
-        f"import theirs.npz --out a.safetensors {PARTIAL} model.num_classes={{0}} --classes three",
-    ),
-    (
-        "export net.safetensors --format safetensors --out a.pth",
-        r"name it (\S+)\.$",
-        "export net.safetensors --format safetensors --out {0}",
-    ),
-    (
-        "export net.safetensors --format safetensors --dense --out a.safetensors",
-        r"holds weights alone, which are the (same) for whole images",
-        "export net.safetensors --format safetensors --out a.safetensors",
-    ),
-    (
-        "export net.safetensors --format torchvision --out a.pth",
-        r"Export it as torch-export, onnx or (\w+)\.",
-        "export net.safetensors --format {0} --out a.safetensors",
-    ),
-    (f"{PREDICT} --scale 8", r"use scales of (\d+) or more", f"{PREDICT} --scale {{0}}"),
-    ("predict data data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
-    ("predict nothing data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
-    (f"{PREDICT} --out data/val/a.png", "name a place outside", f"{PREDICT} --out a.png"),
-    (f"{PREDICT} --json run/result.json", "give another name", f"{PREDICT} --json run/a.json"),
-    (
-        "evaluate net.safetensors --data data --scales 8",
-        r"use scales of (\d+) or more",
-        "evaluate net.safetensors --data data --scales {0}",
-    ),
-    (
-        f"{PLAN} --device cpu --network 25",
-        r"such as (\w+) ",
-        f"{PLAN} --device cpu --network {{0}}",
-    ),
-    (
-        f"{PLAN} --device gpu --network 25gbit",
-        r"is neither (\w+),",
-        f"{PLAN} --device {{0}} --network 25gbit",
-    ),
-    (
-        f"{PLAN} --device empty.json --network 25gbit",
-        r"does not describe a (device)",
-        f"{PLAN} --device cpu --network 25gbit",
-    ),
-    (
-        f"{PLAN} --device cpu --network 25gbit zero_stage=1",
-        r"set (zero_stage=0)",
-        f"{PLAN} --device cpu --network 25gbit {{0}}",
-    ),
-    (
-        "submit --dry-run --gpus-per-node 2 --ranks-per-node 4",
-        r"set it to at most (\d)",
-        "submit --dry-run --gpus-per-node 2 --ranks-per-node {0}",
-    ),
-    (
-        "submit --dry-run --gpus-per-node 2 --ranks-per-node 4",
-        r"or --gpus-per-node to (\d)",
-        "submit --dry-run --gpus-per-node {0} --ranks-per-node 4",
-    ),
-    ("submit --dry-run run.folder=100%", "choose another (run.folder)", "submit --dry-run {0}=100"),
-    ("summary --config nowhere", r"such as (\S+)\.$", f"summary --config {ROOT}/{{0}}"),
-    (
-        "experiment status it.yaml stages.t.protocols=[]",
-        "leave it out for dense",
-        "experiment status it.yaml",
-    ),
-    (
-        "experiment status it.yaml stages.t.scales=[8]",
-        r"use scales of (\d+) or more",
-        "experiment status it.yaml stages.t.scales=[{0}]",
-    ),
-]
-
 KNOWN = "data.root=data model.num_classes=3"
 FROZEN = f"{KNOWN} optimizer.trained_layers=[fc8]"
 SEED = f"{KNOWN} model.initialize_from"
-TRAIN = [
-    ("model.num_classes=3", "(data.root)=/path", "{0}=data model.num_classes=3"),
-    ("data.root=data", "set (model.num_classes=3)", "data.root=data {0}"),
-    (
-        FROZEN,
-        "set (model.initialize_from) to a trained network",
-        f"{FROZEN} {{0}}=net.safetensors data.mean=[120,120,120]",
-    ),
-    (FROZEN, "or train them too", KNOWN),
-    (
-        f"{SEED}=net.safetensors",
-        r"set (data.mean='.*' data.std='.*')\.",
-        f"{SEED}=net.safetensors {{0}}",
-    ),
-    (
-        f"{SEED}=other.safetensors data.mean=[0,0,0]",
-        "or set (model.initialize_from=null)",
-        f"{KNOWN} data.mean=[0,0,0] {{0}}",
-    ),
-    (
-        f"{SEED}=nowhere",
-        "give a run folder, a checkpoint, or a (.safetensors)",
-        f"{SEED}=net{{0}} data.mean=[120,120,120]",
-    ),
-    (
-        f"{KNOWN} data.local_folder=copies",
-        "or set (data.local_folder=null)",
-        f"{KNOWN} data.local_folder=copies {{0}}",
-    ),
-    (
-        f"{KNOWN} data.local_folder=copies",
-        "`(vggdist prepare folder .*) --out DIR (--form shards)` and set data.root=DIR",
-        f"{KNOWN} data.local_folder=copies data.root=packed ; {{0}} --out packed {{1}}",
-    ),
-]
 
-CHOOSE = [
-    (
-        "run.folder=run run.resume=never",
-        "choose another (run.folder)",
-        "{0}=another run.resume=never",
-    ),
-    (
-        "run.folder=run run.resume=x",
-        r"Give a folder such as (.*)/step-00005000",
-        "run.folder=run run.resume={0}/step-00000005",
-    ),
-    (
-        "run.folder=run run.resume=x",
-        r"step-00005000, (auto), or",
-        "run.folder=run run.resume={0}",
-    ),
-]
-LOCK = [
-    ("held", "wait for it, or choose another run.folder", "another"),
-    ("two/run", "Choose another run.folder", "another"),
-]
-MEASURE = [
-    ("step 0", "at least one round", "step 1"),
-    ("tune 0", "at least one round", "tune 1"),
-    ("machine 2", "at least (three) rounds", "machine 3"),
-]
-OUT = [
-    ("tune two", "Give another file", "tune another"),
-    ("tune data", "Give another file", "tune another"),
-    ("tune deep/it", "make it first", "tune it"),
-    ("machine two", "Give another file", "machine another"),
-    ("machine deep/it", "make it first", "machine it"),
-]
-BENCH_IMAGES = [
-    ("data.root=data model.num_classes=1", "set (model.num_classes=3)", "data.root=data {0}"),
-]
-TUNE_IMAGES = [("seed=1", "(data.root)=/path/to/images", "{0}=data")]
-BENCH_EXCHANGE = [
-    (
-        "batch.global=256 batch.micro=64",
-        r"set (batch.global) to at most (\d+)",
-        "{0}={1} batch.micro=64",
-    ),
-]
-PACK = [
-    ("0 95 512 1", r"it is at least (\d)", "{0} 95 512 1"),
-    ("9 0 512 1", r"between (\d+) and", "9 {0} 512 1"),
-    ("9 95 0 1", "more than 0", "9 95 0.1 1"),
-    ("9 95 512 0", "more than 0", "9 95 512 1"),
-]
-FORM = [("zip", r"choose (\w+) or", "{0}")]
-TRANSFER = [("1", r"it must be at least (\d)", "{0}")]
-CLASSES = [("a\n\nb\n", "write a name in each line", "a\nb\n")]
-
-CASES: list[tuple[str, str, str, str]] = [
-    (name, *case)
-    for name, cases in {
-        "set": SET,
-        "file": FILE,
-        "split": SPLIT,
-        "fact": FACT,
-        "command": COMMAND,
-        "train": TRAIN,
-        "choose": CHOOSE,
-        "lock": LOCK,
-        "measure": MEASURE,
-        "out": OUT,
-        "bench images": BENCH_IMAGES,
-        "tune images": TUNE_IMAGES,
-        "bench exchange": BENCH_EXCHANGE,
-        "pack": PACK,
-        "form": FORM,
-        "transfer": TRANSFER,
-        "classes": CLASSES,
-    }.items()
-    for case in cases
-]
-"""What is done, what is typed, a pattern of the advice, and what is typed next: {0}, {1} ... are
+CASES: dict[str, list[tuple[str, str, str]]] = {
+    "set": SET,
+    "file": [
+        ("seed: 1\nseed: 2\n", "delete one of them", "seed: 2\n"),
+        ("D\n", r"such as `(\w+:)` with `(.+)` below it", "{0}\n  {1}\n"),
+        ("model: [\n", "is not valid YAML", "model: {}\n"),
+        ("model:\n", "is a section with keys of its own", "model: {}\n"),
+        ("1: 2\n", "keys are words", "seed: 2\n"),
+        ("model: {dropout: 0.5}\n", r"dropout is a value, not a (section)", "seed: 1\n"),
+    ],
+    "split": [
+        ("256 null", r"set it to (\d+) or", "{0} null"),
+        ("256 null", r"or (\d+), or change", "{0} null"),
+        ("1 null", r"set it to (\d+), or change", "{0} null"),
+        ("30 4", r"set batch.micro to (\d+), for example", "30 {0}"),
+    ],
+    "fact": [
+        ("partition 'a b'", "must be letters, digits and signs", "partition a_b"),
+        ("comment 'a\nb'", "write it in one line", "comment 'a b'"),
+        ("time soon", r"hours such as (\S+), or", "time {0}"),
+        ("time 1", "ask for more time", "time 10"),
+    ],
+    "command": [
+        (
+            "import net.safetensors --out net.safetensors",
+            "give another name",
+            "import net.safetensors --out again.safetensors",
+        ),
+        (
+            f"import theirs.npz --out a.pth {PARTIAL}",
+            r"name it (\S+)\.$",
+            f"import theirs.npz --out {{0}} {PARTIAL}",
+        ),
+        (
+            f"{IMPORT} --crop-size 40",
+            "which is no multiple of (32); .* name another with (--crop-size)",
+            f"{IMPORT} {{1}} {{0}}",
+        ),
+        (
+            f"{IMPORT} model.num_classes=3 --classes two",
+            r"but the network tells (\d+) classes apart; write one name for each",
+            f"{IMPORT} model.num_classes={{0}} --classes three",
+        ),
+        (
+            "export net.safetensors --format safetensors --out a.pth",
+            r"name it (\S+)\.$",
+            "export net.safetensors --format safetensors --out {0}",
+        ),
+        (
+            "export net.safetensors --format safetensors --dense --out a.safetensors",
+            r"holds weights alone, which are the (same) for whole images",
+            "export net.safetensors --format safetensors --out a.safetensors",
+        ),
+        (
+            "export net.safetensors --format torchvision --out a.pth",
+            r"Export it as torch-export, onnx or (\w+)\.",
+            "export net.safetensors --format {0} --out a.safetensors",
+        ),
+        (f"{PREDICT} --scale 8", r"use scales of (\d+) or more", f"{PREDICT} --scale {{0}}"),
+        ("predict data data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
+        ("predict nothing data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
+        (f"{PREDICT} --out data/val/a.png", "name a place outside", f"{PREDICT} --out a.png"),
+        (f"{PREDICT} --json run/result.json", "give another name", f"{PREDICT} --json run/a.json"),
+        (
+            "evaluate net.safetensors --data data --scales 8",
+            r"use scales of (\d+) or more",
+            "evaluate net.safetensors --data data --scales {0}",
+        ),
+        (
+            f"{PLAN} --device cpu --network 25",
+            r"such as (\w+) ",
+            f"{PLAN} --device cpu --network {{0}}",
+        ),
+        (
+            f"{PLAN} --device gpu --network 25gbit",
+            r"is neither (\w+),",
+            f"{PLAN} --device {{0}} --network 25gbit",
+        ),
+        (
+            f"{PLAN} --device empty.json --network 25gbit",
+            r"does not describe a (device)",
+            f"{PLAN} --device cpu --network 25gbit",
+        ),
+        (
+            f"{PLAN} --device cpu --network 25gbit zero_stage=1",
+            r"set (zero_stage=0)",
+            f"{PLAN} --device cpu --network 25gbit {{0}}",
+        ),
+        (
+            "submit --dry-run --gpus-per-node 2 --ranks-per-node 4",
+            r"set it to at most (\d)",
+            "submit --dry-run --gpus-per-node 2 --ranks-per-node {0}",
+        ),
+        (
+            "submit --dry-run --gpus-per-node 2 --ranks-per-node 4",
+            r"or --gpus-per-node to (\d)",
+            "submit --dry-run --gpus-per-node {0} --ranks-per-node 4",
+        ),
+        (
+            "submit --dry-run run.folder=100%",
+            "choose another (run.folder)",
+            "submit --dry-run {0}=100",
+        ),
+        ("summary --config nowhere", r"such as (\S+)\.$", f"summary --config {ROOT}/{{0}}"),
+        (
+            "experiment status it.yaml stages.t.protocols=[]",
+            "leave it out for dense",
+            "experiment status it.yaml",
+        ),
+        (
+            "experiment status it.yaml stages.t.scales=[8]",
+            r"use scales of (\d+) or more",
+            "experiment status it.yaml stages.t.scales=[{0}]",
+        ),
+    ],
+    "train": [
+        ("model.num_classes=3", "(data.root)=/path", "{0}=data model.num_classes=3"),
+        ("data.root=data", "set (model.num_classes=3)", "data.root=data {0}"),
+        (
+            FROZEN,
+            "set (model.initialize_from) to a trained network",
+            f"{FROZEN} {{0}}=net.safetensors data.mean=[120,120,120]",
+        ),
+        (FROZEN, "or train them too", KNOWN),
+        (
+            f"{SEED}=net.safetensors",
+            r"set (data.mean='.*' data.std='.*')\.",
+            f"{SEED}=net.safetensors {{0}}",
+        ),
+        (
+            f"{SEED}=other.safetensors data.mean=[0,0,0]",
+            "or set (model.initialize_from=null)",
+            f"{KNOWN} data.mean=[0,0,0] {{0}}",
+        ),
+        (
+            f"{SEED}=nowhere",
+            "give a run folder, a checkpoint, or a (.safetensors)",
+            f"{SEED}=net{{0}} data.mean=[120,120,120]",
+        ),
+        (
+            f"{KNOWN} data.local_folder=copies",
+            "or set (data.local_folder=null)",
+            f"{KNOWN} data.local_folder=copies {{0}}",
+        ),
+        (
+            f"{KNOWN} data.local_folder=copies",
+            "`(vggdist prepare folder .*) --out DIR (--form shards)` and set data.root=DIR",
+            f"{KNOWN} data.local_folder=copies data.root=packed ; {{0}} --out packed {{1}}",
+        ),
+    ],
+    "choose": [
+        (
+            "run.folder=run run.resume=never",
+            "choose another (run.folder)",
+            "{0}=another run.resume=never",
+        ),
+        (
+            "run.folder=run run.resume=x",
+            r"Give a folder such as (.*)/step-00005000",
+            "run.folder=run run.resume={0}/step-00000005",
+        ),
+        (
+            "run.folder=run run.resume=x",
+            r"step-00005000, (auto), or",
+            "run.folder=run run.resume={0}",
+        ),
+    ],
+    "lock": [
+        ("held", "wait for it, or choose another run.folder", "another"),
+        ("two/run", "Choose another run.folder", "another"),
+    ],
+    "measure": [
+        ("step 0", "at least one round", "step 1"),
+        ("tune 0", "at least one round", "tune 1"),
+        ("machine 2", "at least (three) rounds", "machine 3"),
+    ],
+    "out": [
+        ("tune two", "Give another file", "tune another"),
+        ("tune data", "Give another file", "tune another"),
+        ("tune deep/it", "make it first", "tune it"),
+        ("machine two", "Give another file", "machine another"),
+        ("machine deep/it", "make it first", "machine it"),
+    ],
+    "bench images": [
+        ("data.root=data model.num_classes=1", "set (model.num_classes=3)", "data.root=data {0}"),
+    ],
+    "tune images": [("seed=1", "(data.root)=/path/to/images", "{0}=data")],
+    "bench exchange": [
+        (
+            "batch.global=256 batch.micro=64",
+            r"set (batch.global) to at most (\d+)",
+            "{0}={1} batch.micro=64",
+        ),
+    ],
+    "pack": [
+        ("0 95 512 1", r"shorter side cannot be 0 pixels; it is at least (\d)", "{0} 95 512 1"),
+        ("9 0 512 1", r"JPEG quality cannot be 0; it is between (\d+) and 100", "9 {0} 512 1"),
+        ("9 101 512 1", r"JPEG quality cannot be 101; it is between 1 and (\d+)", "9 {0} 512 1"),
+        ("9 95 -1 1", r"--shard-megabytes cannot be -1\.0; it is more than 0", "9 95 0.1 1"),
+        ("9 95 512 0", "--jobs cannot be 0; it is more than 0", "9 95 512 1"),
+    ],
+    "form": [("zip", r"no form 'zip'; choose (\w+) or shards", "{0}")],
+    "transfer": [("1", r"it must be at least (\d)", "{0}")],
+    "classes": [("a\n\nb\n", "write a name in each line", "a\nb\n")],
+}
+"""What is done -> what is typed, a pattern of the advice, and what is typed next: {0}, {1} ... are
 the groups of the pattern."""
+EACH = [(name, *case) for name, cases in CASES.items() for case in cases]
 
 
 class Past(Exception):  # noqa: N818
@@ -466,7 +448,7 @@ def problem_of(attempt: Attempt, typed: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("name", "typed", "advice", "then"), CASES)
+@pytest.mark.parametrize(("name", "typed", "advice", "then"), EACH)
 def test_who_follows_the_advice_does_not_meet_the_problem_again(
     name: str, typed: str, advice: str, then: str, attempts: dict[str, Attempt]
 ) -> None:
@@ -499,7 +481,7 @@ OF_THE_SYSTEM = (
 def test_the_advice_of_every_error_about_a_configuration_is_followed_above(
     attempts: dict[str, Attempt],
 ) -> None:
-    said = [str(problem_of(attempts[name], typed)) for name, typed, _, _ in CASES]
+    said = [str(problem_of(attempts[name], typed)) for name, typed, _, _ in EACH]
     values = ("config.py", "model/configurations.py", "slurm/settings.py", "artifacts/paths.py")
     missing = []
     for file in sorted((ROOT / "vggdist").rglob("*.py")):

@@ -1,6 +1,7 @@
 """The oracle is the paper: arXiv:1409.1556v6, sections 3.1, 3.2 and 4."""
 
 import itertools
+from operator import attrgetter
 
 import pytest
 from pydantic import ValidationError
@@ -27,53 +28,31 @@ IMAGENET = 1_281_167
 
 
 def test_the_defaults_are_the_papers() -> None:
-    config = Config()
-    found = {
-        "configuration": config.model.configuration,
-        "batch normalization": config.model.batch_norm,
-        "classes": config.model.num_classes,
-        "width of fc6 and fc7": config.model.fc_width,
-        "dropout": config.model.dropout,
-        "initialization": config.model.initialization,
-        "S": (config.data.train_scale_min, config.data.train_scale_max),
-        "Q": config.data.evaluation_scale,
-        "crop": config.data.crop_size,
-        "flip": config.data.flip,
-        "color shift": config.data.color_shift,
-        "batch": config.batch.global_,
-        "learning rate": config.optimizer.learning_rate,
-        "momentum": config.optimizer.momentum,
-        "weight decay": config.optimizer.weight_decay,
-        "clipping": config.optimizer.gradient_clipping,
-        "schedule": config.schedule.name,
-        "warm-up": config.schedule.warmup_epochs,
-        "factor": config.schedule.factor,
-        "decreases": config.schedule.num_decreases,
-        "epochs": config.schedule.num_epochs,
+    papers = {
+        "model.configuration": "D",
+        "model.batch_norm": False,
+        "model.num_classes": 1000,
+        "model.fc_width": 4096,
+        "model.dropout": 0.5,
+        "model.initialization": "glorot",
+        "data.train_scale_min": 256,
+        "data.train_scale_max": 256,
+        "data.evaluation_scale": 256,
+        "data.crop_size": 224,
+        "data.flip": True,
+        "data.color_shift": 0.1,
+        "batch.global_": 256,
+        "optimizer.learning_rate": 1e-2,
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 5e-4,
+        "optimizer.gradient_clipping": 0.0,
+        "schedule.name": "plateau",
+        "schedule.warmup_epochs": 0.0,
+        "schedule.factor": 0.1,
+        "schedule.num_decreases": 3,
+        "schedule.num_epochs": 74.0,
     }
-    assert found == {
-        "configuration": "D",
-        "batch normalization": False,
-        "classes": 1000,
-        "width of fc6 and fc7": 4096,
-        "dropout": 0.5,
-        "initialization": "glorot",
-        "S": (256, 256),
-        "Q": 256,
-        "crop": 224,
-        "flip": True,
-        "color shift": 0.1,
-        "batch": 256,
-        "learning rate": 1e-2,
-        "momentum": 0.9,
-        "weight decay": 5e-4,
-        "clipping": 0.0,
-        "schedule": "plateau",
-        "warm-up": 0.0,
-        "factor": 0.1,
-        "decreases": 3,
-        "epochs": 74.0,
-    }
+    assert {key: attrgetter(key)(Config()) for key in papers} == papers
 
 
 def test_74_epochs_are_the_papers_370_thousand_steps() -> None:
@@ -185,20 +164,16 @@ def test_infinity_and_nan_are_no_numbers(section: type, key: str, value: float) 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        (OptimizerConfig, "learning_rate", 0.0),
         (OptimizerConfig, "momentum", 1.0),
         (OptimizerConfig, "weight_decay", -1e-9),
-        (ModelConfig, "dropout", 1.0),
         (ModelConfig, "num_classes", 0),
         (DataConfig, "crop_size", 100),
         (DataConfig, "crop_size", 0),
         (ScheduleConfig, "patience", 0),
         (ScheduleConfig, "factor", 1.1),
         (ScheduleConfig, "num_steps", 0),
-        (BatchConfig, "global", 0),
         (RunConfig, "resume", ""),
         (Config, "seed", 2**63),
-        (Config, "zero_stage", 3),
     ],
 )
 def test_a_value_outside_its_range_is_refused(section: type, key: str, value: object) -> None:
@@ -257,13 +232,6 @@ def test_the_learning_rate_scales_linearly_from_its_base_batch() -> None:
     scaled = Config(batch=batch, optimizer=OptimizerConfig(learning_rate=0.1, base_batch=256))
     assert scaled_learning_rate(scaled) == pytest.approx(3.2)
     assert scaled_learning_rate(Config(batch=batch)) == 0.01
-
-
-def test_the_global_batch_is_the_same_for_every_number_of_ranks() -> None:
-    batch = BatchConfig(global_=2048)
-    for world_size in (1, 2, 32, 256):
-        split = split_batch(batch, world_size)
-        assert split.micro * split.accumulation_steps * world_size == 2048
 
 
 @pytest.mark.parametrize("stage", [1, 2])

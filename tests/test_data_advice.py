@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -150,301 +151,275 @@ BREAK_ALL = "for file in data/train/*/*; do echo broken > $file; done"
 MEND = "cp -r kept/. data/"
 CHECK = partial(check, "data", 1)
 
-CASES: dict[str, tuple[Do, Do, str, Do, Do | None]] = {
-    # What is wrong, what is tried, the advice, what is done, what is tried then if not the same.
-    "no such folder": (
+
+class Case(NamedTuple):
+    """A problem, and the way out of it."""
+
+    wrong: Do
+    """How the problem comes about."""
+    attempt: Do
+    """What meets it."""
+    advice: str
+    """A pattern of what is said then."""
+    remedy: Do = "true"
+    """What somebody does who reads it; {0}, {1} ... are the groups of the pattern."""
+    then: Do | None = None
+    """What is tried then; None: the same."""
+
+
+CASES = {
+    "no such folder": Case(
         "true",
         partial(train, "nowhere"),
         "set data.root to a folder with train/ and val/",
-        "true",
-        train,
+        then=train,
     ),
-    "a folder too high": (
+    "a folder too high": Case(
         "mkdir up; mv data up",
         partial(train, "up"),
         r"it has '(data)'.* Set data.root to such a folder",
-        "true",
-        partial(train, "up/data"),
+        then=partial(train, "up/data"),
     ),
-    "no class folders": (
+    "no class folders": Case(
         "mv data/val/cat/* data/val; rm -r data/val/*/",
         train,
         "put the images of each class into a folder of its own",
         "cd data/val; mkdir cat dog; cp *.png dog; mv *.png cat",
-        None,
     ),
-    "an empty class": (
+    "an empty class": Case(
         "mkdir data/train/eel data/val/eel",
         train,
         r"no images in '(eel)'.* Fill the folder, or remove it",
         "rm -r data/train/{0} data/val/{0}",
-        None,
     ),
-    "a line break": (
+    "a line break": Case(
         "mv data/train/dog $'data/train/d\\nog'; mv data/val/dog $'data/val/d\\nog'",
         train,
         "Rename them",
         "mv data/train/d?og data/train/dog; mv data/val/d?og data/val/dog",
-        None,
     ),
-    "an endless link": (
+    "an endless link": Case(
         "ln -s .. data/train/cat/up",
         train,
         r"The link '(\S+)' leads .* so that following it would never end\. Remove it",
         "rm {0}",
-        None,
     ),
-    "other classes": (
+    "other classes": Case(
         "mv data/val/dog data/val/wolf",
         train,
         r"only \S+ has '(dog)'; only \S+ has '(wolf)'.* Add, rename or remove these folders",
         "mv data/val/{1} data/val/{0}",
-        None,
     ),
-    "a single class": (
+    "a single class": Case(
         "mv data/train/dog .; rm -r data/val/dog",
         train,
         r"tells at least two classes apart\. .* into a folder beside it",
         "mkdir data/train/dog data/val/dog; cp dog/* data/train/dog; cp dog/* data/val/dog",
-        None,
     ),
-    "a folder too many": (
+    "a folder too many": Case(
         "for s in train val; do mkdir data/$s/a; mv data/$s/cat data/$s/dog data/$s/a; done",
         train,
         r"move them up.* deep: (mv (\S+)/train/.*)\.$",
         "{0}; $(echo '{0}' | sed s,/train,/val,g | cut -d'&' -f1); rmdir data/val/a",
-        None,
     ),
-    "unfinished": (
+    "unfinished": Case(
         kill_packing,
         partial(train, "packed"),
         "Start the same `vggdist prepare` again",
         partial(pack, "packed"),
-        None,
     ),
-    "shards without their list": (
+    "shards without their list": Case(
         partial(pack, "packed"),
         lambda: (Path("packed/vggdist-manifest.npz").unlink(missing_ok=True), train("packed")),
         "Prepare the data set again",
         lambda: (shutil.rmtree("packed"), pack("packed")),
         partial(train, "packed"),
     ),
-    "changing": (
+    "changing": Case(
         "touch changing",
         look_while_it_changes,
         "Start again once they stay as they are",
         "rm changing",
-        None,
     ),
-    "a new image": (
+    "a new image": Case(
         lambda: (train(), Image.new("RGB", (40, 40)).save("data/train/cat/new.png")),
         partial(train, "data", "run2"),
         r"delete (\S+) to accept the images",
         "rm {0}",
-        None,
     ),
-    "a lost image": (
+    "a lost image": Case(
         lambda: (train(), Path("data/train/cat/0.png").unlink()),
         train,
         "Undo the change",
         MEND,
-        None,
     ),
-    "replaced shards": (
+    "replaced shards": Case(
         lambda: (pack("packed"), pack("odd", "other"), do("cp odd/val/* packed/val/")),
         partial(train, "packed"),
         "prepare the shards again",
         lambda: (shutil.rmtree("packed"), pack("packed")),
-        None,
     ),
-    "a damaged quarantine": (
+    "a damaged quarantine": Case(
         "echo '[]' > data/vggdist-quarantine.json",
         train,
         r"The quarantine list (\S+) cannot be read: .* or delete it and run `vggdist check` again",
         "rm {0}",
-        None,
     ),
-    "a damaged manifest": (
+    "a damaged manifest": Case(
         "echo nothing > data/vggdist-manifest.npz",
         train,
         r"The manifest (\S+) cannot be used: .* Delete it",
         "rm {0}",
-        None,
     ),
-    "a validation image in quarantine": (
+    "a validation image in quarantine": Case(
         lambda: (do(BREAK.format("val")), CHECK()),
         train,
         "Replace them with good copies and run `vggdist check` again",
         lambda: (do(MEND), CHECK()),
-        None,
     ),
-    "an image in quarantine to evaluate": (
+    "an image in quarantine to evaluate": Case(
         lambda: (do(BREAK.format("val")), CHECK()),
         evaluate_it,
         "Replace them with good copies and run `vggdist check` again",
         lambda: (do(MEND), CHECK()),
-        None,
     ),
-    "images of another run": (
+    "images of another run": Case(
         lambda: (train(), do("rm data/vggdist-manifest.npz data/train/cat/0.png")),
         train,
         "choose another run.folder",
-        "true",
-        partial(train, "data", "run2"),
+        then=partial(train, "data", "run2"),
     ),
-    "replaced images": (
+    "replaced images": Case(
         lambda: (train(), do("cp data/train/dog/0.png data/train/cat/0.png")),
         train,
         r"or set (\S+=\w+) to go on",
-        "true",
-        partial(train, "data", "run", "data.accept_changed=true"),
+        then=partial(train, "data", "run", "data.accept_changed=true"),
     ),
-    "replaced images put back": (
+    "replaced images put back": Case(
         lambda: (train(), do("cp data/train/dog/0.png data/train/cat/0.png")),
         train,
         "Restore the previous ones",
         MEND,
-        None,
     ),
-    "nothing usable": (
+    "nothing usable": Case(
         lambda: (open_dataset("data", write=True), do(BREAK_ALL)),
         partial(load, 100),
         r"No image in \S+ can be used. Check the disk",
         MEND,
-        None,
     ),
-    "too many unusable": (
+    "too many unusable": Case(
         lambda: (open_dataset("data", write=True), do(BREAK_ALL)),
         load,
         "list all bad images with `vggdist check",
         lambda: (CHECK(), do(MEND)),
-        None,
     ),
-    "an unusable validation image": (
+    "an unusable validation image": Case(
         BREAK.format("val"),
         evaluate_in_training,
         r"The image (\S+) cannot be used: .* Replace it with a good copy",
         MEND,
-        None,
     ),
-    "a local folder that is a file": (
+    "a local folder that is a file": Case(
         lambda: (pack("packed"), do("touch file")),
         partial(stage, "file"),
         "Name a folder on a disk of the node's own",
-        "true",
-        partial(stage, "local"),
+        then=partial(stage, "local"),
     ),
-    "nothing to check": (
+    "nothing to check": Case(
         "mkdir empty",
         lambda: check_it(root="empty"),
         "Name a folder with train/ and val/",
-        "true",
-        check_it,
+        then=check_it,
     ),
-    "too many in quarantine": (
+    "too many in quarantine": Case(
         BREAK.format("train"),
         partial(check_it, 0.1),
         "Replace them with good copies, or allow more",
         MEND,
-        None,
     ),
-    "no room for digits": (
+    "no room for digits": Case(
         "true",
         partial(write_digits, "data"),
         "Choose another folder, or remove this one",
-        "true",
-        partial(write_digits, "digits"),
+        then=partial(write_digits, "digits"),
     ),
-    "a folder with something else": (
+    "a folder with something else": Case(
         "mkdir packed; touch packed/precious",
         partial(pack, "packed"),
         "Choose another folder",
-        "true",
-        partial(pack, "packed2"),
+        then=partial(pack, "packed2"),
     ),
-    "a damaged record": (
+    "a damaged record": Case(
         damage_record,
         partial(pack, "packed"),
         r"Remove (\S+) and start again",
         "rm -r {0}",
-        None,
     ),
-    "a damaged request": (
+    "a damaged request": Case(
         lambda: (pack("packed"), Path("packed/.vggdist-prepared.json").write_text("{")),
         partial(pack, "packed"),
         r"is damaged .* Remove (\S+) and start again",
         "rm -r {0}",
-        None,
     ),
-    "prepared from others": (
+    "prepared from others": Case(
         partial(pack, "packed", "other"),
         partial(pack, "packed"),
         "choose another folder, or remove this one",
         "rm -r packed",
-        None,
     ),
-    "an image that vanishes": (
+    "an image that vanishes": Case(
         lambda: (train(), Path("data/train/cat/0.png").unlink()),
         partial(pack, "packed"),
         "Undo the change",
         MEND,
-        None,
     ),
-    "an evaluation's image that is too long": (
+    "an evaluation's image that is too long": Case(
         lambda: Image.new("RGB", (20_000, 1)).save("data/val/cat/0.png"),
         evaluate_it,
         "Crop it",
         lambda: Image.new("RGB", (40, 40)).save("data/val/cat/0.png"),
-        None,
     ),
-    "an evaluation's image without an end": (
+    "an evaluation's image without an end": Case(
         "cp data/val/cat/0.png good.png; truncate --size=-12 data/val/cat/0.png",
         evaluate_it,
         "with a good copy.*An evaluation counts every image, so none takes its place",
         "cp good.png data/val/cat/0.png",
-        None,
     ),
-    "other classes than the network's": (
+    "other classes than the network's": Case(
         "for s in train val; do mv data/$s/dog data/$s/wolf; done",
         evaluate_it,
         r"has '(dog)'\..*Name the folders as in training",
         "for s in train val; do mv data/$s/wolf data/$s/dog; done",
-        None,
     ),
-    "more classes than the network's": (
+    "more classes than the network's": Case(
         "for s in train val; do cp -r data/$s/dog data/$s/wolf; done",
         evaluate_it,
         "evaluate it on images of the classes that it was trained on",
         "rm -r data/*/wolf",
-        None,
     ),
-    "nothing to predict": (
+    "nothing to predict": Case(
         "mkdir empty",
         partial(expand, [Path("empty")]),
         "give images or a folder of them",
-        "true",
-        partial(expand, [Path("data")]),
+        then=partial(expand, [Path("data")]),
     ),
-    "a picture of no format": (
+    "a picture of no format": Case(
         "true",
         partial(sheet, "sheet.xyz"),
         r"Name a file such as ([\w.]+)\.",
-        "true",
-        partial(sheet, "sheet.png"),
+        then=partial(sheet, "sheet.png"),
     ),
-    "features of one class": (
+    "features of one class": Case(
         partial(write_features, 9),
         partial(transfer_it, 2),
         "an SVM tells two or more apart",
         partial(write_features, 9, 9),
-        None,
     ),
-    "too few features": (
+    "too few features": Case(
         partial(write_features, 9, 9),
         partial(transfer_it, 9),
         "Lower --train-per-class",
-        "true",
-        partial(transfer_it, 8),
+        then=partial(transfer_it, 8),
     ),
 }
 
@@ -503,7 +478,7 @@ def test_who_follows_the_advice_does_not_meet_the_problem_again(
     told = re.search(advice, message, re.DOTALL)
     assert told, f"no {advice!r} in: {message}"
     do(remedy, *told.groups())
-    do(attempt if then is None else then)
+    do(then or attempt)
 
 
 ELSEWHERE = {
@@ -527,7 +502,7 @@ OF_THE_SYSTEM = (
 
 
 def test_the_advice_of_every_error_about_images_is_followed_above() -> None:
-    advice = [pattern for _, _, pattern, _, _ in CASES.values()]
+    advice = [case.advice for case in CASES.values()]
     texts = {name: _texts(name) for name in _modules() if name not in ELSEWHERE}
     missing = [
         f"{name}, line {line}: {text}"
@@ -548,10 +523,7 @@ def _texts(module: str) -> list[tuple[int, str]]:
     """Line and text of each DataError of a module; what is put in stands as an empty string."""
     tree = ast.parse((ROOT / "vggdist" / module).read_text(encoding="utf-8"))
     return [
-        (
-            call.lineno,
-            "".join(_strings(call)),
-        )
+        (call.lineno, "".join(_strings(call)))
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "DataError"
     ]

@@ -1,7 +1,10 @@
 """Predictions are those of a loop with Pillow; broken images are named and do not stop the rest."""
 
 import json
+import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tests.prepare.odd_images import short_metadata
 from vggdist import cli
-from vggdist.artifacts.weights import Description, load_weights, save_weights
+from vggdist.artifacts.weights import Description, Weights, load_weights, save_weights
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.initialization import build_initialized
@@ -22,16 +25,14 @@ MODEL = ModelConfig(
     configuration=(("3-8",), ("3-16",)), num_classes=4, fc_width=16, initialization="kaiming"
 )
 CLASSES = ("ant", "bee", "cat", "dog")
+DESCRIPTION = Description(MODEL, 32, (120.0, 110.0, 100.0), (60.0, 59.0, 58.0), (36, 44), CLASSES)
 
 
 @pytest.fixture(scope="module")
-def weights_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     path = tmp_path_factory.mktemp("weights") / "network.safetensors"
-    network = build_initialized(MODEL, 32, seed=5)
-    mean, std = (120.0, 110.0, 100.0), (60.0, 59.0, 58.0)
-    description = Description(MODEL, 32, mean, std, (36, 44), CLASSES)
-    save_weights(path, network.state_dict(), description)
-    return path
+    save_weights(path, build_initialized(MODEL, 32, seed=5).state_dict(), DESCRIPTION)
+    return load_weights(path)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expected_confidences(weights_path: Path, file: Path, scale: int) -> torch.Tensor:
+def expected_confidences(weights: Weights, file: Path, scale: int) -> torch.Tensor:
     """The centre crop by Pillow, without turning it."""
-    weights = load_weights(weights_path)
     size = weights.description.crop_size
     with Image.open(file) as image:
         picture = image.convert("RGB")
@@ -73,42 +73,45 @@ def expected_confidences(weights_path: Path, file: Path, scale: int) -> torch.Te
 
 @pytest.mark.parametrize("scale", [None, 32, 50])
 def test_predictions_are_those_of_pillow_and_a_plain_forward(
-    scale: int | None, weights_path: Path, images: Path
+    scale: int | None, weights: Weights, images: Path
 ) -> None:
     files = expand([images])
-    predictions = predict(load_weights(weights_path), files, top=4, scale=scale, device="cpu")
-    assert [one.file for one in predictions] == files
+    predictions = predict(weights, files, top=4, scale=scale, device="cpu")
+    assert [prediction.file for prediction in predictions] == files
     spread = []
-    for one in predictions:
-        expected = expected_confidences(weights_path, one.file, scale or 40)
-        for choice in one.choices:
+    for prediction in predictions:
+        choices = prediction.choices
+        expected = expected_confidences(weights, prediction.file, scale or 40)
+        for choice in choices:
             assert choice.confidence == pytest.approx(float(expected[choice.label]), abs=0.02)
             assert choice.name == CLASSES[choice.label]
-        assert {choice.label for choice in one.choices} == {0, 1, 2, 3}
-        confidences = [choice.confidence for choice in one.choices]
+        assert {choice.label for choice in choices} == {0, 1, 2, 3}
+        confidences = [choice.confidence for choice in choices]
         assert confidences == sorted(confidences, reverse=True)
         assert sum(confidences) == pytest.approx(1, abs=1e-5)
         spread.append(confidences[0] - confidences[-1])
     assert max(spread) > 0.2, "a network that says the same of all proves nothing"
 
 
-def test_bf16_is_near_fp32(weights_path: Path, images: Path) -> None:
-    weights, files = load_weights(weights_path), expand([images])
+def test_bf16_is_near_fp32(weights: Weights, images: Path) -> None:
+    files = expand([images])
     exact = predict(weights, files, top=4, device="cpu")
     rough = predict(weights, files, top=4, precision="bf16", device="cpu")
-    for one, other in zip(exact, rough, strict=True):
-        mine = {choice.label: choice.confidence for choice in one.choices}
-        theirs = {choice.label: choice.confidence for choice in other.choices}
-        assert theirs == pytest.approx(mine, abs=0.05)
+    for predictions in zip(exact, rough, strict=True):
+        fp32, bf16 = (
+            {choice.label: choice.confidence for choice in prediction.choices}
+            for prediction in predictions
+        )
+        assert bf16 == pytest.approx(fp32, abs=0.05)
     assert exact != rough
 
 
-def test_more_images_than_a_batch_and_the_same_one_twice(weights_path: Path, images: Path) -> None:
+def test_more_images_than_a_batch_and_the_same_one_twice(weights: Weights, images: Path) -> None:
     files = [images / "a.png", images / "b.png"] * 10
-    predictions = predict(load_weights(weights_path), files, top=1, device="cpu")
-    assert [one.file for one in predictions] == files
-    for one, other in zip(predictions[:2], predictions[-2:], strict=True):
-        assert one.choices[0].confidence == pytest.approx(other.choices[0].confidence, abs=1e-5)
+    predictions = predict(weights, files, top=1, device="cpu")
+    assert [prediction.file for prediction in predictions] == files
+    confidences = [prediction.choices[0].confidence for prediction in predictions]
+    assert confidences[:2] == pytest.approx(confidences[-2:], abs=1e-5)
 
 
 def test_the_scale_is_the_middle_of_the_training_scales_or_in_proportion() -> None:
@@ -121,9 +124,9 @@ def test_the_scale_is_the_middle_of_the_training_scales_or_in_proportion() -> No
     assert scale(32, None) == 37
 
 
-def test_a_scale_below_the_crop_size_is_refused(weights_path: Path, images: Path) -> None:
+def test_a_scale_below_the_crop_size_is_refused(weights: Weights, images: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        predict(load_weights(weights_path), [images / "a.png"], scale=31, device="cpu")
+        predict(weights, [images / "a.png"], scale=31, device="cpu")
     assert str(refused.value) == (
         "--scale: at a shorter side of 31 pixels images are smaller than the network's input of "
         "32 x 32; use scales of 32 or more."
@@ -138,8 +141,8 @@ def test_folders_become_their_images_and_files_stay(images: Path, tmp_path: Path
         expand([tmp_path])
 
 
-def test_the_same_table_by_hand(weights_path: Path, images: Path) -> None:
-    predictions = predict(load_weights(weights_path), [images / "a.png"], top=2, device="cpu")
+def test_the_same_table_by_hand(weights: Weights, images: Path) -> None:
+    predictions = predict(weights, [images / "a.png"], top=2, device="cpu")
     header, rule, first, second = render_predictions(predictions).splitlines()
     assert header.split() == ["image", "class", "confidence"]
     assert set(rule) == {"-"}
@@ -150,94 +153,74 @@ def test_the_same_table_by_hand(weights_path: Path, images: Path) -> None:
     assert second.split()[0] == predictions[0].choices[1].name
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["vggdist", "predict", *map(str, words)])
-    return cli.main()
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """`vggdist predict` with the network."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        arguments = ["vggdist", "predict", *map(str, (weights.path, *words))]
+        monkeypatch.setattr(sys, "argv", arguments)
+        return subprocess.CompletedProcess(arguments, cli.main(), *capfd.readouterr())
+
+    return run
 
 
 def test_broken_images_are_named_the_others_predicted_and_the_exit_code_is_3(
-    weights_path: Path,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command, images: Path, tmp_path: Path
 ) -> None:
     encoded = (images / "d.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(encoded[: len(encoded) // 2])
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "words.jpg").write_text("no picture")
-    files = [*sorted(tmp_path.iterdir()), tmp_path / "missing.jpg", images / "a.png"]
+    broken = [*sorted(tmp_path.iterdir()), tmp_path / "missing.jpg"]
     sheet, report = tmp_path / "out" / "sheet.png", tmp_path / "report.json"
-    code = run(monkeypatch, weights_path, *files, "--top", 2, "--out", sheet, "--json", report)
-    assert code == 3
-    out, err = capsys.readouterr()
-    sentences = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert [line.split()[1] for line in sentences] == [str(file) for file in files[:-1]]
+    good = images / "a.png"
+    said = command(*broken, good, "--top", 2, "--out", sheet, "--json", report)
+    assert said.returncode == 3
+    sentences = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split()[1] for line in sentences] == [str(file) for file in broken]
     assert all(" cannot be used: " in line and line.endswith(".") for line in sentences)
-    assert "empty.png cannot be used: the file is empty." in err
-    assert "missing.jpg cannot be used: it cannot be read: there is no such file." in err
-    assert str(images / "a.png") in out
+    assert "empty.png cannot be used: the file is empty." in said.stderr
+    assert "missing.jpg cannot be used: it cannot be read: there is no such file." in said.stderr
+    assert str(good) in said.stdout
     told = json.loads(report.read_text())
-    assert [one["file"] for one in told["images"]] == [str(images / "a.png")]
-    assert [one["file"] for one in told["unusable"]] == [str(file) for file in files[:-1]]
+    assert [image["file"] for image in told["images"]] == [str(good)]
+    assert [image["file"] for image in told["unusable"]] == [str(file) for file in broken]
     choice = told["images"][0]["predictions"][0]
     assert choice["name"] == CLASSES[choice["label"]]
     with Image.open(sheet) as picture:
         assert picture.format == "PNG"
 
 
-def test_without_a_usable_image_there_is_no_picture(
-    weights_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_a_usable_image_there_is_no_picture(command: Command, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    assert run(monkeypatch, weights_path, tmp_path / "nothing.jpg", "--out", sheet) == 3
-    assert capsys.readouterr().out == "None of the images can be used.\n"
+    said = command(tmp_path / "nothing.jpg", "--out", sheet)
+    assert (said.returncode, said.stdout) == (3, "None of the images can be used.\n")
     assert not sheet.exists()
 
 
 def test_a_picture_that_cannot_be_written_is_said_after_the_table(
-    weights_path: Path,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command, images: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     sheet = tmp_path / "file" / "sheet.png"
-    assert run(monkeypatch, weights_path, images / "a.png", "--out", sheet) == 3
-    out, err = capsys.readouterr()
-    assert "confidence" in out
-    assert f"error: --out {sheet} cannot be written: " in err
-    assert err.endswith("Name a file such as sheet.png.\n")
+    said = command(images / "a.png", "--out", sheet)
+    assert said.returncode == 3
+    assert "confidence" in said.stdout
+    assert f"error: --out {sheet} cannot be written: " in said.stderr
+    assert said.stderr.endswith("Name a file such as sheet.png.\n")
 
 
-def test_well_images_end_with_0(
-    weights_path: Path,
-    images: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(monkeypatch, weights_path, images, "--device", "cpu", "--precision", "fp32") == 0
-    (line,) = capsys.readouterr().err.splitlines()
+def test_well_images_end_with_0(command: Command, images: Path) -> None:
+    said = command(images, "--device", "cpu", "--precision", "fp32")
+    assert said.returncode == 0
+    (line,) = said.stderr.splitlines()
     assert line.endswith(" precision fp32, as set.")
-
-
-def test_names_whose_bytes_are_no_text_are_shown(
-    weights_path: Path,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    odd = Path(str(tmp_path) + "/caf\udce9.png")
-    odd.write_bytes((images / "a.png").read_bytes())
-    sheet = tmp_path / "sheet.png"
-    assert run(monkeypatch, weights_path, odd, "--out", sheet) == 0
-    assert "caf\\xe9.png" in capsys.readouterr().out
-    assert sheet.exists()
 
 
 def test_usable_and_unusable_images_are_told_apart(images: Path, tmp_path: Path) -> None:
@@ -253,48 +236,55 @@ def test_a_network_that_has_exploded_is_refused(images: Path, tmp_path: Path) ->
     with torch.no_grad():
         network.fc7.linear.weight.mul_(1e20)
         network.fc8.linear.weight.mul_(1e30)
-    description = Description(MODEL, 32, (120.0, 110.0, 100.0), (60.0, 59.0, 58.0), (36, 44))
-    save_weights(tmp_path / "exploded.safetensors", network.state_dict(), description)
+    save_weights(tmp_path / "exploded.safetensors", network.state_dict(), DESCRIPTION)
     weights = load_weights(tmp_path / "exploded.safetensors")
     with pytest.raises(WeightsError, match=r"posteriors are infinite or not numbers for .*a\.png"):
         predict(weights, expand([images]), device="cpu")
 
 
+def test_names_whose_bytes_are_no_text_are_shown(
+    command: Command, images: Path, tmp_path: Path
+) -> None:
+    odd, sheet = f"{tmp_path}/caf\udce9.png", tmp_path / "sheet.png"
+    shutil.copy(images / "a.png", odd)
+    said = command(odd, "--out", sheet)
+    assert said.returncode == 0
+    assert "caf\\xe9.png" in said.stdout
+    assert sheet.exists()
+
+
 def test_a_picture_is_drawn_of_an_image_that_pillow_does_not_open(
-    weights_path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, images: Path, tmp_path: Path
 ) -> None:
     odd, sheet = tmp_path / "odd.jpg", tmp_path / "sheet.png"
     odd.write_bytes(short_metadata((images / "d.jpg").read_bytes()))
     with pytest.raises(UnidentifiedImageError):
         Image.open(odd)
-    assert run(monkeypatch, weights_path, odd, "--out", sheet) == 0
+    assert command(odd, "--out", sheet).returncode == 0
+    assert sheet.exists()
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_an_image_of_extreme_shape_is_predicted_and_drawn(
+    command: Command, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    long, sheet = tmp_path / "long.png", tmp_path / "sheet.png"
+    Image.new("RGB", size, "red").save(long)
+    assert command(long, "--out", sheet).returncode == 0
     assert sheet.exists()
 
 
 def test_a_decoders_line_about_damage_comes_with_the_name_of_the_file(
-    weights_path: Path,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    command: Command, images: Path, tmp_path: Path
 ) -> None:
     whole = (images / "d.jpg").read_bytes()
     damaged = tmp_path / "x y.jpg"
     early = whole.index(b"\xff\xda") + 100
     damaged.write_bytes(whole[:early] + b"\xff\xd0" + whole[early:])  # ends the pixels
-    assert run(monkeypatch, weights_path, *[images / "d.jpg"] * 20, damaged) == 0
-    lines = capfd.readouterr().err.splitlines()
+    said = command(*[images / "d.jpg"] * 20, damaged)
+    assert said.returncode == 0
+    lines = said.stderr.splitlines()
     (line,) = (line for line in lines if "Corrupt JPEG data" in line)
     assert f"'{damaged}' is damaged, but readable: Corrupt JPEG data: " in line
     assert line.endswith("Its prediction may be wrong.")
     assert lines[-1].startswith("21 of 21 images")
-
-
-@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
-def test_an_image_of_extreme_shape_is_predicted_and_drawn(
-    weights_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
-) -> None:
-    long, sheet = tmp_path / "long.png", tmp_path / "sheet.png"
-    Image.new("RGB", size, "red").save(long)
-    assert run(monkeypatch, weights_path, long, "--out", sheet) == 0
-    assert sheet.exists()

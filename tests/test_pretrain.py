@@ -22,6 +22,13 @@ from vggdist.prepare.sources import FolderSource
 from vggdist.pretrain import pretrain, run
 
 
+@pytest.fixture
+def own_dataset(tiny_dataset, tmp_path):
+    """A copy of the data set, to be damaged."""
+    root = tmp_path / "images"
+    return shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+
+
 def refusal(overrides: list[str], kind: type[Exception]) -> str:
     with pytest.raises(kind) as caught:
         pretrain(load_config(None, overrides))
@@ -37,22 +44,6 @@ def test_without_data_root_the_error_says_what_to_give(tmp_path):
 def test_a_missing_data_root_is_named(tiny_overrides):
     message = refusal([*tiny_overrides, "data.root=/nowhere/images"], DataError)
     assert "/nowhere/images" in message
-
-
-def test_an_empty_class_is_named(tiny_dataset, tiny_overrides, tmp_path):
-    root = tmp_path / "images"
-    shutil.copytree(tiny_dataset, root)
-    (root / "vggdist-manifest.npz").unlink(missing_ok=True)
-    (root / "train" / "blue").mkdir()
-    (root / "val" / "blue").mkdir()
-    message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
-    assert "blue" in message
-
-
-def test_another_number_of_classes_than_the_folders_is_refused_with_the_right_one(tiny_overrides):
-    message = refusal([*tiny_overrides, "model.num_classes=1000"], ConfigError)
-    assert "model.num_classes is 1000" in message
-    assert "set model.num_classes=3" in message
 
 
 def test_an_impossible_batch_split_is_refused(tiny_overrides):
@@ -73,16 +64,24 @@ def test_a_run_folder_of_another_configuration_is_refused_and_left_as_it_is(tiny
 
 
 def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(tiny_overrides):
-    refusal([*tiny_overrides, "model.num_classes=1000"], ConfigError)
+    message = refusal([*tiny_overrides, "model.num_classes=1000"], ConfigError)
+    assert "model.num_classes is 1000" in message
+    assert "set model.num_classes=3" in message
     corrected = load_config(None, tiny_overrides)
     assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
 
 
 @pytest.fixture
-def own_dataset(tiny_dataset, tmp_path):
-    """A copy of the data set, to be damaged."""
-    root = tmp_path / "images"
-    return shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
+def error_of_ranks(capfd):
+    """What a training says that ends all its ranks with an error of a kind."""
+
+    def train(kind, world_size, overrides):
+        assert train_in_ranks(world_size, overrides) == [kind.exit_code] * world_size
+        printed = capfd.readouterr().err
+        assert "Traceback" not in printed
+        return printed
+
+    return train
 
 
 def cut_off(path):
@@ -91,27 +90,24 @@ def cut_off(path):
 
 @pytest.mark.multi_process
 @pytest.mark.slow
-def test_an_unusable_image_stops_training_and_is_named(own_dataset, tiny_overrides, capfd):
+def test_an_unusable_image_stops_training_and_is_named(own_dataset, tiny_overrides, error_of_ranks):
     bad = own_dataset / "train" / "green" / "1.jpg"
     cut_off(bad)
     overrides = [*tiny_overrides, f"data.root={own_dataset}", "data.policy=fail"]
-    assert train_in_ranks(1, overrides) == [DataError.exit_code]
-    printed = capfd.readouterr().err
+    printed = error_of_ranks(DataError, 1, overrides)
     assert f"error: The image {bad} cannot be used: " in printed
-    assert "Traceback" not in printed
 
 
 @pytest.mark.multi_process
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_cut_off_validation_images_end_a_training_before_its_first_step(
-    own_dataset, tiny_overrides, tmp_path, capfd, world_size
+    own_dataset, tiny_overrides, tmp_path, error_of_ranks, world_size
 ):
     bad = [own_dataset / "val" / "green" / "1.jpg", own_dataset / "val" / "red" / "0.jpg"]
     for path in bad:
         cut_off(path)
     overrides = [*tiny_overrides, f"data.root={own_dataset}"]
-    assert train_in_ranks(world_size, overrides) == [DataError.exit_code] * world_size
-    printed = capfd.readouterr().err
+    printed = error_of_ranks(DataError, world_size, overrides)
     assert printed.count("error: ") == 1
     assert (
         f"error: The image {bad[0]} cannot be used: it is cut off: its end is missing. "
@@ -125,7 +121,7 @@ def test_cut_off_validation_images_end_a_training_before_its_first_step(
 @pytest.mark.multi_process
 @pytest.mark.slow
 def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
-    own_dataset, tiny_overrides, tmp_path, capfd
+    own_dataset, tiny_overrides, tmp_path, error_of_ranks
 ):
     bad = own_dataset / "val" / "green" / "9.png"
     with Image.open(own_dataset / "val" / "green" / "0.jpg") as image:
@@ -139,8 +135,8 @@ def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
         "evaluation.every_epochs=1.2",  # 3 steps
         "checkpoint.every_steps=3",
     ]
-    assert train_in_ranks(1, overrides) == [DataError.exit_code]
-    assert f"error: The image {bad} cannot be used: " in capfd.readouterr().err
+    printed = error_of_ranks(DataError, 1, overrides)
+    assert f"error: The image {bad} cannot be used: " in printed
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003"]
     bad.write_bytes(good)
     assert train_in_ranks(1, overrides) == [DataError.exit_code], "another image than before"
@@ -149,13 +145,11 @@ def test_a_validation_image_that_is_bad_in_the_middle_costs_no_step(
 
 
 def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
-    tiny_dataset, tiny_overrides, tmp_path
+    own_dataset, tiny_overrides
 ):
-    root = tmp_path / "images"
-    shutil.copytree(tiny_dataset, root, ignore=shutil.ignore_patterns("vggdist-*"))
-    save_quarantine(root, [BadFile("val/red/1.jpg", "it is cut off")])
-    open_dataset(root, write=True)
-    message = refusal([*tiny_overrides, f"data.root={root}"], DataError)
+    save_quarantine(own_dataset, [BadFile("val/red/1.jpg", "it is cut off")])
+    open_dataset(own_dataset, write=True)
+    message = refusal([*tiny_overrides, f"data.root={own_dataset}"], DataError)
     assert "lists 1 validation images, such as red/1.jpg" in message
     assert "run `vggdist check` again" in message
 
@@ -208,32 +202,25 @@ def test_shards_on_a_local_disk_train_bit_for_bit_as_class_folders_do(
 @pytest.mark.multi_process
 @pytest.mark.slow
 def test_a_node_that_cannot_stage_ends_all_ranks_with_its_reason(
-    tiny_dataset, tiny_overrides, tmp_path, capfd
+    tiny_dataset, tiny_overrides, tmp_path, error_of_ranks
 ):
     prepare(FolderSource(tiny_dataset), tmp_path / "shards", Packing("shards"))
     (tmp_path / "file").write_bytes(b"")
     overrides = [f"data.root={tmp_path / 'shards'}", f"data.local_folder={tmp_path / 'file'}"]
-    codes = train_in_ranks(2, [*tiny_overrides, *overrides])
-    assert codes == [DataError.exit_code] * 2
-    printed = capfd.readouterr().err
+    printed = error_of_ranks(DataError, 2, [*tiny_overrides, *overrides])
     assert "cannot be written on this node" in printed
-    assert "Traceback" not in printed
 
 
 @pytest.mark.multi_process
 @pytest.mark.slow
 def test_results_that_cannot_be_written_are_a_sentence_and_the_same_command_writes_them(
-    tiny_overrides, tmp_path, capfd
+    tiny_overrides, tmp_path, error_of_ranks
 ):
     blocked = tmp_path / "run" / "predictions.png"
     blocked.mkdir(parents=True)
     overrides = [*tiny_overrides, "schedule.num_steps=1"]
-    assert train_in_ranks(1, overrides) == [CheckpointError.exit_code]
-    printed = capfd.readouterr().err
-    assert (
-        "error: the training is finished and its checkpoint is kept, but the results in" in printed
-    )
-    assert "Traceback" not in printed
+    message = "error: the training is finished and its checkpoint is kept, but the results in"
+    assert message in error_of_ranks(CheckpointError, 1, overrides)
     blocked.rmdir()
     assert train_in_ranks(1, overrides) == [0]
     assert blocked.is_file()

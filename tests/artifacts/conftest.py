@@ -1,4 +1,4 @@
-"""A process that holds a lock."""
+"""A process that holds a lock, for tests of locks."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock of `tmp_path`, as of a run folder, until it is killed."""
+    """Another process that holds the lock of `tmp_path` until it is killed."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:

@@ -191,16 +191,12 @@ def test_the_damage_is_named(tmp_path: Path, damage: Damage, message: str) -> No
 def test_a_manifest_that_is_none_is_damage(tmp_path: Path, manifest: str, message: str) -> None:
     path = save(tmp_path, made_at(1), keep=2)
     (path / "manifest.json").write_text(manifest)
-    problem = verify(path)
-    assert problem is not None
-    assert problem.startswith(message)
+    assert (verify(path) or "").startswith(message)
 
 
 def test_a_file_with_a_checkpoints_name_is_damage(tmp_path: Path) -> None:
     (tmp_path / "step-00000001").write_text("")
-    problem = verify(tmp_path / "step-00000001")
-    assert problem is not None
-    assert problem.startswith("NotADirectoryError: ")
+    assert (verify(tmp_path / "step-00000001") or "").startswith("NotADirectoryError: ")
 
 
 def test_where_all_are_damaged_training_does_not_begin_anew(tmp_path: Path) -> None:

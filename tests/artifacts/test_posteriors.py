@@ -8,12 +8,32 @@ import pytest
 
 from tests.evaluation.stored_posteriors import SOURCE, random_posteriors, store
 from vggdist.artifacts.posteriors import (
+    Posteriors,
     format_train_scale,
     load_posteriors,
     open_posteriors,
     save_posteriors,
 )
 from vggdist.errors import WeightsError
+
+
+@pytest.fixture
+def posteriors() -> Posteriors:
+    return random_posteriors(num_classes=7)
+
+
+@pytest.fixture
+def path(posteriors: Posteriors, tmp_path: Path) -> Path:
+    """A file of them."""
+    return store(tmp_path, [posteriors])[0]
+
+
+def rewrite(path: Path, **changes: np.ndarray) -> None:
+    """Puts other arrays into a file."""
+    with np.load(path) as file:
+        parts = {**file, **changes}
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=True, **parts)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -42,9 +62,9 @@ def test_numpy_alone_can_read_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_images", [1, 5, 22, 23, 24])
-def test_rows_are_all_posteriors_in_order(num_images: int, tmp_path: Path) -> None:
-    posteriors = random_posteriors(num_classes=7)
-    (path,) = store(tmp_path, [posteriors])
+def test_rows_are_all_posteriors_in_order(
+    num_images: int, posteriors: Posteriors, path: Path
+) -> None:
     parts = list(open_posteriors(path).rows(num_images))
     assert {len(part) for part in parts[:-1]} <= {num_images}
     np.testing.assert_array_equal(np.concatenate(parts), posteriors.values)
@@ -57,8 +77,7 @@ def test_an_array_in_column_order_is_stored_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_posteriors(path).values, posteriors.values)
 
 
-def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
-    (path,) = store(tmp_path, [random_posteriors(num_classes=7)])
+def test_a_file_that_is_cut_off_anywhere_is_refused(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(0, len(whole), 97):
         path.write_bytes(whole[:length])
@@ -66,9 +85,7 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
             load_posteriors(path)
 
 
-def test_a_changed_byte_is_never_taken_for_posteriors(tmp_path: Path) -> None:
-    posteriors = random_posteriors(num_classes=7)
-    (path,) = store(tmp_path, [posteriors])
+def test_a_changed_byte_is_never_taken_for_posteriors(posteriors: Posteriors, path: Path) -> None:
     whole = path.read_bytes()
     for place in range(0, len(whole), 31):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
@@ -95,14 +112,9 @@ def test_a_file_that_is_not_there_or_something_else_is_refused(tmp_path: Path) -
             load_posteriors(path)
 
 
-def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
-    (path,) = store(tmp_path, [random_posteriors(num_classes=7)])
-    with np.load(path) as file:
-        parts = dict(file)
+def test_a_pickle_is_never_opened(path: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    parts["labels"] = np.array([_Opened(canary)] * 23, dtype=object)
-    with path.open("wb") as stream:
-        np.savez(stream, allow_pickle=True, **parts)
+    rewrite(path, labels=np.array([_Opened(canary)] * 23, dtype=object))
     with pytest.raises(WeightsError, match="Object arrays cannot be loaded"):
         load_posteriors(path)
     assert not canary.exists()
@@ -130,33 +142,24 @@ class _Opened:
     ],
 )
 def test_parts_that_do_not_belong_together_are_refused(
-    part: str, value: np.ndarray, message: str, tmp_path: Path
+    part: str, value: np.ndarray, message: str, path: Path
 ) -> None:
-    (path,) = store(tmp_path, [random_posteriors(num_classes=7)])
-    with np.load(path) as file:
-        parts = {**file, part: value}
-    with path.open("wb") as stream:
-        np.savez(stream, **parts)
+    rewrite(path, **{part: value})
     with pytest.raises(WeightsError, match=message):
         load_posteriors(path)
 
 
-def test_a_file_of_another_version_says_so(tmp_path: Path) -> None:
-    (path,) = store(tmp_path, [random_posteriors(num_classes=7)])
+def test_a_file_of_another_version_says_so(path: Path) -> None:
     with np.load(path) as file:
-        parts = dict(file)
-    header = parts["header"].tobytes().replace(b'"format": 1', b'"format": 9')
-    with path.open("wb") as stream:
-        np.savez(stream, **{**parts, "header": np.frombuffer(header, np.uint8)})
+        header = file["header"].tobytes().replace(b'"format": 1', b'"format": 9')
+    rewrite(path, header=np.frombuffer(header, np.uint8))
     with pytest.raises(WeightsError, match="of another version of vggdist"):
         open_posteriors(path)
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    posteriors: Posteriors, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posteriors = random_posteriors(num_classes=7)
-    (path,) = store(tmp_path, [posteriors])
     with pytest.raises(WeightsError, match="cannot be written"):
         save_posteriors(path / "below", posteriors)
 
@@ -167,7 +170,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(WeightsError, match=r"cannot be written: .*No space left"):
         save_posteriors(path, random_posteriors(1, num_classes=7))
     np.testing.assert_array_equal(load_posteriors(path).values, posteriors.values)
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_source_is_named_as_in_the_paper() -> None:
@@ -178,8 +181,9 @@ def test_a_source_is_named_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_posteriors_that_are_no_numbers_are_not_written(value: float, tmp_path: Path) -> None:
-    posteriors = random_posteriors(num_classes=7)
+def test_posteriors_that_are_no_numbers_are_not_written(
+    value: float, posteriors: Posteriors, tmp_path: Path
+) -> None:
     values = posteriors.values.copy()
     values[[4, 9], 3] = value
     with pytest.raises(WeightsError) as caught:
@@ -190,9 +194,8 @@ def test_posteriors_that_are_no_numbers_are_not_written(value: float, tmp_path: 
 
 
 def test_posteriors_that_are_no_numbers_are_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    posteriors: Posteriors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posteriors = random_posteriors(num_classes=7)
     posteriors.values[4, 3] = np.nan
     monkeypatch.setattr("vggdist.artifacts.posteriors.require_finite", lambda *_: None)
     (path,) = store(tmp_path, [posteriors])

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from vggdist.artifacts.run_folder import (
 )
 from vggdist.config import Config
 from vggdist.config_file import load_config
-from vggdist.errors import CheckpointError, ConfigError
+from vggdist.errors import CheckpointError, ConfigError, VggdistError
 
 
 def config_with(**changes: object) -> Config:
@@ -36,6 +38,17 @@ def config_with(**changes: object) -> Config:
         else:
             values[section] = value
     return Config.model_validate(values)
+
+
+def choose(folder: Path, **changes: object) -> Path | None:
+    """The checkpoint with which a training of this configuration continues in a folder."""
+    return choose_checkpoint(config_with(**changes), folder)
+
+
+def refusal(kind: type[VggdistError], call: Callable[..., object], *given: Any, **more: Any) -> str:
+    with pytest.raises(kind) as caught:
+        call(*given, **more)
+    return str(caught.value)
 
 
 def save(folder: Path, *steps: int) -> None:
@@ -59,7 +72,7 @@ def step_of(folder: Path, number: int) -> Path:
 
 def test_a_new_folder_begins_at_the_first_step(tmp_path: Path) -> None:
     for resume in ("auto", "never"):
-        assert choose_checkpoint(config_with(run__resume=resume), tmp_path / "new") is None
+        assert choose(tmp_path / "new", run__resume=resume) is None
 
 
 def test_a_folder_holds_the_resolved_configuration(tmp_path: Path) -> None:
@@ -70,24 +83,22 @@ def test_a_folder_holds_the_resolved_configuration(tmp_path: Path) -> None:
 
 
 def test_the_same_configuration_continues_from_the_newest_checkpoint(folder: Path) -> None:
-    assert choose_checkpoint(Config(), folder) == step_of(folder, 20)
+    assert choose(folder) == step_of(folder, 20)
     (step_of(folder, 20) / "state.json").unlink()
-    assert choose_checkpoint(Config(), folder) == step_of(folder, 10)
+    assert choose(folder) == step_of(folder, 10)
     (step_of(folder, 10) / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* can be used"):
-        choose_checkpoint(Config(), folder)
+    message = refusal(CheckpointError, choose, folder)
+    assert f"none of the 2 checkpoints in {folder / 'checkpoints'} can be used" in message
 
 
 def test_a_training_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     prepare(Config(), tmp_path)
-    assert choose_checkpoint(Config(), tmp_path) is None
+    assert choose(tmp_path) is None
 
 
 def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
-    changed = config_with(optimizer__learning_rate=0.02, model__configuration="E", seed=1)
-    with pytest.raises(CheckpointError) as caught:
-        choose_checkpoint(changed, folder)
-    assert str(caught.value) == (
+    changes = {"optimizer__learning_rate": 0.02, "model__configuration": "E", "seed": 1}
+    assert refusal(CheckpointError, choose, folder, **changes) == (
         f"{folder} holds a training of another configuration:\n"
         "  - model.configuration: 'D' -> 'E'\n"
         "  - optimizer.learning_rate: 0.01 -> 0.02\n"
@@ -118,7 +129,7 @@ def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
 def test_where_how_and_how_long_a_training_runs_may_change(
     folder: Path, changes: dict[str, object]
 ) -> None:
-    assert choose_checkpoint(config_with(**changes), folder) == step_of(folder, 20)
+    assert choose(folder, **changes) == step_of(folder, 20)
 
 
 def test_every_other_key_may_not_change(folder: Path) -> None:
@@ -150,42 +161,39 @@ def test_every_other_key_may_not_change(folder: Path) -> None:
         "precision": "fp32",
     }
     for key, value in others.items():
-        with pytest.raises(CheckpointError, match=key.replace("__", r"\.")):
-            choose_checkpoint(config_with(**{key: value}), folder)
+        assert key.replace("__", ".") in refusal(CheckpointError, choose, folder, **{key: value})
 
 
 def test_a_cosine_training_may_not_change_its_length(tmp_path: Path) -> None:
     prepare(config_with(schedule__name="cosine"), tmp_path)
     save(tmp_path, 10)
-    with pytest.raises(CheckpointError, match=r"schedule\.num_epochs: 74\.0 -> 80\.0"):
-        choose_checkpoint(config_with(schedule__name="cosine", schedule__num_epochs=80.0), tmp_path)
+    changes = {"schedule__name": "cosine", "schedule__num_epochs": 80.0}
+    message = refusal(CheckpointError, choose, tmp_path, **changes)
+    assert "schedule.num_epochs: 74.0 -> 80.0" in message
 
 
 def test_micro_batches_may_change_but_not_where_batch_normalization_sees_them(
     tmp_path: Path,
 ) -> None:
     for batch_norm in (False, True):
-        folder = tmp_path / str(batch_norm)
-        prepare(config_with(model__batch_norm=batch_norm), folder)
-        save(folder, 10)
-        other = config_with(model__batch_norm=batch_norm, batch__micro=8)
-        if batch_norm:
-            with pytest.raises(CheckpointError, match=r"batch\.micro: None -> 8"):
-                choose_checkpoint(other, folder)
-        else:
-            assert choose_checkpoint(other, folder) == step_of(folder, 10)
+        prepare(config_with(model__batch_norm=batch_norm), tmp_path / str(batch_norm))
+        save(tmp_path / str(batch_norm), 10)
+    assert choose(tmp_path / "False", batch__micro=8) == step_of(tmp_path / "False", 10)
+    changes = {"model__batch_norm": True, "batch__micro": 8}
+    message = refusal(CheckpointError, choose, tmp_path / "True", **changes)
+    assert "batch.micro: None -> 8" in message
 
 
 def test_auto_is_the_precision_of_the_training_that_is_continued(tmp_path: Path) -> None:
     prepare(config_with(precision="bf16"), tmp_path)
     save(tmp_path, 10)
-    newest = choose_checkpoint(config_with(precision="auto"), tmp_path)
+    newest = choose(tmp_path, precision="auto")
     assert newest == step_of(tmp_path, 10)
     assert precision_of_training(newest, tmp_path) == "bf16"
     assert precision_of_training(newest, tmp_path / "another") == "bf16"  # resume=PATH
     assert precision_of_training(None, tmp_path) == "bf16"  # its checkpoints not found again
-    with pytest.raises(CheckpointError, match=r"precision: 'bf16' -> 'fp32'"):
-        choose_checkpoint(config_with(precision="fp32"), tmp_path)
+    message = refusal(CheckpointError, choose, tmp_path, precision="fp32")
+    assert "precision: 'bf16' -> 'fp32'" in message
 
 
 def test_a_new_training_has_no_precision_to_keep(tmp_path: Path) -> None:
@@ -196,9 +204,7 @@ def test_a_new_training_has_no_precision_to_keep(tmp_path: Path) -> None:
 
 def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:
     (folder / "config.yaml").write_text("model: {depth: 16}\n")
-    with pytest.raises(CheckpointError) as caught:
-        choose_checkpoint(Config(), folder)
-    text = str(caught.value)
+    text = refusal(CheckpointError, choose, folder)
     assert f"{folder}/config.yaml cannot be read by this version, so its training cannot be" in text
     assert "model.depth: unknown key" in text
 
@@ -206,25 +212,20 @@ def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_step_is_free_for_another_configuration(tmp_path: Path) -> None:
     prepare(Config(), tmp_path)
     for resume in ("auto", "never"):
-        config = config_with(precision="fp32", run__resume=resume)
-        assert choose_checkpoint(config, tmp_path) is None
+        assert choose(tmp_path, precision="fp32", run__resume=resume) is None
 
 
 def test_resume_never_refuses_a_folder_with_a_training(folder: Path) -> None:
-    config = config_with(run__resume="never")
     message = f"run.resume is never, but {folder} already holds a training; choose another "
-    with pytest.raises(ConfigError, match=message):
-        choose_checkpoint(config, folder)
+    assert message in refusal(ConfigError, choose, folder, run__resume="never")
     (folder / "config.yaml").unlink()  # its checkpoints are left
-    with pytest.raises(ConfigError, match=message):
-        choose_checkpoint(config, folder)
+    assert message in refusal(ConfigError, choose, folder, run__resume="never")
 
 
 def test_resume_may_name_a_checkpoint_anywhere(folder: Path, tmp_path: Path) -> None:
     given = step_of(folder, 10)
-    config = config_with(run__resume=str(given))
-    assert choose_checkpoint(config, folder) == given
-    assert choose_checkpoint(config, tmp_path / "new") == given
+    assert choose(folder, run__resume=str(given)) == given
+    assert choose(tmp_path / "new", run__resume=str(given)) == given
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
@@ -234,9 +235,7 @@ def test_a_resume_path_that_is_no_good_checkpoint_is_refused(folder: Path, damag
         (given / "state.json").write_text("{}")
     else:
         given = folder
-    with pytest.raises(ConfigError) as caught:
-        choose_checkpoint(config_with(run__resume=str(given)), folder)
-    text = str(caught.value)
+    text = refusal(ConfigError, choose, folder, run__resume=str(given))
     assert text.startswith(f"run.resume: {given} is not a good checkpoint: ")
     assert text.endswith(
         f"Give a folder such as {folder}/checkpoints/step-00005000, auto, or never."
@@ -246,9 +245,7 @@ def test_a_resume_path_that_is_no_good_checkpoint_is_refused(folder: Path, damag
 def test_a_folder_that_another_process_trains_in_is_refused_with_its_number(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        lock(tmp_path)
-    assert str(caught.value) == (
+    assert refusal(ConfigError, lock, tmp_path) == (
         f"process {holder.pid} on {os.uname().nodename} is training in {tmp_path}; wait for it, or "
         "choose another run.folder."
     )
@@ -256,8 +253,7 @@ def test_a_folder_that_another_process_trains_in_is_refused_with_its_number(
     holder.wait()
     with lock(tmp_path):
         assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
-        with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
-            lock(tmp_path)
+        assert f"process {os.getpid()} on" in refusal(ConfigError, lock, tmp_path)
     with lock(tmp_path):
         pass
 
@@ -279,11 +275,9 @@ def test_a_file_system_without_locks_is_a_warning(
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for take in (lock, lambda folder: prepare(Config(), folder)):
+    for take in (lock, partial(prepare, Config())):
         for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-            with pytest.raises(ConfigError) as caught:
-                take(folder)
-            text = str(caught.value)
+            text = refusal(ConfigError, take, folder)
             assert text.startswith(f"run folder {folder} cannot be written: ")
             assert text.endswith("Choose another run.folder.")
 
@@ -293,14 +287,12 @@ def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) 
     assert weights_file(str(folder)) == newest
     assert weights_file(str(step_of(folder, 20))) == newest
     assert weights_file(str(newest)) == newest
-    with pytest.raises(ConfigError) as caught:
-        weights_file(str(folder / "none"))
-    assert str(caught.value) == (
+    assert refusal(ConfigError, weights_file, str(folder / "none")) == (
         f"{folder}/none does not exist; give a run folder, a checkpoint, or a .safetensors file."
     )
     (folder / "none").mkdir()
-    with pytest.raises(ConfigError, match=r"none has no weights; give a run folder with a check"):
-        weights_file(str(folder / "none"))
+    message = refusal(ConfigError, weights_file, str(folder / "none"))
+    assert "none has no weights; give a run folder with a check" in message
 
 
 def test_a_lock_that_a_full_disk_does_not_take_is_a_sentence_and_no_lock(
@@ -311,8 +303,8 @@ def test_a_lock_that_a_full_disk_does_not_take_is_a_sentence_and_no_lock(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
-        with pytest.raises(ConfigError, match=r"No space left on device\. Choose another run"):
-            lock(tmp_path)
+        message = refusal(ConfigError, lock, tmp_path)
+    assert "No space left on device. Choose another run" in message
     with lock(tmp_path):
         pass
 
@@ -332,9 +324,7 @@ def test_a_disk_on_which_no_checkpoint_fits_is_refused(
     tmp_path: Path, megabytes_free: Callable[[float], None]
 ) -> None:
     megabytes_free(1106.9)
-    with pytest.raises(ConfigError) as caught:
-        require_space(tmp_path, 1_107_000_000, keep=2)
-    assert str(caught.value) == (
+    assert refusal(ConfigError, require_space, tmp_path, 1_107_000_000, keep=2) == (
         f"run folder {tmp_path} has 1,106.9 MB free, and a checkpoint takes 1,107.0 MB. Free space "
         "there, or choose another run.folder."
     )

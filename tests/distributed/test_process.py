@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import DistributedError
 
+Launched = Callable[..., None]
 LAUNCHED = {
     "RANK": "1",
     "LOCAL_RANK": "1",
@@ -24,25 +26,23 @@ LAUNCHED = {
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launcher's variables, and no world left behind."""
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """No launcher's variables, until it is called: then these, but for what is changed."""
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", os.environ["PATH"])  # `start` may change it
 
+    def launch(**changes: str | None) -> None:
+        for name, value in (LAUNCHED | changes).items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
 
-def described(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> Process:
-    for name, value in (LAUNCHED | changes).items():
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    return world._from_environment("cpu")
+    return launch
 
 
-def error_of(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> str:
+def start_error(start: Callable[[str], Process] = world._from_environment) -> str:
     with pytest.raises(DistributedError) as caught:
-        described(monkeypatch, **changes)
+        start("cpu")
     return str(caught.value)
 
 
@@ -64,8 +64,9 @@ def test_a_process_that_no_launcher_started_is_a_world_of_one() -> None:
     world.stop()  # once more does no harm
 
 
-def test_a_process_is_what_its_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = described(monkeypatch)
+def test_a_process_is_what_its_launcher_says(launched: Launched) -> None:
+    launched()
+    process = world._from_environment("cpu")
     assert process == Process(1, 1, 4, torch.device("cpu"))
     assert not process.is_main
 
@@ -104,33 +105,30 @@ def test_a_rank_takes_no_more_cores_than_slurm_was_asked_for(
     ],
 )
 def test_half_an_environment_is_refused_with_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, present: str, missing: str
+    launched: Launched, present: str, missing: str
 ) -> None:
-    changes = dict.fromkeys(missing.split(", "))
-    assert error_of(monkeypatch, **changes) == (
+    launched(**dict.fromkeys(missing.split(", ")))
+    assert start_error() == (
         f"the environment sets {present} but not {missing}; start with deepspeed, torchrun or "
         "submitit, which set all of them, or unset them all for one process."
     )
 
 
 @pytest.mark.parametrize("left", [("MASTER_ADDR",), ("MASTER_ADDR", "MASTER_PORT")])
-def test_an_address_alone_is_no_launcher(
-    monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]
-) -> None:
+def test_an_address_alone_is_no_launcher(launched: Launched, left: tuple[str, ...]) -> None:
     """Some clusters set it in every shell."""
-    changes = {name: None for name in LAUNCHED if name not in left}
-    assert described(monkeypatch, **changes).world_size == 1
+    launched(**{name: None for name in LAUNCHED if name not in left})
+    assert world._from_environment("cpu").world_size == 1
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"RANK": "4"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"}, {"LOCAL_RANK": "-1"}],
 )
-def test_a_rank_outside_the_world_is_refused(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
-) -> None:
+def test_a_rank_outside_the_world_is_refused(launched: Launched, changes: dict[str, str]) -> None:
+    launched(**changes)
     shown = LAUNCHED | changes
-    assert error_of(monkeypatch, **changes) == (
+    assert start_error() == (
         f"RANK is {shown['RANK']}, LOCAL_RANK {shown['LOCAL_RANK']} and WORLD_SIZE "
         f"{shown['WORLD_SIZE']}; ranks are counted from 0 to WORLD_SIZE - 1."
     )
@@ -138,41 +136,31 @@ def test_a_rank_outside_the_world_is_refused(
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE"])
 @pytest.mark.parametrize("text", ["two", "", "1.0"])
-def test_a_number_that_is_none_is_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, text: str
-) -> None:
-    assert error_of(monkeypatch, **{name: text}) == f"{name} is {text!r}, not a whole number."
+def test_a_number_that_is_none_is_refused(launched: Launched, name: str, text: str) -> None:
+    launched(**{name: text})
+    assert start_error() == f"{name} is {text!r}, not a whole number."
 
 
 def test_a_rank_that_waits_in_vain_says_where_and_what_to_look_at(
-    monkeypatch: pytest.MonkeyPatch,
+    launched: Launched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(world, "START_TIMEOUT", timedelta(seconds=1))
-    changes = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"}
-    for name, value in (LAUNCHED | changes).items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(DistributedError) as caught:
-        world.start("cpu")
-    text = str(caught.value)
+    launched(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_PORT="0")
+    text = start_error(world.start)
     assert text.startswith("rank 0 of 2 did not meet the others at 127.0.0.1:0: ")
     assert "Check that every rank was started, that the address can be reached" in text
     assert "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME" in text
     assert not distributed.is_initialized()
 
 
-def test_a_port_that_is_taken_is_named_with_how_to_choose_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_port_that_is_taken_is_named_with_how_to_choose_another(launched: Launched) -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
-        changes = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
-        for name, value in (LAUNCHED | changes).items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(DistributedError) as caught:
-            world.start("cpu")
-    assert str(caught.value) == (
+        launched(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_PORT=str(port))
+        error = start_error(world.start)
+    assert error == (
         f"port {port} of this machine is in use, perhaps by another training, and the ranks were "
         f"to meet there; name another, such as {port + 1}: deepspeed --master_port {port + 1}, "
         f"torchrun --master-port {port + 1}, or MASTER_PORT."

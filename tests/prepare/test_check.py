@@ -5,7 +5,6 @@ import logging
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,21 +21,29 @@ from tests.prepare.odd_images import (
 from vggdist.config import BatchConfig, DataConfig, split_batch
 from vggdist.data.dataset import open_dataset, open_images
 from vggdist.data.loader import TrainingLoader
-from vggdist.data.manifest import Dataset, Manifest, Names, Shards
-from vggdist.data.manifest_file import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    load_contents,
-    save_manifest,
-)
+from vggdist.data.manifest import Manifest
+from vggdist.data.manifest_file import MANIFEST_NAME, QUARANTINE_NAME, load_contents
 from vggdist.data.plan import SamplePlan
 from vggdist.errors import DataError
 from vggdist.prepare.check import check
 from vggdist.prepare.findings import CheckResult, ClassCount, Extreme, Spread, render_check
+from vggdist.prepare.packing import Packing
+from vggdist.prepare.preparation import prepare
+from vggdist.prepare.sources import FolderSource
 
 
 def reasons(result: CheckResult) -> dict[str, str]:
-    return {one.file: one.reason for one in result.quarantine}
+    return {image.file: image.reason for image in result.quarantine}
+
+
+def batches(manifest: Manifest, num_steps: int, **options: object) -> TrainingLoader:
+    """Batches of 24, as a training sees them."""
+    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=512)
+    split = split_batch(BatchConfig(**{"global": 24}), 1)
+    plan = SamplePlan(manifest.num_images, data, 24, seed=5)
+    return TrainingLoader(
+        manifest, plan, data, split, last_step=num_steps, num_threads=2, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +85,14 @@ def test_every_accepted_image_goes_through_the_training_pipeline(odd_folder, odd
             write(tmp_path / "all" / path.name, path.read_bytes())
     manifest = open_images(tmp_path / "all")
     assert manifest.num_images == odd_result.accepted
-    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=512)
-    split = split_batch(BatchConfig(**{"global": 24}), 1)
-    plan = SamplePlan(manifest.num_images, data, 24, seed=5)
-    with TrainingLoader(manifest, plan, data, split, last_step=60, num_threads=2) as batches:
-        assert sum(len(batch) for batch in batches) == 60 * 24
+    with batches(manifest, 60) as loader:
+        assert sum(map(len, loader)) == 60 * 24
 
 
 def test_a_training_refuses_every_image_that_check_refuses(odd_folder, odd_result):
     manifest = open_images(odd_folder)
-    data = DataConfig(crop_size=32, train_scale_min=32, train_scale_max=512)
-    split = split_batch(BatchConfig(**{"global": 24}), 1)
-    plan = SamplePlan(manifest.num_images, data, 24, seed=5)
-    refused: set[str] = set()
-    with TrainingLoader(
-        manifest, plan, data, split, last_step=9, num_threads=2, max_bad=manifest.num_images
-    ) as batches:
-        for batch in batches:
-            refused |= {manifest.name(bad.image) for bad in batch.bad}
+    with batches(manifest, 9, max_bad=manifest.num_images) as loader:
+        refused = {manifest.name(bad.image) for batch in loader for bad in batch.bad}
     assert refused == reasons(odd_result).keys()
 
 
@@ -281,34 +278,20 @@ def test_a_folder_without_images_is_refused_with_the_remedy(tmp_path):
 def test_images_in_shards_are_examined_where_they_are(tmp_path):
     contents = [encoded(picture(30 + i, 40)) for i in range(3)]
     contents[1] = contents[1][: len(contents[1]) // 2]
-    lengths = np.array([len(content) for content in contents])
-    splits = []
     for split in ("train", "val"):
-        folder = tmp_path / split
-        write(folder / "shard-000000.tar", b"".join(contents))
-        splits.append(
-            Manifest(
-                folder,
-                split,
-                ("cat",),
-                np.zeros(3, dtype=np.int64),
-                Names.pack(["a.jpg", "b.jpg", "c.jpg"]),
-                num_bytes=lengths,
-                shards=Shards(
-                    ("shard-000000.tar",),
-                    np.array([lengths.sum()]),
-                    np.zeros(3, dtype=np.int32),
-                    np.cumsum(lengths) - lengths,
-                ),
-            )
-        )
-    save_manifest(Dataset(*splits), [tmp_path / MANIFEST_NAME])
-    result = check(tmp_path, 1)
-    assert list(reasons(result)) == ["train/cat/b.jpg", "val/cat/b.jpg"]
-    assert result.accepted == 4
-    again = open_dataset(tmp_path, write=True)
-    assert again.val.quarantine == {1}
-    assert again.val.place(2) == splits[1].place(2)
+        for name in ("cat", "dog"):
+            for letter, content in zip("abc", contents, strict=True):
+                write(tmp_path / "files" / split / name / f"{letter}.jpg", content)
+    root = tmp_path / "packed"
+    prepare(FolderSource(tmp_path / "files"), root, Packing("shards"))
+    before = open_dataset(root).val
+    result = check(root, 1)
+    bad = ("train/cat/b.jpg", "train/dog/b.jpg", "val/cat/b.jpg", "val/dog/b.jpg")
+    assert tuple(reasons(result)) == bad
+    assert result.accepted == 8
+    again = open_dataset(root, write=True).val
+    assert again.quarantine == {1, 4}
+    assert again.place(2) == before.place(2)
 
 
 def test_a_large_group_of_copies_is_shown_by_its_ends(tmp_path):

@@ -24,22 +24,8 @@ from vggdist.artifacts.names import shortened
 from vggdist.artifacts.paths import quote
 from vggdist.errors import DataError
 from vggdist.prepare.devkit import read_devkit
+from vggdist.prepare.ilsvrc2012 import ARCHIVES, NUM_CLASSES, NUM_IMAGES
 from vggdist.prepare.sources import SourceImage
-
-EXPECTED = {"train": 1_281_167, "val": 50_000}
-"""Images of ILSVRC2012."""
-EXPECTED_CLASSES = 1_000
-MD5 = {
-    "train": "1d675b47d978889d74fa0da5fadfb00e",
-    "val": "29b22e2961454d5413ddabcf34fc5622",
-    "devkit": "fa75699e90414af021442c21a62c3abf",
-}
-"""Published checksums of the archives."""
-_NAMES = {
-    "train": "ILSVRC2012_img_train.tar",
-    "val": "ILSVRC2012_img_val.tar",
-    "devkit": "ILSVRC2012_devkit_t12.tar.gz",
-}
 
 _MAX_IMAGE_BYTES = 64 * 2**20
 _MAX_CLASS_BYTES = 64 * 2**30
@@ -69,8 +55,8 @@ class ImageNetArchives:
         for name, path in self._paths.items():
             if not path.is_file():
                 raise DataError(
-                    f"--{name} {quote(path)} is no file; it is to be the archive {_NAMES[name]} of "
-                    "image-net.org."
+                    f"--{name} {quote(path)} is no file; it is to be the archive "
+                    f"{ARCHIVES[name].name} of image-net.org."
                 )
         self._require_in_place()
         self._kit = read_devkit(devkit)
@@ -81,14 +67,16 @@ class ImageNetArchives:
         """Refuses archives that were given for each other, before anything is written."""
         found = {name: _recognize(path) for name, path in self._paths.items()}
         wrong = [
-            f"--{name} {quote(self._paths[name])} is {_NAMES[kind]}"
+            f"--{name} {quote(self._paths[name])} is {ARCHIVES[kind].name}"
             for name, kind in found.items()
             if kind not in ("", name)
         ]
         if not wrong:
             return
         places = {kind: quote(self._paths[name]) for name, kind in found.items() if kind}
-        options = " ".join(f"--{name} {places.get(name, _NAMES[name])}" for name in _NAMES)
+        options = " ".join(
+            f"--{name} {places.get(name, archive.name)}" for name, archive in ARCHIVES.items()
+        )
         raise DataError(f"{' and '.join(wrong)}; give {options}.")
 
     def identity(self) -> dict[str, Any]:
@@ -106,40 +94,42 @@ class ImageNetArchives:
         """The images in the order in which they lie in the archives."""
         count = 0
         for split, members in (("train", self._train), ("val", self._val)):
-            before = count
-            with self._paths[split].open("rb") as file:
-                for label, member in members(file):
+            before, path = count, self._paths[split]
+            with path.open("rb") as file:
+                tar = _Tar(file, split, str(path), 0, path.stat().st_size)
+                for label, member in members(tar):
                     count += 1
                     if count > _MAX_IMAGES:
                         raise DataError(
                             f"The archives hold more than {_MAX_IMAGES:,} images; ImageNet has "
-                            f"{sum(EXPECTED.values()):,}. Use them as image-net.org publishes them."
+                            f"{sum(NUM_IMAGES.values()):,}. Use them as image-net.org publishes "
+                            "them."
                         )
                     if count > skip:
                         file.seek(member.start)
                         content = file.read(member.num_bytes)
                         if len(content) < member.num_bytes:
-                            raise _incomplete(str(self._paths[split]), member.start, split)
+                            raise tar.incomplete(member.start)
                         yield SourceImage(split, label, member.name, content)
             if count == before:
                 raise DataError(
-                    f"{quote(self._paths[split])} holds no image; --{split} is to be the archive "
-                    f"{_NAMES[split]} of image-net.org."
+                    f"{quote(path)} holds no image; --{split} is to be the archive "
+                    f"{ARCHIVES[split].name} of image-net.org."
                 )
 
     def surprises(self, counts: Mapping[str, NDArray[np.int64]]) -> list[str]:
         """Differences from ILSVRC2012, and from what the development kit says."""
         found = []
-        for split, expected in EXPECTED.items():
+        for split, expected in NUM_IMAGES.items():
             if counts[split].sum() != expected:
                 found.append(
                     f"{quote(self._paths[split])} holds {counts[split].sum():,} images; ILSVRC2012 "
                     f"has {expected:,}."
                 )
-        if len(self.classes) != EXPECTED_CLASSES:
+        if len(self.classes) != NUM_CLASSES:
             found.append(
                 f"{quote(self._paths['devkit'])} knows {len(self.classes):,} classes; ILSVRC2012 "
-                f"has {EXPECTED_CLASSES:,}."
+                f"has {NUM_CLASSES:,}."
             )
         kit_counts = {
             "train": self._kit.num_train_images,
@@ -160,33 +150,28 @@ class ImageNetArchives:
                 )
         return found
 
-    def _train(self, file: BinaryIO) -> Iterator[tuple[int, _Member]]:
+    def _train(self, tar: _Tar) -> Iterator[tuple[int, _Member]]:
         labels = {name: label for label, name in enumerate(self.classes)}
-        path = str(self._paths["train"])
-        whole = _Window(file, 0, self._paths["train"].stat().st_size)
-        tars = _members(whole, path, "train", _CLASS_NAME, "n01440764.tar", _MAX_CLASS_BYTES)
-        for tar in tars:
-            class_name = tar.name.removesuffix(".tar")
+        path = quote(self._paths["train"])
+        for class_tar in tar.members(_CLASS_NAME, "n01440764.tar", _MAX_CLASS_BYTES):
+            class_name = class_tar.name.removesuffix(".tar")
             if class_name not in labels:
                 raise DataError(
-                    f"{quote(path)} holds {tar.name}, a class that {quote(self._paths['devkit'])} "
+                    f"{path} holds {class_tar.name}, a class that {quote(self._paths['devkit'])} "
                     "does not know. Use archives that belong together."
                 )
-            part = _Window(file, tar.start, tar.num_bytes)
+            part = tar.nested(class_tar, f"{class_tar.name} in {path}")
             pattern, like = rf"{class_name}_\d+\.JPEG", f"{class_name}_1.JPEG"
-            archive = f"{tar.name} in {quote(path)}"
-            for member in _members(part, archive, "train", pattern, like, _MAX_IMAGE_BYTES):
+            for member in part.members(pattern, like, _MAX_IMAGE_BYTES):
                 yield labels[class_name], member
 
-    def _val(self, file: BinaryIO) -> Iterator[tuple[int, _Member]]:
-        path = str(self._paths["val"])
-        whole = _Window(file, 0, self._paths["val"].stat().st_size)
+    def _val(self, tar: _Tar) -> Iterator[tuple[int, _Member]]:
         like = "ILSVRC2012_val_00000001.JPEG"
-        for member in _members(whole, path, "val", _VAL_NAME, like, _MAX_IMAGE_BYTES):
+        for member in tar.members(_VAL_NAME, like, _MAX_IMAGE_BYTES):
             number = int(member.name[-13:-5])
             if not 1 <= number <= len(self._kit.val_labels):
                 raise DataError(
-                    f"{quote(path)} holds {member.name}, but the ground truth in "
+                    f"{quote(self._paths['val'])} holds {member.name}, but the ground truth in "
                     f"{quote(self._paths['devkit'])} has {len(self._kit.val_labels):,} lines, one "
                     "for each image from 1. Use archives that belong together."
                 )
@@ -199,7 +184,7 @@ def _recognize(path: Path) -> str:
         return "devkit" if packed.read(100).startswith(b"ILSVRC2012_devkit") else ""
     with path.open("rb") as file:
         try:
-            with tarfile.open(fileobj=_Window(file, 0, path.stat().st_size), mode="r:") as tar:
+            with _Tar(file, "", str(path), 0, path.stat().st_size).opened() as tar:
                 while (member := tar.next()) is not None and member.isdir():
                     pass
         except tarfile.TarError:
@@ -218,13 +203,28 @@ class _Member(NamedTuple):
     num_bytes: int
 
 
-class _Window(io.RawIOBase):
-    """A part of a file, for tarfile to read headers from; a nested archive is such a part."""
+class _Tar(io.RawIOBase):
+    """A tar in a file, for tarfile to read headers from.
 
-    def __init__(self, file: BinaryIO, start: int, num_bytes: int) -> None:
-        self.start, self.num_bytes = start, num_bytes
-        self._file = file
+    Args:
+        file: what it lies in.
+        split: which of the published archives that is.
+        called: what to call it in messages.
+        start: where it begins in the file.
+        num_bytes: its length.
+    """
+
+    def __init__(self, file: BinaryIO, split: str, called: str, start: int, num_bytes: int) -> None:
+        self._file, self._split, self._called = file, split, called
+        self._start, self._num_bytes = start, num_bytes
         self._position = 0
+
+    def nested(self, member: _Member, called: str) -> _Tar:
+        """A member that is itself a tar."""
+        return _Tar(self._file, self._split, called, member.start, member.num_bytes)
+
+    def opened(self) -> tarfile.TarFile:
+        return tarfile.open(fileobj=self, mode="r:")
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         assert whence == io.SEEK_SET
@@ -237,52 +237,55 @@ class _Window(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        self._file.seek(self.start + self._position)
-        content = self._file.read(max(0, min(size, self.num_bytes - self._position)))
+        self._file.seek(self._start + self._position)
+        content = self._file.read(max(0, min(size, self._num_bytes - self._position)))
         self._position += len(content)
         return content
 
+    def members(self, pattern: str, like: str, max_bytes: int) -> Iterator[_Member]:
+        """The files in it, each checked before it is handed out.
 
-def _members(
-    window: _Window, archive: str, split: str, pattern: str, like: str, max_bytes: int
-) -> Iterator[_Member]:
-    """The files of a tar, each checked before it is handed out.
+        Args:
+            pattern: what all of their names match.
+            like: such a name, for messages.
+            max_bytes: the largest file allowed.
+        """
+        seen: set[str] = set()
+        try:
+            with self.opened() as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                    if member.isdir():
+                        continue
+                    name = member.name.removeprefix("./")
+                    problem = _problem(member, name, pattern, like, max_bytes)
+                    if problem or name in seen:
+                        raise DataError(
+                            f"{self._called} holds {member.name[:200]!r}, "
+                            f"{problem or 'for the second time'}; only regular files with "
+                            "ImageNet's own names are taken, each once. Use the archive as "
+                            "image-net.org publishes it."
+                        )
+                    seen.add(name)
+                    if member.offset_data + member.size > self._num_bytes:
+                        raise self.incomplete(self._num_bytes)
+                    yield _Member(name, self._start + member.offset_data, member.size)
+                # tarfile takes a damaged header for the end of the archive.
+                self.seek(tar.offset)
+                end = self.read(tarfile.BLOCKSIZE)
+        except tarfile.TarError as error:
+            raise self.incomplete(self.tell(), f" ({error})") from error
+        nested_without_end = not end and self._start > 0
+        if end != bytes(tarfile.BLOCKSIZE) and not nested_without_end:
+            raise self.incomplete(self.tell() - len(end))
 
-    Args:
-        window: the tar.
-        archive: what to call it in messages.
-        split: which of the published archives it belongs to.
-        pattern: what all of their names match.
-        like: such a name, for messages.
-        max_bytes: the largest file allowed.
-    """
-    seen: set[str] = set()
-    try:
-        with tarfile.open(fileobj=window, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
-                if member.isdir():
-                    continue
-                name = member.name.removeprefix("./")
-                problem = _problem(member, name, pattern, like, max_bytes)
-                if problem or name in seen:
-                    raise DataError(
-                        f"{archive} holds {member.name[:200]!r}, {problem or 'for the second time'}"
-                        "; only regular files with ImageNet's own names are taken, each once. "
-                        "Use the archive as image-net.org publishes it."
-                    )
-                seen.add(name)
-                if member.offset_data + member.size > window.num_bytes:
-                    raise _incomplete(archive, window.num_bytes, split)
-                yield _Member(name, window.start + member.offset_data, member.size)
-            # tarfile takes a damaged header for the end of the archive.
-            window.seek(tar.offset)
-            end = window.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
-        raise _incomplete(archive, window.tell(), split, f" ({error})") from error
-    nested_without_end = not end and window.start > 0
-    if end != bytes(tarfile.BLOCKSIZE) and not nested_without_end:
-        raise _incomplete(archive, window.tell() - len(end), split)
+    def incomplete(self, offset: int, reason: str = "") -> DataError:
+        """The error that it ends too early, or is damaged."""
+        return DataError(
+            f"{self._called} is incomplete or damaged at byte {offset:,}{reason}. Compare its size "
+            f"with the published one and its MD5 with {ARCHIVES[self._split].md5}, and download it "
+            "again; what was prepared so far stays."
+        )
 
 
 def _problem(member: tarfile.TarInfo, name: str, pattern: str, like: str, max_bytes: int) -> str:
@@ -294,11 +297,3 @@ def _problem(member: tarfile.TarInfo, name: str, pattern: str, like: str, max_by
     if not 0 <= member.size <= max_bytes:
         return f"which has {member.size:,} bytes (at most {max_bytes:,} are allowed)"
     return ""
-
-
-def _incomplete(archive: str, offset: int, split: str, reason: str = "") -> DataError:
-    return DataError(
-        f"{archive} is incomplete or damaged at byte {offset:,}{reason}. Compare its size with the "
-        f"published one and its MD5 with {MD5[split]}, and download it again; what was prepared so "
-        "far stays."
-    )

@@ -12,15 +12,13 @@ from vggdist.commands.arguments import (
     positive,
     show,
 )
+from vggdist.prepare.ilsvrc2012 import ARCHIVES
 
 IMAGENET_DESCRIPTION = """\
 Writes ILSVRC2012 as a data set, from the archives that image-net.org gives to registered users.
 Each archive is read once and nothing is unpacked elsewhere. A killed run goes on when the same
 command is started again. Their MD5 sums, for md5sum:
-  1d675b47d978889d74fa0da5fadfb00e  ILSVRC2012_img_train.tar
-  29b22e2961454d5413ddabcf34fc5622  ILSVRC2012_img_val.tar
-  fa75699e90414af021442c21a62c3abf  ILSVRC2012_devkit_t12.tar.gz
-"""
+""" + "".join(f"  {archive.md5}  {archive.name}\n" for archive in ARCHIVES.values())
 
 
 def add_verbs(verbs: Any) -> None:
@@ -69,12 +67,8 @@ def _add_prepare_imagenet(verbs: Any) -> None:
         "--val ILSVRC2012_img_val.tar\n         --devkit ILSVRC2012_devkit_t12.tar.gz "
         "--out /data/imagenet --form shards",
     )
-    for name, file in (
-        ("train", "ILSVRC2012_img_train.tar"),
-        ("val", "ILSVRC2012_img_val.tar"),
-        ("devkit", "ILSVRC2012_devkit_t12.tar.gz"),
-    ):
-        add_input(imagenet, f"--{name}", required=True, metavar="FILE", help=file)
+    for name, archive in ARCHIVES.items():
+        add_input(imagenet, f"--{name}", required=True, metavar="FILE", help=archive.name)
     _add_packing(imagenet, "folders")
     imagenet.add_argument(
         "--strict",

@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,12 @@ from vggdist.artifacts.contents import ContentsDigest
 from vggdist.artifacts.names import listed
 from vggdist.artifacts.paths import quote
 from vggdist.config_file import flatten
-from vggdist.data.manifest import Names
 from vggdist.data.manifest_file import FINISHED_NAME, JOURNAL_NAME
 from vggdist.errors import DataError
 
-Request = Mapping[str, Any]
-"""What was asked for: plain JSON values."""
-
-
 COLUMNS = ("labels", "sizes", "num_bytes", "sha256", "offsets")
 Part = dict[str, NDArray[Any]]
-"""The arrays of an index: split; names, packed as in `Names`; and `COLUMNS`, (num_images, ...), in
+"""The arrays of an index: split; names, packed; and `COLUMNS`, (num_images, ...), in
 the order in which the images were packed."""
 
 
@@ -57,14 +52,14 @@ class Journal:
 
     Args:
         folder: the data set's folder; made if it is not there.
-        request: what is asked for.
+        request: what is asked for: plain JSON values.
 
     Raises:
         DataError: the folder holds something else, or another process writes there.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, request: Request) -> None:
+    def __init__(self, folder: Path, request: Mapping[str, Any]) -> None:
         self._root = folder
         self._folder = folder / JOURNAL_NAME
         present = sorted(os.listdir(folder)) if folder.exists() else []
@@ -74,13 +69,20 @@ class Journal:
                 f"{listed(present)}); nothing in it was touched. Choose another folder, or remove "
                 "this one."
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self._folder / "lock", folder)
+        try:
+            self._lock = files.lock(
+                self._folder / "lock", without_locks="prepare it only once at a time"
+            )
+        except files.LockedError as holder:
+            raise DataError(
+                f"Another process is preparing {quote(folder)}: {holder}. Wait for it, or choose "
+                "another folder."
+            ) from None
         stored = self._folder / "request.json"
         if stored.exists():
             _require_same(request, stored, folder)
         else:
-            self._put(stored.name, lambda file: file.write(_json(request)))
+            files.write_text(stored, json.dumps(request, indent=1, sort_keys=True) + "\n", True)
         self.parts = [self._load(path) for path in sorted(self._folder.glob("part-*.npz"))]
         """What is finished."""
 
@@ -98,15 +100,15 @@ class Journal:
         names, labels, sizes, num_bytes, sha256, offsets = zip(*entries, strict=True)
         part = {
             "split": np.array(split),
-            "names": np.frombuffer(Names.pack(names).packed, np.uint8),
+            "names": files.pack_names(names),
             "labels": np.array(labels, np.int64),
             "sizes": np.array(sizes, np.int32),
             "num_bytes": np.array(num_bytes, np.int64),
             "sha256": np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, 32),
             "offsets": np.array(offsets, np.int64),
         }
-        name = f"part-{len(self.parts):06d}.npz"
-        self._put(name, lambda file: np.savez(file, allow_pickle=False, **part))
+        _sync_file_system(self._root)
+        files.write_arrays(self._folder / f"part-{len(self.parts):06d}.npz", part)
         self.parts.append(part)
 
     def finish(self) -> None:
@@ -122,14 +124,6 @@ class Journal:
         """Releases the lock."""
         self._lock.close()
 
-    def _put(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Adds a file once it and everything that was written before are on the disk."""
-        # Durably: some file systems answer syncfs at once.
-        with files.replacing(self._folder / name, durable=True) as temporary:
-            with temporary.open("wb") as file:
-                write(file)
-            _sync_file_system(self._root)
-
     def _load(self, path: Path) -> Part:
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -141,7 +135,7 @@ class Journal:
             ) from error
 
 
-def is_finished(folder: Path, request: Request) -> bool:
+def is_finished(folder: Path, request: Mapping[str, Any]) -> bool:
     """Whether a folder holds the finished result of a request.
 
     Raises:
@@ -155,14 +149,14 @@ def is_finished(folder: Path, request: Request) -> bool:
     return True
 
 
-def _require_same(request: Request, stored: Path, folder: Path) -> None:
+def _require_same(request: Mapping[str, Any], stored: Path, folder: Path) -> None:
     try:
         before = json.loads(stored.read_bytes())
     except ValueError as error:
         raise DataError(
             f"{quote(stored)} is damaged ({error}). Remove {quote(folder)} and start again."
         ) from error
-    now = json.loads(_json(request))
+    now = json.loads(json.dumps(request))
     contents = [ContentsDigest.from_mapping(each.pop("contents", {})) for each in (before, now)]
     differences = list(_differences(flatten(before), flatten(now)))
     if contents[0].same_as(contents[1]) is False:
@@ -186,20 +180,6 @@ def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> Ite
             yield f"{quote(str(now[path]))} has changed since"
         else:
             yield f"{key} was {old}, now it is {new}"
-
-
-def _json(request: Request) -> bytes:
-    return (json.dumps(request, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _locked(path: Path, folder: Path) -> TextIO:
-    try:
-        return files.lock(path, without_locks="prepare it only once at a time")
-    except files.LockedError as holder:
-        raise DataError(
-            f"Another process is preparing {quote(folder)}: {holder}. Wait for it, or choose "
-            "another folder."
-        ) from None
 
 
 def _sync_file_system(folder: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from vggdist.artifacts.files import unpack_names
 from vggdist.artifacts.paths import quote
 from vggdist.data.manifest import Contents, Dataset, Manifest, Names, Shards
 from vggdist.data.manifest_file import (
@@ -211,7 +212,7 @@ def _listed(
     parts: Sequence[Part], out: Path, split: str, classes: tuple[str, ...], form: str
 ) -> tuple[Manifest, Contents]:
     """The images of a split's parts in the order that class folders have."""
-    names = [name for part in parts for name in Names(part["names"].tobytes()).unpack()]
+    names = [name for part in parts for name in unpack_names(part["names"])]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     by_name = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
     order = by_name[np.argsort(columns["labels"][by_name], kind="stable")]
