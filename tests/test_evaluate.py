@@ -511,7 +511,7 @@ def test_folders_that_are_numbers_mean_what_they_mean_to_predict(
     truth = [name.split("/")[0] for name in found.names]
     assert [found.classes[label] for label in found.labels] == truth
     assert [found.classes[label] for label in found.values.argmax(1)] == said
-    (error,) = {row.top1_error for row in make_report(evaluate(made).files).errors}  # type: ignore[union-attr]
+    error = make_report(evaluate(made).files).fused.top1_error  # type: ignore[union-attr]
     assert error == np.mean([one != other for one, other in zip(said, truth, strict=True)])
     has_line = "has no class names; labels, in the order of the class folders: 0 '0', 1 '1', 2 '2'"
     assert (has_line in caplog.text) == (not classes)

@@ -12,10 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vggdist.artifacts.posteriors import Source, format_train_scale
-from vggdist.evaluation.fusion import ErrorRates
+from vggdist.artifacts.posteriors import format_train_scale
+from vggdist.evaluation.fusion import ErrorRates, Members
 from vggdist.reports import paper
-from vggdist.reports.matching import Average, Line
+from vggdist.reports.matching import Line
 from vggdist.reports.report import Report, difference
 
 NO_RUN = "no run"
@@ -53,9 +53,9 @@ class TextTable:
 
 def report_tables(report: Report) -> list[TextTable]:
     """The paper's tables, then what there is beyond them."""
-    tables = [_paper_table(table, lines, report.is_comparable) for table, lines in report.tables]
+    tables = [_paper_table(table, lines, report) for table, lines in report.tables]
     if report.averages:
-        tables.append(_averages_table(report.averages))
+        tables.append(_averages_table(report))
     return [*tables, _files_table(report), _fused_table(report)]
 
 
@@ -88,13 +88,11 @@ _OWN_ERRORS = (Column("top-1 %"), Column("top-5 %"))
 _TRAINED = (_text_column("network"), _text_column("S"), _text_column("weights"))
 
 
-def _paper_table(
-    table: paper.PaperTable, lines: tuple[Line, ...], is_comparable: bool
-) -> TextTable:
+def _paper_table(table: paper.PaperTable, lines: Sequence[Line], report: Report) -> TextTable:
     """A table in the paper's form, with ours in it; `run` tells several trainings apart."""
     columns, cells = _row_heads(table)
     for group in ("top-1", "top-5"):
-        judged = Column("difference", group, is_difference=True, is_judged=is_comparable)
+        judged = Column("difference", group, is_difference=True, is_judged=report.is_comparable)
         columns += (Column("paper", group), Column("ours", group), judged)
     has_test = any(line.row.top5_test_error is not None for line in lines)
     if has_test:
@@ -107,7 +105,7 @@ def _paper_table(
         columns,
         tuple(
             (
-                *(*cells(line.row), *_errors(line)),
+                *(*cells(line.row), *_errors(line, report.errors.get(line.files))),
                 *((percent(line.row.top5_test_error, 1),) if has_test else ()),
                 *((line.run,) if has_runs else ()),
             )
@@ -135,9 +133,9 @@ def _row_heads(
     )
 
 
-def _errors(line: Line) -> tuple[str, ...]:
+def _errors(line: Line, ours: ErrorRates | None) -> tuple[str, ...]:
     """Paper, ours, difference; twice."""
-    row, ours = line.row, line.errors
+    row = line.row
     cells: tuple[str, ...] = ()
     for name in ("top1_error", "top5_error"):
         papers: float | None = getattr(row, name)
@@ -153,31 +151,27 @@ def _errors(line: Line) -> tuple[str, ...]:
     return cells
 
 
-def _own_cells(
-    source: Source, protocols: Sequence[str], scales: Sequence[int], errors: ErrorRates | None
-) -> tuple[str, ...]:
+def _own_cells(report: Report, files: Members) -> tuple[str, ...]:
     """From the network's name to the errors."""
-    assert errors is not None
+    source, errors = report.sources[files[0]], report.errors[files]
     return (
         source.network,
         "–" if source.train_scale is None else format_train_scale(source.train_scale),
         source.weights[:8],
-        " & ".join(protocols),
-        ",".join(map(str, scales)),
+        " & ".join(report.protocols(files)),
+        ",".join(map(str, report.scales(files))),
         "yes" if source.flip else "no",
         percent(errors.top1_error),
         percent(errors.top5_error),
     )
 
 
-def _averages_table(averages: tuple[Average, ...]) -> TextTable:
+def _averages_table(report: Report) -> TextTable:
     tested = _text_column("protocol", wraps=True), _text_column("Q", wraps=True)
     return TextTable(
         "Every network at all its scales",
         (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS),
-        tuple(
-            _own_cells(mean.source, mean.protocols, mean.scales, mean.errors) for mean in averages
-        ),
+        tuple(_own_cells(report, files) for files in report.averages),
         ("Means of the posteriors of one network over Q; multi-crop & dense at the Q of both.",),
     )
 
@@ -187,12 +181,7 @@ def _files_table(report: Report) -> TextTable:
     return TextTable(
         "All files",
         (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS, file),
-        tuple(
-            (*_own_cells(source, (source.protocol,), (source.scale,), errors), name)
-            for name, source, errors in zip(
-                report.names, report.sources, report.errors, strict=True
-            )
-        ),
+        tuple((*_own_cells(report, (n,)), name) for n, name in enumerate(report.names)),
     )
 
 

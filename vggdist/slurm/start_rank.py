@@ -2,11 +2,11 @@
 
     python -IS start_rank.py ARGUMENTS OF PYTHON
 
-A rank imports for seconds before its handlers are there (`training/signals.py`). What comes meanwhile
-waits, and is delivered once they are; a job would end with it, for good. A shell can ignore a
-signal but not make it wait, and GNU's `env --block-signal` is younger than many clusters. Nothing
-of the project is imported here: only while Python itself starts, some 20 ms, does a signal still
-end the rank.
+A rank imports for seconds before its handlers are there (`training/signals.py`). What comes
+meanwhile waits, and is delivered once they are; a job would end with it, for good. A shell can
+ignore a signal but not make it wait, and GNU's `env --block-signal` is younger than many clusters.
+Nothing of the project is imported here: only while Python itself starts, some 20 ms, does a signal
+still end the rank.
 """
 
 import os
