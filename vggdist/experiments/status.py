@@ -80,9 +80,8 @@ def read_status(experiment: Experiment) -> dict[str, StageStatus]:
         queued = None
     statuses: dict[str, StageStatus] = {}
     for name, stage in experiment.stages.items():
-        job, history = jobs.get(name), tuple[Attempt, ...]()
-        if job is not None:
-            history = attempts.read(experiment.folder / JOB_FOLDER, job.job)
+        job = jobs.get(name)
+        history = () if job is None else _history(experiment, job)
         status = StageStatus(
             name,
             "waiting",
@@ -165,6 +164,13 @@ def _with_files(status: StageStatus, experiment: Experiment, stage: Stage) -> St
     )
 
 
+def _history(experiment: Experiment, job: LoggedJob) -> tuple[Attempt, ...]:
+    """The attempts of a job; of one that is run here, the only one stands in the job log."""
+    if job.here:
+        return (Attempt(restarts=0, host=job.host, started_at=job.at, exit_code=job.exit_code),)
+    return attempts.read(experiment.folder / JOB_FOLDER, job.job)
+
+
 def _with_job(
     status: StageStatus,
     experiment: Experiment,
@@ -177,8 +183,8 @@ def _with_job(
     Args:
         queued: jobs in SLURM's queue; None where SLURM does not answer, and the files are believed.
     """
-    began = job.at if job.here else history[-1].started_at if history else None
-    exit_code = job.exit_code if job.here else history[-1].exit_code if history else None
+    last = history[-1] if history else None
+    exit_code = last.exit_code if last else None
     in_queue = None if job.here or queued is None else queued.get(job.job)
     if in_queue is not None and in_queue.state == "PENDING":
         state: State = "waiting" if status.waits_for else "queued"
@@ -186,14 +192,16 @@ def _with_job(
     if job.here:
         is_running = exit_code is None and job_log.is_held(experiment.folder)
     elif queued is None:
-        is_running = bool(history) and history[-1].ended_at is None
+        is_running = last is not None and last.ended_at is None
     else:
         is_running = in_queue is not None
     if is_running:
-        elapsed = datetime.now(UTC) - datetime.fromisoformat(began) if began else None
-        seconds = None if elapsed is None else elapsed.total_seconds()
+        seconds = None
+        if last is not None:
+            began = datetime.fromisoformat(last.started_at)
+            seconds = (datetime.now(UTC) - began).total_seconds()
         return replace(status, state="running", is_live=True, elapsed_seconds=seconds)
-    if exit_code == 0 or (began is None and status.waits_for):
+    if exit_code == 0 or (last is None and status.waits_for):
         return status  # SLURM takes away what waits for something that failed
     if exit_code == EXIT_STOPPED:
         return replace(status, state="stopped")
@@ -201,7 +209,7 @@ def _with_job(
     error = last_error([*logs, experiment.folder_of(status.stage) / run_files.LOG_FILE])
     if exit_code == EXIT_NOT_REQUEUED:
         return replace(status, state="stopped", error=error)
-    if began is None:
+    if last is None:
         reason = "the job was cancelled before it began."
     elif exit_code is None:
         reason = "it was killed, and its log says nothing."
