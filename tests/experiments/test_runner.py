@@ -98,7 +98,7 @@ def test_all_stages_are_submitted_at_once_alike_ones_as_arrays_each_after_what_i
     ]
     assert [submission.layout for submission in submissions] == [Layout(2, 4, 4)] * 4 + [ALONE]
     assert {submission.folder for submission in submissions} == {tmp_path / "it" / "jobs"}
-    assert {name: one.job for name, one in job_log.read(experiment.folder).items()} == {
+    assert {name: job.job for name, job in job_log.read(experiment.folder).items()} == {
         "a": "10_0",
         RATES[0]: "10_1",
         RATES[1]: "10_2",
@@ -250,7 +250,7 @@ def test_a_stage_that_fails_here_holds_back_only_what_needs_it(
     experiment = make_experiment(tmp_path)
     code, said = run_all(experiment)
     assert code == 4
-    states = {name: one.state for name, one in read_status(experiment).items()}
+    states = {name: status.state for name, status in read_status(experiment).items()}
     assert states == {
         "a": "done",
         **dict.fromkeys(RATES, "done"),

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -117,6 +117,11 @@ def report_on(folder: Path, *given: Posteriors) -> Report:
     return make_report(store(folder, given))
 
 
+def errors_of_mean(several: Sequence[Posteriors]) -> tuple[float, float]:
+    """Top-1 and top-5 error of the mean, counted in the simplest way."""
+    return naive_errors([posteriors.values for posteriors in several], several[0].labels)
+
+
 def rows_of(report: Report, number: int) -> list[dict[str, object]]:
     tables = report.to_dict()["tables"]
     assert isinstance(tables, dict)
@@ -124,7 +129,7 @@ def rows_of(report: Report, number: int) -> list[dict[str, object]]:
 
 
 def shown(report: Report, number: int) -> list[tuple[str, ...]]:
-    (table,) = (one for one in report_tables(report) if one.title.startswith(f"Table {number}"))
+    (table,) = (t for t in report_tables(report) if t.title.startswith(f"Table {number}"))
     return list(table.rows)
 
 
@@ -144,8 +149,9 @@ def test_every_row_of_the_paper_is_the_mean_of_its_files(
 ) -> None:
     stored = [load_posteriors(path) for path in find_posteriors([everything])]
     by_cell = {
-        (one.source.network, one.source.train_scale, one.source.protocol, one.source.scale): one
-        for one in stored
+        (source.network, source.train_scale, source.protocol, source.scale): posteriors
+        for posteriors in stored
+        for source in [posteriors.source]
     }
     for table in paper.TABLES:
         rows = rows_of(complete, table.number)
@@ -164,7 +170,7 @@ def test_every_row_of_the_paper_is_the_mean_of_its_files(
             assert ours["num_images"] == 23
             assert len(ours["files"]) == len(values)  # type: ignore[arg-type]
             assert ours["top1_difference"] == pytest.approx(top1 - row.top1_error)
-    top1, top5 = naive_errors([one.values for one in stored], stored[0].labels)
+    top1, top5 = errors_of_mean(stored)
     assert complete.to_dict().items() >= (
         {"num_images": 23, "top1_error": top1, "top5_error": top5}.items()
     )
@@ -213,7 +219,7 @@ def test_several_trainings_are_never_mixed(tmp_path: Path) -> None:
         ["3.npz", "4.npz", "5.npz"],
     ]
     for line, members in zip(lines, (given[:3], given[3:6]), strict=True):
-        expected = naive_errors([one.values for one in members], given[0].labels)
+        expected = errors_of_mean(members)
         assert (line["top1_error"], line["top5_error"]) == expected
     fusion = rows_of(report, 6)[1]
     assert fusion["top1_error"] is None
@@ -261,7 +267,7 @@ def test_what_the_paper_does_not_have_stands_among_all_files_only(
     for number in range(3, 8):
         assert all(line["top1_error"] is None for line in rows_of(report, number))
     (file,) = report.to_dict()["files"]  # type: ignore[misc]
-    assert (file["top1_error"], file["top5_error"]) == naive_errors([given.values], given.labels)
+    assert (file["top1_error"], file["top5_error"]) == errors_of_mean([given])
     assert (file["network"], file["flip"]) == (given.source.network, given.source.flip)
     assert report.fused.top1_error == file["top1_error"]
 
@@ -281,7 +287,7 @@ def test_dense_and_multi_crop_are_averaged_beyond_the_papers_rows_too(tmp_path: 
     members = {"dense": (0, 1, 4), "multi-crop": (2, 3), "multi-crop & dense": (0, 1, 2, 3)}
     assert found.keys() == members.keys()
     for name, numbers in members.items():
-        expected = naive_errors([given[number].values for number in numbers], given[0].labels)
+        expected = errors_of_mean([given[number] for number in numbers])
         assert (found[name]["top1_error"], found[name]["top5_error"]) == expected
         assert found[name]["files"] == [f"{number}.npz" for number in numbers]
 
@@ -292,7 +298,7 @@ def test_a_file_that_repeats_another_counts_in_the_fusion_only(tmp_path: Path) -
     (line,) = (line for line in rows_of(report, 3) if line["files"])
     assert line["files"] == ["0.npz"]
     assert any("1.npz repeats 0.npz" in note for note in report.notes)
-    expected = naive_errors([one.values for one in given], given[0].labels)
+    expected = errors_of_mean(given)
     assert (report.fused.top1_error, report.fused.top5_error) == expected
 
 
@@ -430,7 +436,7 @@ def test_the_picture_has_every_file_and_the_papers_points_at_their_height(
 def test_errors_on_other_classes_stand_beside_the_papers_and_are_not_judged(tmp_path: Path) -> None:
     given = posteriors_of("D", S256, "dense", 256, num_classes=7)
     report = report_on(tmp_path, given)
-    top1, top5 = naive_errors([given.values], given.labels)
+    top1, top5 = errors_of_mean([given])
     (line,) = (line for line in rows_of(report, 3) if line["files"])
     assert (line["top1_error"], line["top5_error"]) == (top1, top5)
     assert line["top1_difference"] == pytest.approx(top1 - 0.27)
@@ -472,7 +478,7 @@ def test_the_command_prints_writes_and_refuses(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for number in range(3, 8):
         assert f"Table {number}: " in done.stdout
-    top1, top5 = naive_errors([one.values for one in posteriors], posteriors[0].labels)
+    top1, top5 = errors_of_mean(posteriors)
     stored = json.loads((tmp_path / "report.json").read_text())
     assert (stored["num_images"], stored["top1_error"], stored["top5_error"]) == (23, top1, top5)
     assert f"{100 * top1:.2f}" in done.stdout

@@ -21,8 +21,6 @@ SOON = 60
 """A step by which a training has a checkpoint."""
 
 SUBMIT = ("python", "launch/submit.py", "--nodes", "2", "--ranks-per-node", "1")
-
-
 PAUSE_SECONDS = 0.001
 
 
@@ -150,11 +148,12 @@ def wait_for(
     is_so: Callable[[], bool],
     seconds: float = 120.0,
     log: Callable[[], str] = lambda: "",
+    pause: float = 0.1,
 ) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, log()
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def scontrol(cluster: Cluster, *words: str) -> None:

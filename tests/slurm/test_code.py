@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import ROOT
 from tests.test_import_rule import MODULES, own_imports
 from vggdist.slurm.job import NOT_IN_RANKS, digest_of_code
 
-PACKAGE = Path(__file__).parents[2] / "vggdist"
+PACKAGE = ROOT / "vggdist"
 
 
 @pytest.fixture

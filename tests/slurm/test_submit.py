@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import ROOT
 from vggdist.errors import ConfigError, DistributedError
 from vggdist.slurm.job import TrainingPayload
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, make_layout, sbatch_text
 
-ROOT = Path(__file__).parents[2]
 FOUR_NODES = ["--nodes", "4", "--gpus-per-node", "8"]
 
 
