@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -90,7 +90,8 @@ _TRAINED = (_text_column("network"), _text_column("S"), _text_column("weights"))
 
 def _paper_table(table: paper.PaperTable, lines: Sequence[Line], report: Report) -> TextTable:
     """A table in the paper's form, with ours in it; `run` tells several trainings apart."""
-    columns, cells = _row_heads(table)
+    heads = [_row_heads(table.number, line.row) for line in lines]
+    columns = tuple(_text_column(name, wraps=table.number in (6, 7)) for name in heads[0])
     for group in ("top-1", "top-5"):
         judged = Column("difference", group, is_difference=True, is_judged=report.is_comparable)
         columns += (Column("paper", group), Column("ours", group), judged)
@@ -105,32 +106,28 @@ def _paper_table(table: paper.PaperTable, lines: Sequence[Line], report: Report)
         columns,
         tuple(
             (
-                *(*cells(line.row), *_errors(line, report.errors.get(line.files))),
+                *(*head.values(), *_errors(line, report.errors.get(line.files))),
                 *((percent(line.row.top5_test_error, 1),) if has_test else ()),
                 *((line.run,) if has_runs else ()),
             )
-            for line in lines
+            for line, head in zip(lines, heads, strict=True)
         ),
         tuple(dict.fromkeys(line.problem for line in lines if line.problem)),
     )
 
 
-def _row_heads(
-    table: paper.PaperTable,
-) -> tuple[tuple[Column, ...], Callable[[paper.Row], tuple[str, ...]]]:
-    """The columns left of the errors, and their cells."""
-    if table.number in (6, 7):
-        return (_text_column("method", wraps=True),), lambda row: (row.method,)
-    if table.number == 5:
-        return (
-            (_text_column("network"), _text_column("method")),
-            lambda row: (row.networks[0].configuration, " & ".join(row.protocols)),
-        )
-    return (_text_column("network"), _text_column("S"), _text_column("Q")), lambda row: (
-        row.networks[0].configuration,
-        format_train_scale(row.networks[0].train_scale),
-        ",".join(map(str, row.networks[0].scales)),
-    )
+def _row_heads(number: int, row: paper.Row) -> dict[str, str]:
+    """The columns left of the errors, and a row's cells there."""
+    if number in (6, 7):
+        return {"method": row.method}
+    network = row.networks[0]
+    if number == 5:
+        return {"network": network.configuration, "method": " & ".join(row.protocols)}
+    return {
+        "network": network.configuration,
+        "S": format_train_scale(network.train_scale),
+        "Q": ",".join(map(str, network.scales)),
+    }
 
 
 def _errors(line: Line, ours: ErrorRates | None) -> tuple[str, ...]:
