@@ -80,18 +80,10 @@ def read_status(experiment: Experiment) -> dict[str, StageStatus]:
         queued = None
     statuses: dict[str, StageStatus] = {}
     for name, stage in experiment.stages.items():
-        job = jobs.get(name)
-        history = () if job is None else _history(experiment, job)
-        status = StageStatus(
-            name,
-            "waiting",
-            waits_for=tuple(need for need in stage.needs if statuses[need].state != "done"),
-            job=None if job is None else job.job,
-            requeued=max((attempt.restarts for attempt in history), default=0),
-        )
-        status = _with_files(status, experiment, stage)
-        if job is not None and status.state == "waiting":
-            status = _with_job(status, experiment, job, history, queued)
+        waits_for = tuple(need for need in stage.needs if statuses[need].state != "done")
+        status = _with_files(StageStatus(name, "waiting", waits_for), experiment, stage)
+        if name in jobs:
+            status = _with_job(status, experiment, jobs[name], queued)
         statuses[name] = status
     return statuses
 
@@ -164,25 +156,26 @@ def _with_files(status: StageStatus, experiment: Experiment, stage: Stage) -> St
     )
 
 
-def _history(experiment: Experiment, job: LoggedJob) -> tuple[Attempt, ...]:
-    """The attempts of a job; of one that is run here, the only one stands in the job log."""
-    if job.here:
-        return (Attempt(restarts=0, host=job.host, started_at=job.at, exit_code=job.exit_code),)
-    return attempts.read(experiment.folder / JOB_FOLDER, job.job)
-
-
 def _with_job(
     status: StageStatus,
     experiment: Experiment,
     job: LoggedJob,
-    history: tuple[Attempt, ...],
     queued: Mapping[str, QueuedJob] | None,
 ) -> StageStatus:
-    """What became of the newest job of a stage without a result that counts.
+    """The newest job of a stage, and what became of it where no result counts.
 
     Args:
         queued: jobs in SLURM's queue; None where SLURM does not answer, and the files are believed.
     """
+    job_folder = experiment.folder / JOB_FOLDER
+    if not job.here:
+        history = attempts.read(job_folder, job.job)
+    else:  # its only attempt is what the job log says
+        history = (Attempt(restarts=0, host=job.host, started_at=job.at, exit_code=job.exit_code),)
+    requeued = max((attempt.restarts for attempt in history), default=0)
+    status = replace(status, job=job.job, requeued=requeued)
+    if status.state != "waiting":
+        return status
     last = history[-1] if history else None
     exit_code = last.exit_code if last else None
     in_queue = None if job.here or queued is None else queued.get(job.job)
@@ -205,7 +198,7 @@ def _with_job(
         return status  # SLURM takes away what waits for something that failed
     if exit_code == EXIT_STOPPED:
         return replace(status, state="stopped")
-    logs = sorted((experiment.folder / JOB_FOLDER).glob(f"{job.job}_*log.err"))
+    logs = sorted(job_folder.glob(f"{job.job}_*log.err"))
     error = last_error([*logs, experiment.folder_of(status.stage) / run_files.LOG_FILE])
     if exit_code == EXIT_NOT_REQUEUED:
         return replace(status, state="stopped", error=error)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Literal
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -27,10 +28,9 @@ class Column:
 
     name: str
     group: str = ""
-    is_number: bool = True
-    is_difference: bool = False
-    is_judged: bool = False
-    """A difference of which less is better; not where the paper's images have other classes."""
+    kind: Literal["text", "number", "difference", "judged"] = "number"
+    """judged: a difference of which less is better; not where the paper's images have other
+    classes."""
     wraps: bool = False
     """Whether its cells may take several lines."""
 
@@ -83,7 +83,7 @@ def signed_percent(fraction: float | None) -> str:
     return "0.00" if float(text) == 0 else text
 
 
-_text_column = partial(Column, is_number=False)
+_text_column = partial(Column, kind="text")
 _OWN_ERRORS = (Column("top-1 %"), Column("top-5 %"))
 _TRAINED = (_text_column("network"), _text_column("S"), _text_column("weights"))
 
@@ -93,7 +93,7 @@ def _paper_table(table: paper.PaperTable, lines: Sequence[Line], report: Report)
     heads = [_row_heads(table.number, line.row) for line in lines]
     columns = tuple(_text_column(name, wraps=table.number in (6, 7)) for name in heads[0])
     for group in ("top-1", "top-5"):
-        judged = Column("difference", group, is_difference=True, is_judged=report.is_comparable)
+        judged = Column("difference", group, "judged" if report.is_comparable else "difference")
         columns += (Column("paper", group), Column("ours", group), judged)
     has_test = any(line.row.top5_test_error is not None for line in lines)
     if has_test:
@@ -218,8 +218,8 @@ def _rich(table: TextTable) -> RenderableType:
         group = f"{'' if column.group == before else column.group}\n" if column.group else ""
         before = column.group
         shown.add_column(
-            Text(group + ("diff." if column.is_difference else column.name)),
-            justify="right" if column.is_number else "left",
+            Text(group + column.name.replace("difference", "diff.")),
+            justify="left" if column.kind == "text" else "right",
             no_wrap=not column.wraps,
             overflow="fold",
         )
@@ -239,6 +239,6 @@ _COLORS = {"less": "green", "more": "red", "muted": "dim"}
 
 def cell_kind(column: Column, cell: str) -> str:
     """Which cells are set off from the others: `less` and `more` than the paper, `muted`."""
-    if cell == NO_RUN or (column.is_difference and not column.is_judged):
+    if cell == NO_RUN or column.kind == "difference":
         return "muted"
-    return {"+": "more", "-": "less"}.get(cell[:1], "") if column.is_judged else ""
+    return {"+": "more", "-": "less"}.get(cell[:1], "") if column.kind == "judged" else ""

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -155,9 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
             return payload.run(stop)
     split = split_batch(config.batch, layout.world_size)
     summary: dict[str, Any] = {
-        "nodes": layout.nodes,
-        "ranks_per_node": layout.ranks_per_node,
-        "gpus_per_node": layout.gpus_per_node,
+        **asdict(layout),
         "cpus_per_rank": submission.cpus_per_rank,
         "world_size": layout.world_size,
         "global_batch": split.global_batch,
