@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests import processes
 from tests.run_folders import last_checkpoint
 from vggdist.artifacts.posteriors import open_posteriors
 from vggdist.cli import parse
 from vggdist.config_file import load_config, to_yaml
 
-ROOT = Path(__file__).parents[2]
-EXPERIMENTS = ROOT / "configs" / "experiments"
+EXPERIMENTS = processes.ROOT / "configs" / "experiments"
 
 LOGIN_NODE = """
 import sys
@@ -27,14 +27,7 @@ sys.exit(main())
 
 def run(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
     program = ["-c", code] if code else ["-m", "vggdist.cli"]
-    return subprocess.run(
-        [sys.executable, *program, "experiment", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return processes.run(sys.executable, *program, "experiment", *words)
 
 
 def test_a_dry_run_needs_neither_torch_nor_data_nor_slurm(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from tests import processes
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
 from vggdist.artifacts.posteriors import Posteriors, load_posteriors
 from vggdist.errors import VggdistError, WeightsError
@@ -466,8 +467,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vggdist.cli", "report", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return processes.run(sys.executable, "-m", "vggdist.cli", "report", *map(str, words))
 
 
 @pytest.mark.slow

@@ -12,10 +12,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from tests.processes import ROOT
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, steps
-from tests.slurm.cluster import ROOT, Cluster
+from tests.slurm.cluster import Cluster
 from vggdist.slurm import attempts
 from vggdist.slurm.attempts import Attempt
+
+FAULTS = [
+    pytest.mark.slurm,
+    pytest.mark.multi_process,
+    pytest.mark.fault,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+]
+"""Marks of tests in which something befalls a job."""
 
 SOON = 60
 """A step by which a training has a checkpoint."""

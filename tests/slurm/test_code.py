@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import ROOT
+from tests.processes import ROOT
 from tests.test_import_rule import MODULES, own_imports
 from vggdist.slurm.job import NOT_IN_RANKS, digest_of_code
 

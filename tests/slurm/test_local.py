@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from tests.ranks import train_in_ranks
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, wait_for_step
-from tests.slurm.cluster import ROOT
 from tests.slurm.payloads import NoteGpus
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED
 from vggdist.slurm import attempts

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.slurm.cluster import ROOT, Cluster
+from tests.processes import ROOT
+from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import wait_for
 from vggdist.artifacts.posteriors import load_posteriors
 from vggdist.artifacts.weights import Description, save_weights

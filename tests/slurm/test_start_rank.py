@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import ROOT
+from tests.processes import ROOT
 from tests.slurm.jobs import wait_for
 from vggdist.slurm import submit as submission
 from vggdist.training.signals import SIGNALS
