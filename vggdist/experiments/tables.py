@@ -173,8 +173,8 @@ def _what(stage: Stage) -> str:
         case Training(start=start):
             return "training" if start is None else f"training from {start}"
         case Evaluation(network=network, protocols=protocols, scales=scales):
-            at = f" at {', '.join(map(str, scales))}" if scales else ""
-            return f"{' + '.join(protocols)}{at} of {network}"
+            at_scales = f" at {', '.join(map(str, scales))}" if scales else ""
+            return f"{' + '.join(protocols)}{at_scales} of {network}"
         case Report(evaluations=evaluations):
             return f"report on {_few(evaluations)}"
 

@@ -111,9 +111,9 @@ def _paper_marks(report: Report, kind: Kind) -> Iterator[Mark]:
 
 def _own_marks(report: Report, kind: Kind) -> Iterator[Mark]:
     """Every file, the larger Q the further right, and the means of dense over Q."""
-    scales = report.scales(tuple(range(len(report.sources))))
+    all_scales = report.scales(tuple(range(len(report.sources))))
     for number, source in enumerate(report.sources):
-        rank = scales.index(source.scale) / max(1, len(scales) - 1)
+        rank = all_scales.index(source.scale) / max(1, len(all_scales) - 1)
         error: float = getattr(report.errors[number,], kind)
         yield Mark(
             f"ours, {source.protocol}",
@@ -127,8 +127,8 @@ def _own_marks(report: Report, kind: Kind) -> Iterator[Mark]:
     for files in report.averages:
         if report.protocols(files) == ("dense",):
             error, column = getattr(report.errors[files], kind), _column(report.sources[files[0]])
-            at = ", ".join(map(str, report.scales(files)))
-            title = f"{' '.join(column)}, dense, Q {at}: {100 * error:.2f} %"
+            scales = ", ".join(map(str, report.scales(files)))
+            title = f"{' '.join(column)}, dense, Q {scales}: {100 * error:.2f} %"
             legend, color = "ours, dense, several scales", _COLORS["dense"]
             yield Mark(legend, "D", color, column, 0.3, error, title)
 

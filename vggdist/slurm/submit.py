@@ -28,7 +28,7 @@ from vggdist.slurm.job import EXIT_CODE_FILE, Job, Payload, digest_of_code
 from vggdist.slurm.queue import job_states, require_slurm
 from vggdist.slurm.settings import ClusterSettings
 
-CPUS_BESIDE_A_GPU = 8
+CPUS_PER_GPU = 8
 FOREVER_MINUTES = 60 * 24 * 365
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -73,9 +73,7 @@ class Submission:
     @property
     def cpus_per_rank(self) -> int:
         """As the settings say, or a guess that suits decoding."""
-        return self.settings.cpus_per_rank or (
-            CPUS_BESIDE_A_GPU if self.layout.gpus_per_node else 1
-        )
+        return self.settings.cpus_per_rank or (CPUS_PER_GPU if self.layout.gpus_per_node else 1)
 
 
 def make_layout(nodes: int, ranks_per_node: int | None, settings: ClusterSettings) -> Layout:
