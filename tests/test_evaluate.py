@@ -477,7 +477,7 @@ def test_folders_that_are_numbers_mean_what_they_mean_to_predict(
     truth = [name.split("/")[0] for name in found.names]
     assert [found.classes[label] for label in found.labels] == truth
     assert [found.classes[label] for label in found.values.argmax(1)] == said
-    (error,) = {row.top1_error for row in make_report(evaluated.files).errors}
+    error = make_report(evaluated.files).fused.top1_error
     assert error == np.mean(np.array(said) != np.array(truth))
     has_line = "has no class names; labels, in the order of the class folders: 0 '0', 1 '1', 2 '2'"
     assert (has_line in caplog.text) == (not classes)

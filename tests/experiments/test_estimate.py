@@ -21,7 +21,7 @@ def estimate_all(experiment: Experiment, world_size: int = 1, speed: float = 400
 
 
 def by_name(result: Estimate) -> dict[str, StageEstimate]:
-    return {one.stage: one for one in result.stages}
+    return {stage.stage: stage for stage in result.stages}
 
 
 def test_74_epochs_of_d_take_8_80_exaflop_and_its_74_evaluations_a_hundredth_more(
@@ -59,17 +59,17 @@ def test_a_dense_pass_at_the_crop_size_on_square_images_would_be_two_crops(
     paper: Experiment,
 ) -> None:
     """Images are taken to be 4:3: 256 x 341 pixels, 2 x 4 places, 1.735 crops' convolutions."""
-    one = by_name(estimate_all(paper))["evaluate_a_256"].petaflop * 1e15 / 50_000
+    flop = by_name(estimate_all(paper))["evaluate_a_256"].petaflop * 1e15 / 50_000
     convolutions, rest = 7.609e9 - 0.1236e9, 0.1236e9
     # A map loses the odd pixels of its image: 341 becomes 170, 85, 42, 21.
     area = 256 * 336 / 224**2
     low, high = (2 * 2 * (convolutions * a + 8 * rest) for a in (area, 256 * 341 / 224**2))
-    assert low <= one <= high
+    assert low <= flop <= high
 
 
 def test_stages_that_wait_for_each_other_add_up_and_others_do_not(paper: Experiment) -> None:
     result = estimate_all(paper, world_size=8)
-    hours = {name: one.device_hours / 8 for name, one in by_name(result).items()}
+    hours = {name: stage.device_hours / 8 for name, stage in by_name(result).items()}
     chain = ("a_256", "e_256", "e_384", "e_jitter", "evaluate_e_jitter")
     assert result.longest_hours == pytest.approx(sum(hours[name] for name in chain))
     assert result.device_hours == pytest.approx(8 * sum(hours.values()))
@@ -78,7 +78,7 @@ def test_stages_that_wait_for_each_other_add_up_and_others_do_not(paper: Experim
 
 def test_only_what_is_wanted_is_counted(paper: Experiment) -> None:
     result = estimate(paper, ["d_384", "submission"], 1, True)
-    assert [one.stage for one in result.stages] == ["d_384", "submission"]
+    assert [stage.stage for stage in result.stages] == ["d_384", "submission"]
     assert result.to_dict()["jobs"] == 2
     assert result.teraflops == 100
 

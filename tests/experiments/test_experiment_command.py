@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests import processes
+from tests.run_folders import last_checkpoint
 from vggdist.artifacts.posteriors import open_posteriors
 from vggdist.cli import parse
 from vggdist.config_file import load_config, to_yaml
 
-ROOT = Path(__file__).parents[2]
-EXPERIMENTS = ROOT / "configs" / "experiments"
+EXPERIMENTS = processes.ROOT / "configs" / "experiments"
 
 LOGIN_NODE = """
 import sys
@@ -26,14 +27,7 @@ sys.exit(main())
 
 def run(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
     program = ["-c", code] if code else ["-m", "vggdist.cli"]
-    return subprocess.run(
-        [sys.executable, *program, "experiment", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return processes.run(sys.executable, *program, "experiment", *words)
 
 
 def test_a_dry_run_needs_neither_torch_nor_data_nor_slurm(tmp_path: Path) -> None:
@@ -145,16 +139,19 @@ def test_stages_pass_their_networks_on_and_a_failed_one_is_run_again(
     assert "model.num_classes is 4, but" in done.stderr
     assert "Traceback" not in done.stderr
 
-    a, only_fc = (load_file(_weights(folder / name)) for name in ("a", "only_fc"))
+    weights = {
+        name: last_checkpoint(folder / name) / "weights.safetensors" for name in ("a", "only_fc")
+    }
+    a, only_fc = map(load_file, weights.values())
     for name, tensor in only_fc.items():
         same = tensor.tobytes() == a[name].tobytes()
         assert same == name.startswith("features."), name
     log = (folder / "only_fc" / "log.txt").read_text()
-    assert f"copied from {_weights(folder / 'a')}: conv1_1 <- conv1_1" in log
+    assert f"copied from {weights['a']}: conv1_1 <- conv1_1" in log
 
     assert run("status", str(folder), "--json", str(answer), code=LOGIN_NODE).returncode == 0
     stages = json.loads(answer.read_text())["stages"]
-    assert {name: one["state"] for name, one in stages.items()} == {
+    assert {name: stage["state"] for name, stage in stages.items()} == {
         "a": "done",
         "only_fc": "done",
         "broken": "failed",
@@ -176,7 +173,3 @@ def test_stages_pass_their_networks_on_and_a_failed_one_is_run_again(
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^stage (\S+),", done.stdout, re.MULTILINE) == ["broken", "test_broken"]
     assert run("run", str(file), *words, "--local").returncode == 0
-
-
-def _weights(run_folder: Path) -> Path:
-    return max((run_folder / "checkpoints").glob("step-*")) / "weights.safetensors"

@@ -57,12 +57,18 @@ def submissions(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
     return sent
 
 
-def submit_missing(experiment: Experiment) -> list[tuple[tuple[str, ...], str | None]]:
-    arrays = running.submit_missing(experiment, read_status(experiment), template(experiment))
-    return [(array.stages, array.after) for array in arrays]  # type: ignore[misc]
+def submit_missing(experiment: Experiment) -> list[str]:
+    """What is said of each job, without its number."""
+    said: list[str] = []
+    statuses = read_status(experiment)
+    jobs = running.submit_missing(experiment, statuses, template(experiment), said.append)
+    logged = job_log.read(experiment.folder)
+    assert jobs == {name: logged[name].job for name in jobs}
+    return [line.partition(": ")[2] for line in said]
 
 
 RATES = ("rates/optimizer.learning_rate=0.5", "rates/optimizer.learning_rate=0.25")
+BOTH = ", ".join(RATES)
 
 
 def test_all_stages_are_submitted_at_once_alike_ones_as_arrays_each_after_what_it_needs(
@@ -70,11 +76,11 @@ def test_all_stages_are_submitted_at_once_alike_ones_as_arrays_each_after_what_i
 ) -> None:
     experiment = make_experiment(tmp_path)
     assert submit_missing(experiment) == [
-        (("a", *RATES), ()),
-        (("b", "c"), ("a",)),
-        (("test_a",), ("a",)),
-        (("test_b",), ("b",)),
-        (("tables",), ("test_a", "test_b")),
+        f"a, {BOTH}",
+        "b, c after a",
+        "test_a after a",
+        "test_b after b",
+        "tables after test_a, test_b",
     ]
     assert [submission.dependency for submission in submissions] == [
         None,
@@ -92,7 +98,7 @@ def test_all_stages_are_submitted_at_once_alike_ones_as_arrays_each_after_what_i
     ]
     assert [submission.layout for submission in submissions] == [Layout(2, 4, 4)] * 4 + [ALONE]
     assert {submission.folder for submission in submissions} == {tmp_path / "it" / "jobs"}
-    assert {name: one.job for name, one in job_log.read(experiment.folder).items()} == {
+    assert {name: job.job for name, job in job_log.read(experiment.folder).items()} == {
         "a": "10_0",
         RATES[0]: "10_1",
         RATES[1]: "10_2",
@@ -131,9 +137,9 @@ def test_what_is_missing_waits_for_what_is_queued_and_not_for_what_is_done(
     )
     submissions.clear()
     assert submit_missing(experiment) == [
-        ((*RATES, "c"), ()),
-        (("test_b",), ("b",)),
-        (("tables",), ("test_b",)),
+        f"{BOTH}, c",
+        "test_b after b",
+        "tables after test_b",
     ]
     assert submissions[1].dependency == "afterok:11_0"
 
@@ -154,7 +160,7 @@ def test_what_slurm_took_before_it_refused_is_remembered(
         with pytest.raises(DistributedError):
             submit_missing(experiment)
     assert missing(read_status(experiment)) == ("b", "c", "test_a", "test_b", "tables")
-    assert submit_missing(experiment)[0] == (("b", "c"), ("a",))
+    assert submit_missing(experiment)[0] == "b, c after a"
 
 
 def test_payloads_are_those_of_the_stages(tmp_path: Path, submissions: list[Submission]) -> None:
@@ -244,7 +250,7 @@ def test_a_stage_that_fails_here_holds_back_only_what_needs_it(
     experiment = make_experiment(tmp_path)
     code, said = run_all(experiment)
     assert code == 4
-    states = {name: one.state for name, one in read_status(experiment).items()}
+    states = {name: status.state for name, status in read_status(experiment).items()}
     assert states == {
         "a": "done",
         **dict.fromkeys(RATES, "done"),

@@ -12,7 +12,6 @@ from vggdist.experiments.stages import (
     Evaluation,
     Experiment,
     Report,
-    Training,
 )
 from vggdist.reports import paper
 
@@ -36,9 +35,9 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def training(experiment: Experiment, name: str) -> Training:
+def evaluation(experiment: Experiment, name: str) -> Evaluation:
     stage = experiment.stages[name]
-    assert isinstance(stage, Training)
+    assert isinstance(stage, Evaluation)
     return stage
 
 
@@ -51,9 +50,8 @@ def error_of(path: Path, *overrides: str) -> str:
 def test_a_training_is_its_configuration_with_the_experiment_s_folder_and_data(
     write: Write,
 ) -> None:
-    path = write(HEAD + "  a: {config: net.yaml}\n")
-    experiment = load_experiment(path)
-    config = training(experiment, "a").config
+    experiment = load_experiment(write(HEAD + "  a: {config: net.yaml}\n"))
+    config = experiment.training("a").config
     assert config.model.num_classes == 3
     assert config.data.root == "/images"
     assert config.run_folder == "runs/it/a"
@@ -67,17 +65,18 @@ def test_what_a_stage_sets_stands_above_what_all_trainings_set(write: Write) -> 
         + "  a: {config: net.yaml}\n  b: {config: net.yaml, set: {data: {crop_size: 96}}}\n"
     )
     experiment = load_experiment(path)
-    a, b = training(experiment, "a").config, training(experiment, "b").config
+    a, b = experiment.training("a").config, experiment.training("b").config
     assert (a.seed, a.data.flip, a.data.crop_size) == (1, False, 64)
     assert (b.seed, b.data.flip, b.data.crop_size) == (1, False, 96)
 
 
 def test_a_training_starts_from_the_run_folder_of_another(write: Write) -> None:
-    path = write(HEAD + "  b: {config: net.yaml, start: a}\n  a: {config: net.yaml}\n")
-    experiment = load_experiment(path)
+    experiment = load_experiment(
+        write(HEAD + "  b: {config: net.yaml, start: a}\n  a: {config: net.yaml}\n")
+    )
     assert list(experiment.stages) == ["a", "b"], "a stage stands behind those that it needs"
     assert experiment.stages["b"].needs == ("a",)
-    assert training(experiment, "b").config.model.initialize_from == "runs/it/a"
+    assert experiment.training("b").config.model.initialize_from == "runs/it/a"
 
 
 def test_glorot_begins_at_random_only_what_starts_from_another_configuration(
@@ -85,19 +84,17 @@ def test_glorot_begins_at_random_only_what_starts_from_another_configuration(
 ) -> None:
     path = write(
         HEAD
-        + "  larger: {config: net.yaml, start: deeper, set: {data: {train_scale_max: 300}}}\n"
+        + "  larger: {config: net.yaml, start: deeper, set: {model: {configuration: B}, "
+        + "data: {train_scale_max: 300}}}\n"
         + "  deeper: {config: net.yaml, start: a, set: {model: {configuration: B}}}\n"
         + "  same: {config: net.yaml, start: a, set: {data: {train_scale_max: 300}}}\n"
         + "  a: {config: net.yaml}\n"
     )
-    text = path.read_text().replace("  larger: {config: net.yaml, start: deeper, set: {",
-                                    "  larger: {config: net.yaml, start: deeper, set: {model: "
-                                    "{configuration: B}, ")  # fmt: skip
-    experiment = load_experiment(write(text), ["glorot=true"])
+    experiment = load_experiment(path, ["glorot=true"])
     needs = {name: stage.needs for name, stage in experiment.stages.items()}
     assert needs == {"deeper": (), "a": (), "larger": ("deeper",), "same": ("a",)}
-    assert training(experiment, "deeper").config.model.initialize_from is None
-    assert training(experiment, "larger").config.model.initialize_from == "runs/it/deeper"
+    assert experiment.training("deeper").config.model.initialize_from is None
+    assert experiment.training("larger").config.model.initialize_from == "runs/it/deeper"
 
 
 def test_an_evaluation_is_done_as_its_training_was_unless_it_says_otherwise(write: Write) -> None:
@@ -108,9 +105,7 @@ def test_an_evaluation_is_done_as_its_training_was_unless_it_says_otherwise(writ
         + "  f: {evaluate: a, set: {precision: bf16, evaluation: {max_megapixels: 2}}}\n"
     )
     experiment = load_experiment(path)
-    e, f = experiment.stages["e"], experiment.stages["f"]
-    assert isinstance(e, Evaluation)
-    assert isinstance(f, Evaluation)
+    e, f = (evaluation(experiment, name) for name in "ef")
     assert (e.protocols, e.scales) == (("center-crop", "dense"), (40, 32))
     assert sorted(e.settings) == ['device="cpu"', 'precision="fp32"']
     assert (f.protocols, f.scales) == (("dense",), ())
@@ -131,13 +126,13 @@ def test_a_sweep_is_a_training_for_each_of_its_overrides(write: Write) -> None:
         + "      - \"optimizer.trained_layers='[fc7, fc8]'\"\n"
     )
     experiment = load_experiment(path)
-    swept = [stage for stage in experiment.stages.values() if stage.name.startswith("rates/")]
+    swept = [stage for stage in experiment.trainings if stage.name.startswith("rates/")]
     assert [stage.name for stage in swept] == [
         "rates/optimizer.learning_rate=1e-3",
         "rates/optimizer.learning_rate=1e-2_batch.global=64",
         "rates/optimizer.trained_layers=_fc7_fc8",
     ]
-    configs = [training(experiment, stage.name).config for stage in swept]
+    configs = [stage.config for stage in swept]
     assert [config.optimizer.learning_rate for config in configs] == [1e-3, 1e-2, 1e-2]
     assert [config.batch.global_ for config in configs] == [256, 64, 256]
     assert configs[2].optimizer.trained_layers == ("fc7", "fc8")
@@ -162,7 +157,7 @@ def test_overrides_change_any_key_and_reach_one_stage_even_where_it_shares_an_an
             "stages.b.set.optimizer.learning_rate=0.25",
         ],
     )
-    a, b = training(experiment, "a").config, training(experiment, "b").config
+    a, b = experiment.training("a").config, experiment.training("b").config
     assert (a.data.root, a.run_folder) == ("/others", f"{tmp_path}/x/a")
     assert (a.precision, b.precision) == ("fp32", "fp32")
     assert (a.optimizer.learning_rate, b.optimizer.learning_rate) == (0.5, 0.25)
@@ -184,17 +179,15 @@ def test_paths_of_an_experiment_arrive_as_they_are_typed(
             f"stages.e.set.data.local_folder={text}2",
         ],
     )
-    config = training(experiment, "a").config
+    config = experiment.training("a").config
     assert config.run.folder == f"{tmp_path}{text}/a"
     assert config.data.root == config.run.resume == text
     assert config.data.local_folder == f"{text}2"
-    stage = experiment.stages["e"]
-    assert isinstance(stage, Evaluation)
-    assert stage.settings == (f"data.local_folder={text}2",)
+    assert evaluation(experiment, "e").settings == (f"data.local_folder={text}2",)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / EXPERIMENT_FILE).write_text(experiment.to_yaml())
     again = load_experiment(tmp_path / "kept", [f"folder=~{text}"])
-    assert training(again, "a").config == config
+    assert again.training("a").config == config
 
 
 def test_a_problem_of_an_override_names_it_and_not_the_file(write: Write) -> None:
@@ -228,10 +221,10 @@ def test_an_experiment_s_folder_is_read_like_its_file_also_once_it_was_moved(
     again = load_experiment(folder)
     assert (again.name, again.folder) == ("it", folder)
     assert list(again.stages) == ["a", "b"]
-    config = training(again, "b").config
+    config = again.training("b").config
     assert config.data.root == f"{tmp_path}/images"
     assert config.model.initialize_from == f"{folder}/a"
-    assert training(again, "a").config.seed == 7
+    assert again.training("a").config.seed == 7
 
 
 def test_all_problems_are_told_at_once_each_with_its_place_and_a_remedy(write: Write) -> None:
@@ -324,17 +317,20 @@ def test_a_shipped_experiment_loads(file: Path) -> None:
     assert load_experiment(file).folder == Path("runs") / file.stem
 
 
-def test_the_paper_s_experiment_has_every_row_of_tables_3_to_6() -> None:
-    stages = load_experiment(EXPERIMENTS / "paper.yaml").stages
-    reports = [stage for stage in stages.values() if isinstance(stage, Report)]
+@pytest.fixture(scope="module")
+def shipped() -> Experiment:
+    return load_experiment(EXPERIMENTS / "paper.yaml")
+
+
+def test_the_paper_s_experiment_has_every_row_of_tables_3_to_6(shipped: Experiment) -> None:
+    reports = [stage for stage in shipped.stages.values() if isinstance(stage, Report)]
     assert [report.name for report in reports] == ["report", "submission"]
 
     def tested(report: Report) -> set[tuple[str, tuple[int, int], str, int]]:
         found = set()
         for name in report.evaluations:
-            stage = stages[name]
-            assert isinstance(stage, Evaluation)
-            config = stages[stage.network].config  # type: ignore[union-attr]
+            stage = evaluation(shipped, name)
+            config = shipped.training(stage.network).config
             data = config.data
             network = config.model.configuration, (data.train_scale_min, data.train_scale_max)
             found |= {(*network, p, q) for p in stage.protocols for q in stage.scales}
@@ -342,10 +338,10 @@ def test_the_paper_s_experiment_has_every_row_of_tables_3_to_6() -> None:
 
     def wanted(row: paper.Row) -> set[tuple[str, tuple[int, int], str, int]]:
         return {
-            (one.configuration, one.train_scale, protocol, scale)
-            for one in row.networks
+            (network.configuration, network.train_scale, protocol, scale)
+            for network in row.networks
             for protocol in row.protocols
-            for scale in one.scales
+            for scale in network.scales
         }
 
     everything = tested(reports[0])
@@ -355,9 +351,8 @@ def test_the_paper_s_experiment_has_every_row_of_tables_3_to_6() -> None:
     assert wanted(paper.TABLE_6.rows[0]) == tested(reports[1]), "and nothing but the submission"
 
 
-def test_the_paper_s_experiment_starts_networks_as_section_3_1_says() -> None:
-    stages = load_experiment(EXPERIMENTS / "paper.yaml").stages
-    trainings = {n: s for n, s in stages.items() if isinstance(s, Training)}
+def test_the_paper_s_experiment_starts_networks_as_section_3_1_says(shipped: Experiment) -> None:
+    trainings = {stage.name: stage for stage in shipped.trainings}
     assert {name: stage.start for name, stage in trainings.items()} == {
         "a_256": None,
         "a_lrn_256": None,

@@ -48,9 +48,18 @@ def submitted(experiment: Experiment, name: str, job: str) -> Path:
     return folder
 
 
+def began(experiment: Experiment, name: str, exit_code: int | None = None) -> Path:
+    """Records job 7, whose first attempt has begun and perhaps ended; returns the job folder."""
+    folder = submitted(experiment, name, "7")
+    attempts.begin(folder, "7", restarts=0)
+    if exit_code is not None:
+        attempts.end(folder, "7", exit_code)
+    return folder
+
+
 def test_before_anything_was_run_all_stages_wait(experiment: Experiment, queued: Queue) -> None:
     statuses = read_status(experiment)
-    assert {one.state for one in statuses.values()} == {"waiting"}
+    assert {status.state for status in statuses.values()} == {"waiting"}
     assert statuses["a"].waits_for == ()
     assert statuses["tables"].waits_for == ("test_a", "test_b")
     assert not experiment.folder.exists(), "nothing is written"
@@ -70,8 +79,7 @@ def test_a_job_that_waits_is_waiting_for_its_stages_or_queued_with_slurm_s_reaso
 def test_a_running_training_shows_epoch_errors_and_time_left(
     experiment: Experiment, queued: Queue
 ) -> None:
-    folder = submitted(experiment, "a", "7")
-    attempts.begin(folder, "7", restarts=0)
+    folder = began(experiment, "a")
     attempts.begin(folder, "7", restarts=2)
     queued["7"] = QueuedJob("RUNNING", "None")
     begin(experiment, "a")
@@ -104,8 +112,8 @@ def test_an_evaluation_is_not_done_any_more_once_its_network_is_newer_or_it_is_a
     finish(experiment, "a", at=1000)
     finish(experiment, "test_a", at=2000)
     assert at(experiment, "test_a").state == "done"
-    other = make_experiment(tmp_path, "stages.test_a.scales=[32]")
-    assert at(other, "test_a").state == "waiting"
+    changed = make_experiment(tmp_path, "stages.test_a.scales=[32]")
+    assert at(changed, "test_a").state == "waiting"
     finish(experiment, "a", at=3000)
     assert at(experiment, "test_a").state == "waiting"
 
@@ -115,9 +123,7 @@ def test_a_report_is_made_again_once_one_of_its_evaluations_is_newer(
 ) -> None:
     for name, time in (("a", 1), ("b", 1), ("test_a", 2), ("test_b", 2), ("tables", 3)):
         finish(experiment, name, at=time)
-    folder = submitted(experiment, "tables", "7")
-    attempts.begin(folder, "7", restarts=0)
-    attempts.end(folder, "7", exit_code=0)
+    began(experiment, "tables", exit_code=0)
     assert at(experiment, "tables").state == "done"
     finish(experiment, "test_b", at=4)
     assert at(experiment, "tables").state == "waiting"
@@ -141,9 +147,7 @@ def test_a_training_with_other_settings_than_the_file_s_counts_as_failed(
 def test_a_job_that_ended_without_a_result_failed_with_the_last_error_of_its_log(
     experiment: Experiment, queued: Queue
 ) -> None:
-    folder = submitted(experiment, "a", "7")
-    attempts.begin(folder, "7", restarts=0)
-    attempts.end(folder, "7", exit_code=3)
+    folder = began(experiment, "a", exit_code=3)
     assert at(experiment, "a").error == "it ended with code 3, and its log says nothing."
     (folder / "7_0_log.err").write_text(
         "12:00 step 1/2\nerror: the first one.\nerror: train/ has no folder.\n"
@@ -154,8 +158,7 @@ def test_a_job_that_ended_without_a_result_failed_with_the_last_error_of_its_log
 
 
 def test_a_killed_job_failed_with_what_slurm_wrote(experiment: Experiment, queued: Queue) -> None:
-    folder = submitted(experiment, "a", "7")
-    attempts.begin(folder, "7", restarts=0)
+    folder = began(experiment, "a")
     (folder / "7_1_log.err").write_text("slurmstepd: error: Detected 1 oom-kill event\n")
     assert at(experiment, "a").error == "Detected 1 oom-kill event"
     (folder / "7_1_log.err").unlink()
@@ -165,9 +168,7 @@ def test_a_killed_job_failed_with_what_slurm_wrote(experiment: Experiment, queue
 def test_a_stopped_job_is_no_failure_unless_its_budget_is_used_up(
     experiment: Experiment, queued: Queue
 ) -> None:
-    folder = submitted(experiment, "a", "7")
-    attempts.begin(folder, "7", restarts=0)
-    attempts.end(folder, "7", exit_code=75)
+    folder = began(experiment, "a", exit_code=75)
     assert (at(experiment, "a").state, at(experiment, "a").error) == ("stopped", "")
     (folder / "7_0_log.err").write_text("error: max_requeues, 50, is used up\n")
     attempts.end(folder, "7", exit_code=76)
@@ -192,8 +193,7 @@ def test_without_an_answer_of_slurm_the_files_are_believed(
         raise DistributedError("squeue is not here.")
 
     monkeypatch.setattr(queue, "job_states", refuse)
-    folder = submitted(experiment, "a", "7")
-    attempts.begin(folder, "7", restarts=0)
+    folder = began(experiment, "a")
     assert at(experiment, "a").state == "running"
     attempts.end(folder, "7", exit_code=1)
     assert at(experiment, "a").state == "failed"

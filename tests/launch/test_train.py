@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests import processes
+from tests.processes import ROOT
 from tests.ranks import Script, free_port, rank_variables, train_in_ranks
 from tests.run_folders import (
     assert_equal_tensors,
@@ -21,27 +23,14 @@ from tests.run_folders import (
 )
 from vggdist.errors import EXIT_STOPPED, ConfigError
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "train.py"
-BIN = Path(sys.executable).parent
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 
 
-def environment(**values: str) -> dict[str, str]:
-    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **values}
-
-
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return processes.run(*command, PATH=path, **variables)
 
 
 def start_ranks(world_size: int, overrides: list[str]) -> list[Script]:

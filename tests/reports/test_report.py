@@ -4,8 +4,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 from zlib import crc32
@@ -13,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from tests import processes
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
 from vggdist.artifacts.posteriors import Posteriors, load_posteriors
 from vggdist.errors import VggdistError, WeightsError
@@ -105,6 +107,22 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def complete(everything: Path) -> Report:
+    """The report on all of them."""
+    return make_report(find_posteriors([everything]))
+
+
+def report_on(folder: Path, *given: Posteriors) -> Report:
+    """The report on files `0.npz`, `1.npz` ... in a folder."""
+    return make_report(store(folder, given))
+
+
+def errors_of_mean(several: Sequence[Posteriors]) -> tuple[float, float]:
+    """Top-1 and top-5 error of the mean, counted in the simplest way."""
+    return naive_errors([posteriors.values for posteriors in several], several[0].labels)
+
+
 def rows_of(report: Report, number: int) -> list[dict[str, object]]:
     tables = report.to_dict()["tables"]
     assert isinstance(tables, dict)
@@ -112,14 +130,13 @@ def rows_of(report: Report, number: int) -> list[dict[str, object]]:
 
 
 def shown(report: Report, number: int) -> list[tuple[str, ...]]:
-    (table,) = (one for one in report_tables(report) if one.title.startswith(f"Table {number}"))
+    (table,) = (t for t in report_tables(report) if t.title.startswith(f"Table {number}"))
     return list(table.rows)
 
 
 @pytest.mark.parametrize("number", [3, 4, 5, 6, 7])
-def test_the_papers_numbers_are_those_that_it_prints(number: int, everything: Path) -> None:
-    report = make_report(find_posteriors([everything]))
-    rows = shown(report, number)
+def test_the_papers_numbers_are_those_that_it_prints(number: int, complete: Report) -> None:
+    rows = shown(complete, number)
     if number in PRINTED:
         heads = 3 if number < 5 else 2
         found = [" ".join((*row[:heads], row[heads], row[heads + 3])) for row in rows]
@@ -128,15 +145,17 @@ def test_the_papers_numbers_are_those_that_it_prints(number: int, everything: Pa
         assert [f"{row[1]} {row[4]} {row[7]}" for row in rows] == PRINTED_ERRORS[number]
 
 
-def test_every_row_of_the_paper_is_the_mean_of_its_files(everything: Path) -> None:
-    report = make_report(find_posteriors([everything]))
+def test_every_row_of_the_paper_is_the_mean_of_its_files(
+    everything: Path, complete: Report
+) -> None:
     stored = [load_posteriors(path) for path in find_posteriors([everything])]
     by_cell = {
-        (one.source.network, one.source.train_scale, one.source.protocol, one.source.scale): one
-        for one in stored
+        (source.network, source.train_scale, source.protocol, source.scale): posteriors
+        for posteriors in stored
+        for source in [posteriors.source]
     }
     for table in paper.TABLES:
-        rows = rows_of(report, table.number)
+        rows = rows_of(complete, table.number)
         for row, ours in zip(table.rows, rows, strict=True):
             values = [
                 by_cell[tested.configuration, tested.train_scale, protocol, scale].values
@@ -152,27 +171,26 @@ def test_every_row_of_the_paper_is_the_mean_of_its_files(everything: Path) -> No
             assert ours["num_images"] == 23
             assert len(ours["files"]) == len(values)  # type: ignore[arg-type]
             assert ours["top1_difference"] == pytest.approx(top1 - row.top1_error)
-    top1, top5 = naive_errors([one.values for one in stored], stored[0].labels)
-    assert report.to_dict().items() >= (
+    top1, top5 = errors_of_mean(stored)
+    assert complete.to_dict().items() >= (
         {"num_images": 23, "top1_error": top1, "top5_error": top5}.items()
     )
 
 
-def test_the_order_of_the_files_does_not_matter(everything: Path) -> None:
-    paths = find_posteriors([everything])
-    one, other = make_report(paths), make_report(paths[::-1])
+def test_the_order_of_the_files_does_not_matter(everything: Path, complete: Report) -> None:
+    reverse = make_report(find_posteriors([everything])[::-1])
     for number in range(3, 8):
-        assert shown(one, number) == shown(other, number)
-    assert one.fused == other.fused
+        assert shown(reverse, number) == shown(complete, number)
+    assert reverse.fused == complete.fused
 
 
 def test_a_cell_without_a_run_says_so(tmp_path: Path) -> None:
-    given = [
+    report = report_on(
+        tmp_path,
         posteriors_of("D", JITTERED, "dense", 256),
         posteriors_of("D", JITTERED, "dense", 384),
         posteriors_of("E", S256, "dense", 256),
-    ]
-    report = make_report(store(tmp_path, given))
+    )
     for row in shown(report, 3):
         ours = row[4], row[7]
         if row[:2] in (("D", "[256;512]"), ("E", "256")):
@@ -190,15 +208,11 @@ def test_a_cell_without_a_run_says_so(tmp_path: Path) -> None:
 def test_several_trainings_are_never_mixed(tmp_path: Path) -> None:
     given = [
         posteriors_of(network, JITTERED, "dense", q, weights=weights * 32, seed=seed)
-        for seed, (network, weights, q) in enumerate(
-            [
-                *(("D", "a1", q) for q in (256, 384, 512)),
-                *(("D", "b2", q) for q in (256, 384, 512)),
-                *(("E", "e5", q) for q in (256, 384, 512)),
-            ]
+        for seed, ((network, weights), q) in enumerate(
+            product((("D", "a1"), ("D", "b2"), ("E", "e5")), (256, 384, 512))
         )
     ]
-    report = make_report(store(tmp_path, given))
+    report = report_on(tmp_path, *given)
     lines = [line for line in rows_of(report, 4) if line["run"]]
     assert [line["run"] for line in lines] == ["a1a1a1a1", "b2b2b2b2"]
     assert [line["files"] for line in lines] == [
@@ -206,7 +220,7 @@ def test_several_trainings_are_never_mixed(tmp_path: Path) -> None:
         ["3.npz", "4.npz", "5.npz"],
     ]
     for line, members in zip(lines, (given[:3], given[3:6]), strict=True):
-        expected = naive_errors([one.values for one in members], given[0].labels)
+        expected = errors_of_mean(members)
         assert (line["top1_error"], line["top5_error"]) == expected
     fusion = rows_of(report, 6)[1]
     assert fusion["top1_error"] is None
@@ -220,7 +234,7 @@ def test_one_network_computed_in_two_ways_has_a_line_for_each(tmp_path: Path) ->
         posteriors_of("D", S256, "dense", 256, spatial_average=average, precision=precision)
         for average, precision in (("logits", "fp16"), ("posteriors", "fp16"))
     ]
-    runs = [line["run"] for line in rows_of(make_report(store(tmp_path, given)), 3) if line["run"]]
+    runs = [line["run"] for line in rows_of(report_on(tmp_path, *given), 3) if line["run"]]
     assert [run.partition(" ")[2] for run in runs] == [  # type: ignore[attr-defined]
         "(dense in fp16, logits averaged)",
         "(dense in fp16, posteriors averaged)",
@@ -230,7 +244,7 @@ def test_one_network_computed_in_two_ways_has_a_line_for_each(tmp_path: Path) ->
         for q, precision in ((224, "fp16"), (256, "fp32"), (288, "fp16"))
     ]
     assert "D 256: its files do not belong together" in render_report(
-        make_report(store(tmp_path / "mixed", mixed))
+        report_on(tmp_path / "mixed", *mixed)
     )
 
 
@@ -250,11 +264,11 @@ def test_what_the_paper_does_not_have_stands_among_all_files_only(
     other: dict[str, object], tmp_path: Path
 ) -> None:
     given = posteriors_of("D", S256, "dense", 256, **other)
-    report = make_report(store(tmp_path, [given]))
+    report = report_on(tmp_path, given)
     for number in range(3, 8):
         assert all(line["top1_error"] is None for line in rows_of(report, number))
     (file,) = report.to_dict()["files"]  # type: ignore[misc]
-    assert (file["top1_error"], file["top5_error"]) == naive_errors([given.values], given.labels)
+    assert (file["top1_error"], file["top5_error"]) == errors_of_mean([given])
     assert (file["network"], file["flip"]) == (given.source.network, given.source.flip)
     assert report.fused.top1_error == file["top1_error"]
 
@@ -266,7 +280,7 @@ def test_dense_and_multi_crop_are_averaged_beyond_the_papers_rows_too(tmp_path: 
             [("dense", 36), ("dense", 40), ("multi-crop", 36), ("multi-crop", 40), ("dense", 44)]
         )
     ]
-    report = make_report(store(tmp_path, given))
+    report = report_on(tmp_path, *given)
     found = {
         " & ".join(average["protocols"]): average
         for average in report.to_dict()["averages"]  # type: ignore[attr-defined]
@@ -274,21 +288,18 @@ def test_dense_and_multi_crop_are_averaged_beyond_the_papers_rows_too(tmp_path: 
     members = {"dense": (0, 1, 4), "multi-crop": (2, 3), "multi-crop & dense": (0, 1, 2, 3)}
     assert found.keys() == members.keys()
     for name, numbers in members.items():
-        expected = naive_errors([given[number].values for number in numbers], given[0].labels)
+        expected = errors_of_mean([given[number] for number in numbers])
         assert (found[name]["top1_error"], found[name]["top5_error"]) == expected
         assert found[name]["files"] == [f"{number}.npz" for number in numbers]
 
 
 def test_a_file_that_repeats_another_counts_in_the_fusion_only(tmp_path: Path) -> None:
-    given = [
-        posteriors_of("D", S256, "dense", 256, seed=1),
-        posteriors_of("D", S256, "dense", 256, seed=2),
-    ]
-    report = make_report(store(tmp_path, given))
+    given = [posteriors_of("D", S256, "dense", 256, seed=seed) for seed in (1, 2)]
+    report = report_on(tmp_path, *given)
     (line,) = (line for line in rows_of(report, 3) if line["files"])
     assert line["files"] == ["0.npz"]
     assert any("1.npz repeats 0.npz" in note for note in report.notes)
-    expected = naive_errors([one.values for one in given], given[0].labels)
+    expected = errors_of_mean(given)
     assert (report.fused.top1_error, report.fused.top5_error) == expected
 
 
@@ -351,14 +362,13 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def test_the_page_holds_the_tables_and_needs_nothing_else(everything: Path, tmp_path: Path) -> None:
-    report = make_report(find_posteriors([everything]))
-    path = write_report(report, tmp_path / "new" / "report")
+def test_the_page_holds_the_tables_and_needs_nothing_else(complete: Report, tmp_path: Path) -> None:
+    path = write_report(complete, tmp_path / "new" / "report")
     page = Page(path.read_text(encoding="utf-8"))
     assert not page.links
     assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
     assert page.tags.count("svg") == 2
-    tables = report_tables(report)
+    tables = report_tables(complete)
     assert len(page.tables) == len(tables)
     for rows, table in zip(page.tables, tables, strict=True):
         assert [row for row in rows if len(row) == len(table.columns)][-len(table.rows) :] == [
@@ -366,13 +376,12 @@ def test_the_page_holds_the_tables_and_needs_nothing_else(everything: Path, tmp_
         ]
 
 
-def test_the_markdown_holds_the_tables_and_its_pictures(everything: Path, tmp_path: Path) -> None:
-    report = make_report(find_posteriors([everything]))
-    text = write_report(report, tmp_path).with_suffix(".md").read_text(encoding="utf-8")
+def test_the_markdown_holds_the_tables_and_its_pictures(complete: Report, tmp_path: Path) -> None:
+    text = write_report(complete, tmp_path).with_suffix(".md").read_text(encoding="utf-8")
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
         ElementTree.parse(tmp_path / name)
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE)
-    for block, table in zip(blocks, report_tables(report), strict=True):
+    for block, table in zip(blocks, report_tables(complete), strict=True):
         lines = [
             [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in line.strip("|").split(" | ")]
             for line in block.splitlines()
@@ -402,10 +411,9 @@ def test_names_of_files_and_networks_are_text_everywhere(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["top1_error", "top5_error"])
 def test_the_picture_has_every_file_and_the_papers_points_at_their_height(
-    kind: str, everything: Path, tmp_path: Path
+    kind: str, complete: Report, tmp_path: Path
 ) -> None:
-    report = make_report(find_posteriors([everything]))
-    write_report(report, tmp_path)
+    write_report(complete, tmp_path)
     root = ElementTree.parse(tmp_path / f"{kind}.svg").getroot()
     points = []
     for mark in root.iter():
@@ -416,8 +424,8 @@ def test_the_picture_has_every_file_and_the_papers_points_at_their_height(
     papers = [title for *_, title in points if title.startswith("paper")]
     assert len(papers) == 12 + 10
     assert sum(", Q 384: " in title for *_, title in points) >= 10
-    assert len(points) - len(papers) == len(report.names) + sum(
-        average.protocols == ("dense",) for average in report.averages
+    assert len(points) - len(papers) == len(complete.names) + sum(
+        complete.protocols(files) == ("dense",) for files in complete.averages
     )
     errors, heights = np.array([point[:2] for point in points]).T
     slope, offset = np.polyfit(errors, heights, 1)
@@ -428,8 +436,8 @@ def test_the_picture_has_every_file_and_the_papers_points_at_their_height(
 
 def test_errors_on_other_classes_stand_beside_the_papers_and_are_not_judged(tmp_path: Path) -> None:
     given = posteriors_of("D", S256, "dense", 256, num_classes=7)
-    report = make_report(store(tmp_path, [given]))
-    top1, top5 = naive_errors([given.values], given.labels)
+    report = report_on(tmp_path, given)
+    top1, top5 = errors_of_mean([given])
     (line,) = (line for line in rows_of(report, 3) if line["files"])
     assert (line["top1_error"], line["top5_error"]) == (top1, top5)
     assert line["top1_difference"] == pytest.approx(top1 - 0.27)
@@ -437,12 +445,12 @@ def test_errors_on_other_classes_stand_beside_the_papers_and_are_not_judged(tmp_
     page = _read(write_report(report, tmp_path))
     assert f">{signed_percent(top1 - 0.27)}<" in page
     assert not re.search('class="[^"]*(less|more)', page)
-    few = make_report(store(tmp_path, [posteriors_of("D", S256, "dense", 256)]))
+    few = report_on(tmp_path, posteriors_of("D", S256, "dense", 256))
     assert re.search('class="number (less|more)', _read(write_report(few, tmp_path)))
 
 
 def test_a_report_of_other_classes_shows_none_of_the_papers_points(tmp_path: Path) -> None:
-    report = make_report(store(tmp_path, [random_posteriors(num_classes=7)]))
+    report = report_on(tmp_path, random_posteriors(num_classes=7))
     write_report(report, tmp_path)
     assert "paper" not in re.sub("<style.*?</style>", "", _read(tmp_path / "top1_error.svg"))
     assert any("7 classes" in note for note in report.notes)
@@ -459,8 +467,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vggdist.cli", "report", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return processes.run(sys.executable, "-m", "vggdist.cli", "report", *map(str, words))
 
 
 @pytest.mark.slow
@@ -471,7 +478,7 @@ def test_the_command_prints_writes_and_refuses(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for number in range(3, 8):
         assert f"Table {number}: " in done.stdout
-    top1, top5 = naive_errors([one.values for one in posteriors], posteriors[0].labels)
+    top1, top5 = errors_of_mean(posteriors)
     stored = json.loads((tmp_path / "report.json").read_text())
     assert (stored["num_images"], stored["top1_error"], stored["top5_error"]) == (23, top1, top5)
     assert f"{100 * top1:.2f}" in done.stdout

@@ -12,17 +12,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from tests.processes import ROOT
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, steps
-from tests.slurm.cluster import ROOT, Cluster
+from tests.slurm.cluster import Cluster
 from vggdist.slurm import attempts
 from vggdist.slurm.attempts import Attempt
+
+FAULTS = [
+    pytest.mark.slurm,
+    pytest.mark.multi_process,
+    pytest.mark.fault,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+]
+"""Marks of tests in which something befalls a job."""
 
 SOON = 60
 """A step by which a training has a checkpoint."""
 
 SUBMIT = ("python", "launch/submit.py", "--nodes", "2", "--ranks-per-node", "1")
-
-
 PAUSE_SECONDS = 0.001
 
 
@@ -150,11 +160,12 @@ def wait_for(
     is_so: Callable[[], bool],
     seconds: float = 120.0,
     log: Callable[[], str] = lambda: "",
+    pause: float = 0.1,
 ) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, log()
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def scontrol(cluster: Cluster, *words: str) -> None:

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from tests.run_folders import wait_for_step
-from tests.slurm.cluster import ROOT, Cluster
-from tests.slurm.jobs import SOON, SubmittedJob, assert_same_training, wait_for
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import FAULTS, SOON, SubmittedJob, assert_same_training, wait_for
 from vggdist.config_file import load_config
 from vggdist.errors import NumericError
 from vggdist.slurm.job import TrainingPayload
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, submit
 
-pytestmark = [pytest.mark.slurm, pytest.mark.multi_process, pytest.mark.fault, pytest.mark.slow]
+pytestmark = FAULTS
 
 
 def test_an_element_that_fails_and_one_that_is_requeued_leave_the_others_alone(

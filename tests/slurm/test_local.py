@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from tests.ranks import train_in_ranks
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers, wait_for_step
 from tests.slurm.payloads import NoteGpus
@@ -16,8 +17,6 @@ from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED
 from vggdist.slurm import attempts
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, run_local
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 

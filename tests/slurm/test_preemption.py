@@ -7,15 +7,9 @@ import pytest
 
 from tests.run_folders import wait_for_step
 from tests.slurm.cluster import Cluster, require_slurm
-from tests.slurm.jobs import SOON, SubmittedJob, assert_same_training, submit
+from tests.slurm.jobs import FAULTS, SOON, SubmittedJob, assert_same_training, submit
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.multi_process,
-    pytest.mark.fault,
-    pytest.mark.slow,
-    pytest.mark.timeout(400),
-]
+pytestmark = FAULTS
 
 LOW, HURRIED = "low", "hurried"
 PARTITIONS = (

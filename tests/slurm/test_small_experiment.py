@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from tests.run_folders import last_checkpoint
 from tests.slurm.cluster import Cluster
 from vggdist.artifacts.posteriors import open_posteriors
 from vggdist.prepare.digits import write_digits
@@ -67,15 +68,16 @@ def run(cluster: Cluster, root: Path) -> dict[str, Any]:
 
 
 def weights(run_folder: Path) -> Path:
-    return max((run_folder / "checkpoints").glob("step-*")) / "weights.safetensors"
+    return last_checkpoint(run_folder) / "weights.safetensors"
 
 
 def test_every_stage_is_done_and_none_is_run_again(cluster: Cluster, folder: Path) -> None:
     answer = folder.parent / "status.json"
     done = cluster.run(*VGGDIST, "status", str(folder), "--json", str(answer))
     stages = json.loads(answer.read_text())["stages"]
-    assert {one["state"] for one in stages.values()} == {"done"}, done.stdout
-    assert {name: one["requeued"] for name, one in stages.items() if one["requeued"]} == {"a_32": 1}
+    assert {stage["state"] for stage in stages.values()} == {"done"}, done.stdout
+    requeued = {name: stage["requeued"] for name, stage in stages.items()}
+    assert {name: count for name, count in requeued.items() if count} == {"a_32": 1}
     assert run(cluster, folder.parent)["submitted"] == {}
 
 
@@ -134,7 +136,8 @@ def test_one_job_for_each_network_writes_all_its_posteriors(folder: Path) -> Non
 def test_the_report_has_the_means_of_every_network(folder: Path) -> None:
     report = json.loads((folder / "report" / "result.json").read_text())
     means = {
-        (tuple(one["train_scale"]), *one["protocols"], *one["scales"]) for one in report["averages"]
+        (tuple(mean["train_scale"]), *mean["protocols"], *mean["scales"])
+        for mean in report["averages"]
     }
     assert ((32, 48), "multi-crop", "dense", 32, 40, 48) in means
     assert ((40, 40), "dense", 32, 40, 48) in means

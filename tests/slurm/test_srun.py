@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.slurm.cluster import ROOT, Cluster
+from tests.processes import ROOT
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import wait_for
 from vggdist.artifacts.posteriors import load_posteriors
 from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import ModelConfig
@@ -142,12 +142,12 @@ def test_a_rank_that_is_killed_ends_the_job(
         text=True,
     )
     try:
-        _wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+        wait_for((tmp_path / "run" / "metrics.jsonl").exists)
         (rank,) = _ranks(cluster, "1")
         os.kill(rank, signal.SIGKILL)
         job.communicate(timeout=60)
         assert job.returncode != 0
-        _wait_for(lambda: not _ranks(cluster, "0"))
+        wait_for(lambda: not _ranks(cluster, "0"))
     finally:
         job.kill()
         job.wait()
@@ -160,10 +160,3 @@ def _ranks(cluster: Cluster, number: str) -> list[int]:
         for process in cluster.processes(SLURM_PROCID=number)
         if b"launch/train.py" in Path(f"/proc/{process}/cmdline").read_bytes()
     ]
-
-
-def _wait_for(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)

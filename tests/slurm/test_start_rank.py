@@ -5,16 +5,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
+from tests.slurm.jobs import wait_for
 from vggdist.slurm import submit as submission
 from vggdist.training.signals import SIGNALS
 
-ROOT = Path(__file__).parents[2]
 RANK = """
 import sys, time
 time.sleep(float(sys.argv[1]))  # a rank imports for as long
@@ -34,13 +33,6 @@ def start(python: list[str], seconds: float) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def blocked(process: subprocess.Popen[str]) -> int:
     """The signals that a process has blocked, a bit each."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -52,7 +44,7 @@ def blocked(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize("number", SIGNALS, ids=[number.name for number in SIGNALS])
 def test_a_signal_that_comes_before_the_handlers_waits_for_them(number: signal.Signals) -> None:
     with start(shlex.split(submission._PYTHON), 0.3) as rank:
-        wait_until(lambda: blocked(rank) != 0)
+        wait_for(lambda: blocked(rank) != 0, pause=0.005)
         os.kill(rank.pid, number)
         printed, told = rank.communicate(timeout=60)
     assert rank.returncode == 0

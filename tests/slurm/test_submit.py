@@ -1,37 +1,28 @@
 """What is submitted, without a SLURM; with a real one: `tests/slurm/`."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from vggdist.errors import ConfigError, DistributedError
 from vggdist.slurm.job import TrainingPayload
 from vggdist.slurm.settings import ClusterSettings
 from vggdist.slurm.submit import Layout, Submission, make_layout, sbatch_text
 
-ROOT = Path(__file__).parents[2]
 FOUR_NODES = ["--nodes", "4", "--gpus-per-node", "8"]
 
 
-def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str) -> subprocess.CompletedProcess[str]:
     """`launch/submit.py` where there is neither SLURM nor a torch that could be imported."""
     code = (
         "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, "launch/submit.py", *words],
-        cwd=ROOT,
-        env={**os.environ, "PATH": "/nowhere", **variables},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return processes.run(sys.executable, "-c", code, "launch/submit.py", *words, PATH="/nowhere")
 
 
 def submission(folder: Path, **settings: object) -> Submission:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT
 from tests.run_folders import wait_for_step
-from tests.slurm.cluster import NODES, ROOT, Cluster
+from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.jobs import (
+    FAULTS,
     SOON,
     SUBMIT,
     SubmittedJob,
@@ -24,13 +26,7 @@ from tests.slurm.jobs import (
 )
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED, ConfigError
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.multi_process,
-    pytest.mark.fault,
-    pytest.mark.slow,
-    pytest.mark.timeout(400),
-]
+pytestmark = FAULTS
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vggdist.artifacts.paths import quote
 from vggdist.commands.arguments import add_input, add_json, check_outputs, show
-from vggdist.slurm.commands import add_cluster_flags
+from vggdist.slurm.commands import add_cluster_flags, make_submission
 
 if TYPE_CHECKING:
     from vggdist.experiments.stages import Experiment
@@ -131,11 +131,9 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _load(arguments: argparse.Namespace) -> "Experiment":
     from vggdist.experiments.schema import load_experiment
-    from vggdist.experiments.stages import Training
 
     experiment = load_experiment(arguments.experiment, arguments.overrides)
-    trainings = (stage for stage in experiment.stages.values() if isinstance(stage, Training))
-    roots = {training.config.data.root for training in trainings}
+    roots = {training.config.data.root for training in experiment.trainings}
     check_outputs(arguments, [root for root in roots if root is not None])
     return experiment
 
@@ -159,12 +157,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from vggdist.experiments.status import read_status
     from vggdist.experiments.tables import render_estimate, render_status
     from vggdist.slurm.queue import require_slurm
-    from vggdist.slurm.settings import load_settings
-    from vggdist.slurm.submit import Submission, make_layout, typed_command
 
     experiment = _load(arguments)
-    settings = load_settings(arguments.cluster, vars(arguments))
-    layout = make_layout(arguments.nodes, arguments.ranks_per_node, settings)
+    template = make_submission(arguments, experiment.name, experiment.folder / JOB_FOLDER)
+    layout = template.layout
     statuses = read_status(experiment)
     wanted = runner.missing(statuses)
     on_gpus = layout.gpus_per_node > 0
@@ -184,15 +180,6 @@ def _run(arguments: argparse.Namespace) -> int:
     _say(text)
     if problems:
         raise_problems(problems, f"the experiment {experiment.name}")
-    template = Submission(
-        name=experiment.name,
-        payloads=(),
-        layout=layout,
-        settings=settings,
-        folder=experiment.folder / JOB_FOLDER,
-        command=typed_command(),
-        allow_code_change=arguments.allow_code_change,
-    )
     if arguments.local:
         seconds = {
             stage.stage: 3600 * stage.device_hours / layout.world_size for stage in costs.stages
@@ -202,19 +189,10 @@ def _run(arguments: argparse.Namespace) -> int:
         show(text, answer | {"exit_code": exit_code}, arguments.json)
         return exit_code
     require_slurm()
-    jobs: dict[str, str] = {}
-    lines = []
-    for array in runner.submit_missing(experiment, statuses, template):
-        jobs |= zip(array.stages, array.jobs, strict=True)
-        after = f" after {', '.join(array.after)}" if array.after else ""
-        lines.append(f"job {', '.join(array.jobs)}: {', '.join(array.stages)}{after}")
+    jobs = runner.submit_missing(experiment, statuses, template, _say)
     folder = quote(experiment.folder)
-    lines.append(
-        f"`vggdist experiment status {folder}` shows how far they are."
-        if jobs
-        else "Nothing is missing."
-    )
-    show("\n".join(lines), answer | {"submitted": jobs}, arguments.json)
+    text = f"`vggdist experiment status {folder}` shows how far they are."
+    show(text if jobs else "Nothing is missing.", answer | {"submitted": jobs}, arguments.json)
     return 0
 
 

@@ -139,8 +139,7 @@ def estimate(
 
 def count_images(experiment: Experiment) -> Images:
     """Images of the experiment's data set, or ImageNet's where it cannot be seen from here."""
-    trainings = [stage for stage in experiment.stages.values() if isinstance(stage, Training)]
-    roots = (training.config.data.root for training in trainings)
+    roots = (training.config.data.root for training in experiment.trainings)
     root = next((root for root in roots if root is not None), None)
     if root is None:
         note = "data is not set"

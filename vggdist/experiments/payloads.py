@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,22 +96,18 @@ def _unless_stopped(work: Callable[[], int], stop: StopSignal) -> int:
     An evaluation has nothing half-done to save, and may be in the middle of a collective that other
     ranks have left; posteriors files that are finished stay.
     """
-    results: list[int] = []
-    problems: list[BaseException] = []
+    end: Future[int] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            end.set_result(work())
         except BaseException as problem:
-            problems.append(problem)
+            end.set_exception(problem)
 
-    thread = threading.Thread(target=run, name="evaluation", daemon=True)
-    thread.start()
-    while thread.is_alive() and not stop.requested:
-        thread.join(0.2)
-    if problems:
-        raise problems[0]
-    return results[0] if results else EXIT_STOPPED
+    threading.Thread(target=run, name="evaluation", daemon=True).start()
+    while not end.done() and not stop.requested:
+        wait([end], 0.2)
+    return end.result() if end.done() else EXIT_STOPPED
 
 
 def _posteriors(folder: Path) -> list[Path]:

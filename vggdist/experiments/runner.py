@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vggdist.artifacts import files
 from vggdist.config import split_batch
@@ -34,16 +34,6 @@ START_SECONDS = 20.0
 """What every job takes beside its work."""
 
 
-@dataclass(frozen=True)
-class Array:
-    """Stages that were submitted together, and their jobs."""
-
-    stages: tuple[str, ...]
-    jobs: tuple[str, ...]
-    after: tuple[str, ...]
-    """Stages whose jobs they wait for."""
-
-
 def missing(statuses: Mapping[str, StageStatus]) -> tuple[str, ...]:
     """The stages to run now."""
     return tuple(
@@ -53,13 +43,12 @@ def missing(statuses: Mapping[str, StageStatus]) -> tuple[str, ...]:
 
 def problems(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> list[str]:
     """What jobs would meet only after hours of waiting, as sentences."""
-    trainings = [stage for stage in experiment.stages.values() if isinstance(stage, Training)]
     sentences = [
         f"stage {stage.name}: {problem}"
-        for stage in trainings
+        for stage in experiment.trainings
         if (problem := settings_problem(experiment, stage))
     ]
-    trainings = [stage for stage in trainings if stage.name in wanted]
+    trainings = [stage for stage in experiment.trainings if stage.name in wanted]
     if any(stage.config.data.root is None for stage in trainings):
         sentences.append("data is not set; give the folder of the data set: data=/data/imagenet.")
     batches: dict[str, list[str]] = defaultdict(list)
@@ -72,14 +61,21 @@ def problems(experiment: Experiment, wanted: Sequence[str], layout: Layout) -> l
 
 
 def submit_missing(
-    experiment: Experiment, statuses: Mapping[str, StageStatus], template: Submission
-) -> tuple[Array, ...]:
+    experiment: Experiment,
+    statuses: Mapping[str, StageStatus],
+    template: Submission,
+    say: Callable[[str], None],
+) -> dict[str, str]:
     """Submits all stages that are missing, each after those that it needs.
 
     Stages that are alike, with the same ranks after the same jobs, are one array.
 
     Args:
         template: what all jobs have in common.
+        say: is told of every job that SLURM took, in a line.
+
+    Returns:
+        Stage -> its job, of those that were submitted.
 
     Raises:
         DistributedError: there is no SLURM here, or it refuses; what it took is recorded.
@@ -87,7 +83,7 @@ def submit_missing(
     """
     waiting = [experiment.stages[name] for name in missing(statuses)]
     jobs = {name: str(status.job) for name, status in statuses.items() if status.is_live}
-    arrays = []
+    submitted: dict[str, str] = {}
     with job_log.hold(experiment.folder):
         _write_experiment(experiment)
         while waiting:
@@ -100,13 +96,15 @@ def submit_missing(
             for (_, after), stages in alike.items():
                 before = [jobs[name] for name in after]
                 ids = submit(_submission(experiment, stages, template, before))
-                names = tuple(stage.name for stage in stages)
-                for name, job in zip(names, ids, strict=True):
+                new = dict(zip([stage.name for stage in stages], ids, strict=True))
+                for name, job in new.items():
                     job_log.note(experiment.folder, name, job)
-                    jobs[name] = job
-                arrays.append(Array(names, ids, after))
+                jobs |= new
+                submitted |= new
+                behind = f" after {', '.join(after)}" if after else ""
+                say(f"job {', '.join(ids)}: {', '.join(new)}{behind}")
             waiting = [stage for stage in waiting if stage.name not in jobs]
-    return tuple(arrays)
+    return submitted
 
 
 def run_here(

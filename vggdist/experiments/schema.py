@@ -170,6 +170,13 @@ class _StageReader:
 
     def _configure(self, name: str, section: TrainingStage) -> None:
         """A training, or those of a sweep: the file, then what all, this stage and this one set."""
+        try:
+            of_file = read_yaml(
+                self._base / section.config, "config is a path seen from the experiment's file"
+            )
+        except ConfigError as error:
+            self.problems.append(f"stages.{name}.config: {error}")
+            return
         full_names: set[str] = set()
         for text in (" ".join(text.split()) for text in section.sweep or [""]):
             full_name = f"{name}/{_folder_name(text)}" if section.sweep else name
@@ -179,13 +186,7 @@ class _StageReader:
                 )
                 continue
             full_names.add(full_name)
-            try:
-                values = read_yaml(
-                    self._base / section.config, "config is a path seen from the experiment's file"
-                )
-            except ConfigError as error:
-                self.problems.append(f"stages.{name}.config: {error}")
-                return
+            values = _copied(of_file)
             for sections in (self._file.set, section.set):
                 _merge(values, sections)
             typed = _below("set.", self._typed) | _below(f"stages.{name}.set.", self._typed)

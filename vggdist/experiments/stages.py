@@ -97,6 +97,11 @@ class Experiment:
         """Where a stage leaves what it makes; a training's run folder."""
         return self.folder / stage
 
+    @property
+    def trainings(self) -> list[Training]:
+        """The stages that are trainings."""
+        return [stage for stage in self.stages.values() if isinstance(stage, Training)]
+
     def training(self, name: str) -> Training:
         """A stage that is known to be a training."""
         stage = self.stages[name]

@@ -80,19 +80,10 @@ def read_status(experiment: Experiment) -> dict[str, StageStatus]:
         queued = None
     statuses: dict[str, StageStatus] = {}
     for name, stage in experiment.stages.items():
-        job, history = jobs.get(name), tuple[Attempt, ...]()
-        if job is not None:
-            history = attempts.read(experiment.folder / JOB_FOLDER, job.job)
-        status = StageStatus(
-            name,
-            "waiting",
-            waits_for=tuple(need for need in stage.needs if statuses[need].state != "done"),
-            job=None if job is None else job.job,
-            requeued=max((attempt.restarts for attempt in history), default=0),
-        )
-        status = _with_files(status, experiment, stage)
-        if job is not None and status.state == "waiting":
-            status = _with_job(status, experiment, job, history, queued)
+        waits_for = tuple(need for need in stage.needs if statuses[need].state != "done")
+        status = _with_files(StageStatus(name, "waiting", waits_for), experiment, stage)
+        if name in jobs:
+            status = _with_job(status, experiment, jobs[name], queued)
         statuses[name] = status
     return statuses
 
@@ -169,16 +160,24 @@ def _with_job(
     status: StageStatus,
     experiment: Experiment,
     job: LoggedJob,
-    history: tuple[Attempt, ...],
     queued: Mapping[str, QueuedJob] | None,
 ) -> StageStatus:
-    """What became of the newest job of a stage without a result that counts.
+    """The newest job of a stage, and what became of it where no result counts.
 
     Args:
         queued: jobs in SLURM's queue; None where SLURM does not answer, and the files are believed.
     """
-    began = job.at if job.here else history[-1].started_at if history else None
-    exit_code = job.exit_code if job.here else history[-1].exit_code if history else None
+    job_folder = experiment.folder / JOB_FOLDER
+    if not job.here:
+        history = attempts.read(job_folder, job.job)
+    else:  # its only attempt is what the job log says
+        history = (Attempt(restarts=0, host=job.host, started_at=job.at, exit_code=job.exit_code),)
+    requeued = max((attempt.restarts for attempt in history), default=0)
+    status = replace(status, job=job.job, requeued=requeued)
+    if status.state != "waiting":
+        return status
+    last = history[-1] if history else None
+    exit_code = last.exit_code if last else None
     in_queue = None if job.here or queued is None else queued.get(job.job)
     if in_queue is not None and in_queue.state == "PENDING":
         state: State = "waiting" if status.waits_for else "queued"
@@ -186,22 +185,24 @@ def _with_job(
     if job.here:
         is_running = exit_code is None and job_log.is_held(experiment.folder)
     elif queued is None:
-        is_running = bool(history) and history[-1].ended_at is None
+        is_running = last is not None and last.ended_at is None
     else:
         is_running = in_queue is not None
     if is_running:
-        elapsed = datetime.now(UTC) - datetime.fromisoformat(began) if began else None
-        seconds = None if elapsed is None else elapsed.total_seconds()
+        seconds = None
+        if last is not None:
+            began = datetime.fromisoformat(last.started_at)
+            seconds = (datetime.now(UTC) - began).total_seconds()
         return replace(status, state="running", is_live=True, elapsed_seconds=seconds)
-    if exit_code == 0 or (began is None and status.waits_for):
+    if exit_code == 0 or (last is None and status.waits_for):
         return status  # SLURM takes away what waits for something that failed
     if exit_code == EXIT_STOPPED:
         return replace(status, state="stopped")
-    logs = sorted((experiment.folder / JOB_FOLDER).glob(f"{job.job}_*log.err"))
+    logs = sorted(job_folder.glob(f"{job.job}_*log.err"))
     error = last_error([*logs, experiment.folder_of(status.stage) / run_files.LOG_FILE])
     if exit_code == EXIT_NOT_REQUEUED:
         return replace(status, state="stopped", error=error)
-    if began is None:
+    if last is None:
         reason = "the job was cancelled before it began."
     elif exit_code is None:
         reason = "it was killed, and its log says nothing."

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import filesize
 from rich.table import Table
 
 from vggdist.artifacts.paths import quote
@@ -31,11 +32,11 @@ def render_estimate(
             _what(experiment.stages[stage.stage]),
             "" if stage.num_epochs is None else f"{stage.num_epochs:g}",
             f"{stage.device_hours:,.2f}" if stage.petaflop else "",
-            _bytes(stage.num_bytes) if stage.num_bytes else "",
+            filesize.decimal(stage.num_bytes) if stage.num_bytes else "",
         )
         for stage in estimate.stages
     ]
-    hours, num_bytes = f"{estimate.device_hours:,.2f}", _bytes(estimate.num_bytes)
+    hours, num_bytes = f"{estimate.device_hours:,.2f}", filesize.decimal(estimate.num_bytes)
     total = (f"{len(rows)} jobs", "", "", hours, num_bytes)
     columns = ("stage", "what", "epochs", f"{device} hours", "disk")
     title = f"Experiment {quote(experiment.name)}: what is missing"
@@ -160,8 +161,8 @@ def _assumptions(
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
     if free < estimate.num_bytes:
         yield (
-            f"warning: {quote(experiment.folder)} has {_bytes(free)} of free space, less than the "
-            f"{_bytes(estimate.num_bytes)} that are needed."
+            f"warning: {quote(experiment.folder)} has {filesize.decimal(free)} of free space, less "
+            f"than the {filesize.decimal(estimate.num_bytes)} that are needed."
         )
 
 
@@ -170,8 +171,8 @@ def _what(stage: Stage) -> str:
         case Training(start=start):
             return "training" if start is None else f"training from {start}"
         case Evaluation(network=network, protocols=protocols, scales=scales):
-            at = f" at {', '.join(map(str, scales))}" if scales else ""
-            return f"{' + '.join(protocols)}{at} of {network}"
+            at_scales = f" at {', '.join(map(str, scales))}" if scales else ""
+            return f"{' + '.join(protocols)}{at_scales} of {network}"
         case Report(evaluations=evaluations):
             return f"report on {_few(evaluations)}"
 
@@ -183,15 +184,6 @@ def _few(names: tuple[str, ...]) -> str:
 
 def _percent(error: float | None) -> str:
     return "" if error is None else f"{100 * error:.2f} %"
-
-
-def _bytes(count: float) -> str:
-    """`2213720704` -> `2.2 GB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if count >= 100 else f"{count:.2g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _draw(

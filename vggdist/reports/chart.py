@@ -111,10 +111,10 @@ def _paper_marks(report: Report, kind: Kind) -> Iterator[Mark]:
 
 def _own_marks(report: Report, kind: Kind) -> Iterator[Mark]:
     """Every file, the larger Q the further right, and the means of dense over Q."""
-    scales = sorted({source.scale for source in report.sources})
-    for source, errors in zip(report.sources, report.errors, strict=True):
-        rank = scales.index(source.scale) / max(1, len(scales) - 1)
-        error: float = getattr(errors, kind)
+    all_scales = report.scales(tuple(range(len(report.sources))))
+    for number, source in enumerate(report.sources):
+        rank = all_scales.index(source.scale) / max(1, len(all_scales) - 1)
+        error: float = getattr(report.errors[number,], kind)
         yield Mark(
             f"ours, {source.protocol}",
             _SHAPES[source.protocol],
@@ -124,11 +124,11 @@ def _own_marks(report: Report, kind: Kind) -> Iterator[Mark]:
             error,
             f"{source.title}: {100 * error:.2f} %",
         )
-    for mean in report.averages:
-        if mean.protocols == ("dense",):
-            error, column = getattr(mean.errors, kind), _column(mean.source)
-            at = ", ".join(map(str, mean.scales))
-            title = f"{' '.join(column)}, dense, Q {at}: {100 * error:.2f} %"
+    for files in report.averages:
+        if report.protocols(files) == ("dense",):
+            error, column = getattr(report.errors[files], kind), _column(report.sources[files[0]])
+            scales = ", ".join(map(str, report.scales(files)))
+            title = f"{' '.join(column)}, dense, Q {scales}: {100 * error:.2f} %"
             legend, color = "ours, dense, several scales", _COLORS["dense"]
             yield Mark(legend, "D", color, column, 0.3, error, title)
 

@@ -66,7 +66,7 @@ def _markdown(report: Report, tables: list[TextTable]) -> str:
     for table in tables:
         columns = table.columns
         names = [f"{column.group}: {column.name}".removeprefix(": ") for column in columns]
-        rules = ["---:" if column.is_number else "---" for column in columns]
+        rules = ["---" if column.kind == "text" else "---:" for column in columns]
         head, *rows = ([_escaped(cell) for cell in row] for row in (names, *table.rows))
         lines = [f"| {' | '.join(cells)} |" for cells in (head, rules, *rows)]
         parts += [f"## {_escaped(table.title)}", "\n".join(lines), *map(_escaped, table.notes)]

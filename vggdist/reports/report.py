@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vggdist.artifacts.contents import UNKNOWN
 from vggdist.artifacts.names import printable, shortened
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.posteriors import Source, holds_posteriors, open_posteriors
+from vggdist.artifacts.posteriors import Protocol, Source, holds_posteriors, open_posteriors
 from vggdist.errors import WeightsError
-from vggdist.evaluation.fusion import ErrorRates, errors_of_fusions
+from vggdist.evaluation.fusion import ErrorRates, Members, errors_of_fusions
 from vggdist.reports import paper
-from vggdist.reports.matching import Average, Line, Matcher, averages
+from vggdist.reports.matching import Line, find_averages, find_lines
 
 
 @dataclass(frozen=True)
@@ -23,32 +23,43 @@ class Report:
     names: tuple[str, ...]
     """The files, for people."""
     sources: tuple[Source, ...]
-    errors: tuple[ErrorRates, ...]
-    """Of each file."""
     num_classes: int
-    fused: ErrorRates
-    """Of the mean of all files."""
-    averages: tuple[Average, ...]
+    errors: Mapping[Members, ErrorRates]
+    """Of each file, of the mean of all, and of all other means below."""
+    averages: tuple[Members, ...]
+    """Files of one network at all its scales."""
     tables: tuple[tuple[paper.PaperTable, tuple[Line, ...]], ...]
     notes: tuple[str, ...]
+
+    @property
+    def fused(self) -> ErrorRates:
+        """Errors of the mean of all files."""
+        return self.errors[tuple(range(len(self.names)))]
 
     @property
     def is_comparable(self) -> bool:
         """Whether the paper's errors are of as many classes, so that differences mean something."""
         return self.num_classes == paper.NUM_CLASSES
 
+    def protocols(self, files: Members) -> tuple[Protocol, ...]:
+        """Of some files; multi-crop before dense, as in the paper."""
+        return tuple(sorted({self.sources[number].protocol for number in files}, reverse=True))
+
+    def scales(self, files: Members) -> tuple[int, ...]:
+        """Q of some files, ascending."""
+        return tuple(sorted({self.sources[number].scale for number in files}))
+
     def to_dict(self) -> dict[str, object]:
         """All numbers, ready for JSON; errors are fractions, at the top those of the mean."""
-        files = zip(self.names, self.sources, self.errors, strict=True)
         return {
             **self.fused.to_dict(),
             "images": self.sources[0].images,
             "num_classes": self.num_classes,
             "files": [
-                {"file": name, **asdict(source), **errors.to_dict()}
-                for name, source, errors in files
+                {"file": name, **asdict(source), **self.errors[number,].to_dict()}
+                for number, (name, source) in enumerate(zip(self.names, self.sources, strict=True))
             ],
-            "averages": [self._average_to_dict(average) for average in self.averages],
+            "averages": [self._average_to_dict(files) for files in self.averages],
             "tables": {
                 str(table.number): [self._line_to_dict(line) for line in lines]
                 for table, lines in self.tables
@@ -56,22 +67,21 @@ class Report:
             "notes": self.notes,
         }
 
-    def _average_to_dict(self, average: Average) -> dict[str, object]:
-        assert average.errors is not None
-        source = average.source
+    def _average_to_dict(self, files: Members) -> dict[str, object]:
+        source = self.sources[files[0]]
         return {
             "network": source.network,
             "train_scale": source.train_scale,
             "weights": source.weights,
             "flip": source.flip,
-            "protocols": average.protocols,
-            "scales": average.scales,
-            "files": [self.names[number] for number in average.files],
-            **average.errors.to_dict(),
+            "protocols": self.protocols(files),
+            "scales": self.scales(files),
+            "files": [self.names[number] for number in files],
+            **self.errors[files].to_dict(),
         }
 
     def _line_to_dict(self, line: Line) -> dict[str, object]:
-        row, ours = line.row, line.errors
+        row, ours = line.row, self.errors.get(line.files)
         return {
             "method": row.method,
             "networks": [asdict(tested) for tested in row.networks],
@@ -129,31 +139,24 @@ def make_report(
         WeightsError: a file cannot be read, or two are of different images.
     """
     files = [open_posteriors(path) for path in paths]
-    names = _names(paths)
-    sources = tuple(file.source for file in files)
-    everything = tuple(range(len(files)))
-    distinct = [number for number in everything if sources.index(sources[number]) == number]
-    num_classes = len(files[0].classes)
-    matcher = Matcher(sources, distinct)
-    tables = [
-        (table, [line for row in table.rows for line in matcher.lines(row)])
+    names, sources = _names(paths), tuple(file.source for file in files)
+    distinct = {n: source for n, source in enumerate(sources) if sources.index(source) == n}
+    averages = tuple(find_averages(distinct))
+    tables = tuple(
+        (table, tuple(line for row in table.rows for line in find_lines(row, distinct)))
         for table in paper.TABLES
-    ]
-    means = list(averages(sources, distinct))
-    fusions = {everything, *((number,) for number in everything), *(mean.files for mean in means)}
-    fusions |= {line.files for _, lines in tables for line in lines if line.files}
-    errors = errors_of_fusions(files, fusions, advance)
+    )
+    every_file = [(number,) for number in range(len(files))]
+    means = {line.files for _, lines in tables for line in lines if line.files}
+    means |= {*every_file, tuple(range(len(files))), *averages}
+    num_classes = len(files[0].classes)
     return Report(
         names=names,
         sources=sources,
-        errors=tuple(errors[number,] for number in everything),
         num_classes=num_classes,
-        fused=errors[everything],
-        averages=tuple(replace(mean, errors=errors[mean.files]) for mean in means),
-        tables=tuple(
-            (table, tuple(replace(line, errors=errors.get(line.files)) for line in lines))
-            for table, lines in tables
-        ),
+        errors=errors_of_fusions(files, means, advance),
+        averages=averages,
+        tables=tables,
         notes=tuple(_notes(names, sources, num_classes, len(files[0].labels))),
     )
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Literal
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vggdist.artifacts.posteriors import Source, format_train_scale
-from vggdist.evaluation.fusion import ErrorRates
+from vggdist.artifacts.posteriors import format_train_scale
+from vggdist.evaluation.fusion import ErrorRates, Members
 from vggdist.reports import paper
-from vggdist.reports.matching import Average, Line
+from vggdist.reports.matching import Line
 from vggdist.reports.report import Report, difference
 from vggdist.terminal import render
 
@@ -28,10 +29,9 @@ class Column:
 
     name: str
     group: str = ""
-    is_number: bool = True
-    is_difference: bool = False
-    is_judged: bool = False
-    """A difference of which less is better; not where the paper's images have other classes."""
+    kind: Literal["text", "number", "difference", "judged"] = "number"
+    """judged: a difference of which less is better; not where the paper's images have other
+    classes."""
     wraps: bool = False
     """Whether its cells may take several lines."""
 
@@ -54,9 +54,9 @@ class TextTable:
 
 def report_tables(report: Report) -> list[TextTable]:
     """The paper's tables, then what there is beyond them."""
-    tables = [_paper_table(table, lines, report.is_comparable) for table, lines in report.tables]
+    tables = [_paper_table(table, lines, report) for table, lines in report.tables]
     if report.averages:
-        tables.append(_averages_table(report.averages))
+        tables.append(_averages_table(report))
     return [*tables, _files_table(report), _fused_table(report)]
 
 
@@ -84,18 +84,17 @@ def signed_percent(fraction: float | None) -> str:
     return "0.00" if float(text) == 0 else text
 
 
-_text_column = partial(Column, is_number=False)
+_text_column = partial(Column, kind="text")
 _OWN_ERRORS = (Column("top-1 %"), Column("top-5 %"))
 _TRAINED = (_text_column("network"), _text_column("S"), _text_column("weights"))
 
 
-def _paper_table(
-    table: paper.PaperTable, lines: tuple[Line, ...], is_comparable: bool
-) -> TextTable:
+def _paper_table(table: paper.PaperTable, lines: Sequence[Line], report: Report) -> TextTable:
     """A table in the paper's form, with ours in it; `run` tells several trainings apart."""
-    columns, cells = _row_heads(table)
+    heads = [_row_heads(table.number, line.row) for line in lines]
+    columns = tuple(_text_column(name, wraps=table.number in (6, 7)) for name in heads[0])
     for group in ("top-1", "top-5"):
-        judged = Column("difference", group, is_difference=True, is_judged=is_comparable)
+        judged = Column("difference", group, "judged" if report.is_comparable else "difference")
         columns += (Column("paper", group), Column("ours", group), judged)
     has_test = any(line.row.top5_test_error is not None for line in lines)
     if has_test:
@@ -108,37 +107,33 @@ def _paper_table(
         columns,
         tuple(
             (
-                *(*cells(line.row), *_errors(line)),
+                *(*head.values(), *_errors(line, report.errors.get(line.files))),
                 *((percent(line.row.top5_test_error, 1),) if has_test else ()),
                 *((line.run,) if has_runs else ()),
             )
-            for line in lines
+            for line, head in zip(lines, heads, strict=True)
         ),
         tuple(dict.fromkeys(line.problem for line in lines if line.problem)),
     )
 
 
-def _row_heads(
-    table: paper.PaperTable,
-) -> tuple[tuple[Column, ...], Callable[[paper.Row], tuple[str, ...]]]:
-    """The columns left of the errors, and their cells."""
-    if table.number in (6, 7):
-        return (_text_column("method", wraps=True),), lambda row: (row.method,)
-    if table.number == 5:
-        return (
-            (_text_column("network"), _text_column("method")),
-            lambda row: (row.networks[0].configuration, " & ".join(row.protocols)),
-        )
-    return (_text_column("network"), _text_column("S"), _text_column("Q")), lambda row: (
-        row.networks[0].configuration,
-        format_train_scale(row.networks[0].train_scale),
-        ",".join(map(str, row.networks[0].scales)),
-    )
+def _row_heads(number: int, row: paper.Row) -> dict[str, str]:
+    """The columns left of the errors, and a row's cells there."""
+    if number in (6, 7):
+        return {"method": row.method}
+    network = row.networks[0]
+    if number == 5:
+        return {"network": network.configuration, "method": " & ".join(row.protocols)}
+    return {
+        "network": network.configuration,
+        "S": format_train_scale(network.train_scale),
+        "Q": ",".join(map(str, network.scales)),
+    }
 
 
-def _errors(line: Line) -> tuple[str, ...]:
+def _errors(line: Line, ours: ErrorRates | None) -> tuple[str, ...]:
     """Paper, ours, difference; twice."""
-    row, ours = line.row, line.errors
+    row = line.row
     cells: tuple[str, ...] = ()
     for name in ("top1_error", "top5_error"):
         papers: float | None = getattr(row, name)
@@ -154,31 +149,27 @@ def _errors(line: Line) -> tuple[str, ...]:
     return cells
 
 
-def _own_cells(
-    source: Source, protocols: Sequence[str], scales: Sequence[int], errors: ErrorRates | None
-) -> tuple[str, ...]:
+def _own_cells(report: Report, files: Members) -> tuple[str, ...]:
     """From the network's name to the errors."""
-    assert errors is not None
+    source, errors = report.sources[files[0]], report.errors[files]
     return (
         source.network,
         "–" if source.train_scale is None else format_train_scale(source.train_scale),
         source.weights[:8],
-        " & ".join(protocols),
-        ",".join(map(str, scales)),
+        " & ".join(report.protocols(files)),
+        ",".join(map(str, report.scales(files))),
         "yes" if source.flip else "no",
         percent(errors.top1_error),
         percent(errors.top5_error),
     )
 
 
-def _averages_table(averages: tuple[Average, ...]) -> TextTable:
+def _averages_table(report: Report) -> TextTable:
     tested = _text_column("protocol", wraps=True), _text_column("Q", wraps=True)
     return TextTable(
         "Every network at all its scales",
         (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS),
-        tuple(
-            _own_cells(mean.source, mean.protocols, mean.scales, mean.errors) for mean in averages
-        ),
+        tuple(_own_cells(report, files) for files in report.averages),
         ("Means of the posteriors of one network over Q; multi-crop & dense at the Q of both.",),
     )
 
@@ -188,12 +179,7 @@ def _files_table(report: Report) -> TextTable:
     return TextTable(
         "All files",
         (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS, file),
-        tuple(
-            (*_own_cells(source, (source.protocol,), (source.scale,), errors), name)
-            for name, source, errors in zip(
-                report.names, report.sources, report.errors, strict=True
-            )
-        ),
+        tuple((*_own_cells(report, (n,)), name) for n, name in enumerate(report.names)),
     )
 
 
@@ -226,8 +212,8 @@ def _rich(table: TextTable) -> RenderableType:
         group = f"{'' if column.group == before else column.group}\n" if column.group else ""
         before = column.group
         shown.add_column(
-            Text(group + ("diff." if column.is_difference else column.name)),
-            justify="right" if column.is_number else "left",
+            Text(group + column.name.replace("difference", "diff.")),
+            justify="left" if column.kind == "text" else "right",
             no_wrap=not column.wraps,
             overflow="fold",
         )
@@ -247,6 +233,6 @@ _COLORS = {"less": "green", "more": "red", "muted": "dim"}
 
 def cell_kind(column: Column, cell: str) -> str:
     """Which cells are set off from the others: `less` and `more` than the paper, `muted`."""
-    if cell == NO_RUN or (column.is_difference and not column.is_judged):
+    if cell == NO_RUN or column.kind == "difference":
         return "muted"
-    return {"+": "more", "-": "less"}.get(cell[:1], "") if column.is_judged else ""
+    return {"+": "more", "-": "less"}.get(cell[:1], "") if column.kind == "judged" else ""

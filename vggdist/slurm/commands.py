@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -22,6 +23,7 @@ from vggdist.errors import ConfigError
 from vggdist.slurm.settings import ClusterSettings, load_settings
 
 if TYPE_CHECKING:
+    from vggdist.slurm.job import Payload
     from vggdist.slurm.submit import Submission
 
 DESCRIPTION = """\
@@ -113,26 +115,40 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         cluster.add_argument(flag, help=text, **options)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Submits, or shows what it would submit, or runs it here; returns the exit code."""
-    from vggdist.slurm import submit
-    from vggdist.slurm.job import TrainingPayload
+def make_submission(
+    arguments: argparse.Namespace, name: str, folder: Path, *payloads: "Payload"
+) -> "Submission":
+    """What the flags of `add_cluster_flags` ask for, with its job folder.
 
-    check_outputs(arguments)
-    config = configured(arguments)
+    Raises:
+        ConfigError: lists every problem of the flags and of the file of --cluster.
+    """
+    from vggdist.slurm import submit
+
     settings = load_settings(arguments.cluster, vars(arguments))
-    layout = submit.make_layout(arguments.nodes, arguments.ranks_per_node, settings)
-    folder = Path(config.run_folder)
-    payload = TrainingPayload(config.model_dump(mode="json"))
-    submission = submit.Submission(
-        name=arguments.job_name or folder.name,
-        payloads=(payload,),
-        layout=layout,
+    return submit.Submission(
+        name=name,
+        payloads=payloads,
+        layout=submit.make_layout(arguments.nodes, arguments.ranks_per_node, settings),
         settings=settings,
-        folder=folder / "jobs",
+        folder=folder,
         command=submit.typed_command(),
         allow_code_change=arguments.allow_code_change,
     )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Submits, or shows what it would submit, or runs it here; returns the exit code."""
+    from vggdist.slurm.job import TrainingPayload
+    from vggdist.slurm.submit import sbatch_text
+
+    check_outputs(arguments)
+    config = configured(arguments)
+    folder = Path(config.run_folder)
+    payload = TrainingPayload(config.model_dump(mode="json"))
+    name = arguments.job_name or folder.name
+    submission = make_submission(arguments, name, folder / "jobs", payload)
+    layout = submission.layout
     if arguments.debug:  # without submitit or a job folder
         from vggdist.training.signals import StopSignal
 
@@ -140,9 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
             return payload.run(stop)
     split = split_batch(config.batch, layout.world_size)
     summary: dict[str, Any] = {
-        "nodes": layout.nodes,
-        "ranks_per_node": layout.ranks_per_node,
-        "gpus_per_node": layout.gpus_per_node,
+        **asdict(layout),
         "cpus_per_rank": submission.cpus_per_rank,
         "world_size": layout.world_size,
         "global_batch": split.global_batch,
@@ -152,7 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
         "job_folder": str(submission.folder),
     }
     if arguments.dry_run:
-        script, configuration = submit.sbatch_text(submission), to_yaml(config)
+        script, configuration = sbatch_text(submission), to_yaml(config)
         text = (
             f"{_render(summary)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
             "Nothing was submitted (--dry-run).\n"

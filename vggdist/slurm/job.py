@@ -9,7 +9,8 @@ import hashlib
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from submitit import JobEnvironment
 
     from vggdist.training.signals import StopSignal
-
-LOCAL_REQUEUE = 144
-"""submitit's local controller starts the ranks again when one ends with this code."""
 
 EXIT_CODE_FILE = "{job}_exit_code"
 """In the job folder: the main rank's exit code, which the job's script ends with."""
@@ -127,20 +125,16 @@ class _Attempt:
     def run(self) -> int:
         if not self.is_main:
             return self._after_the_main_rank(self._run_payload())
-        try:
+        with self._surviving_a_full_disk():
             restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
             attempts.begin(self.folder, self.id, restarts)
-        except OSError as error:
-            self._say_not_writable(error)
         exit_code = self._run_payload()
         if exit_code == EXIT_STOPPED and not self.stop.interrupted:
             exit_code = self._continue()
-        try:
+        with self._surviving_a_full_disk():
             attempts.end(self.folder, self.id, exit_code, self.met_time_limit)
             file = self.folder / EXIT_CODE_FILE.format(job=self.environment.raw_job_id)
             file.write_text(f"{exit_code}\n")
-        except OSError as error:
-            self._say_not_writable(error)
         return exit_code
 
     def _run_payload(self) -> int:
@@ -162,8 +156,10 @@ class _Attempt:
         if self.environment.cluster == "slurm":
             return self._continue_under_slurm()
         if self.environment.cluster == "local" and not self.stop.terminated:
+            from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
             self.met_time_limit = True
-            return EXIT_NOT_REQUEUED if self._used_up() else LOCAL_REQUEUE
+            return EXIT_NOT_REQUEUED if self._used_up() else LOCAL_REQUEUE_RETURN_CODE
         return EXIT_STOPPED
 
     def _continue_under_slurm(self) -> int:
@@ -220,9 +216,13 @@ class _Attempt:
         if self.is_main:
             sys.stderr.write(text + "\n")
 
-    def _say_not_writable(self, error: OSError) -> None:
-        """A full disk costs a line, not the training."""
-        self._say(f"the job folder cannot be written: {error}.")
+    @contextmanager
+    def _surviving_a_full_disk(self) -> Iterator[None]:
+        """A job folder that cannot be written costs a line, not the training."""
+        try:
+            yield
+        except OSError as error:
+            self._say(f"the job folder cannot be written: {error}.")
 
 
 def _meets_time_limit(details: dict[str, str], is_running: bool, signal_seconds: int) -> bool:

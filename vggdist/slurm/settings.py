@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -39,6 +39,11 @@ def _line(value: str) -> str:
     return value
 
 
+_NAMED_OTHERWISE = {
+    *("gpus_per_node", "cpus_per_rank", "memory_gb", "setup", "signal_seconds", "max_requeues")
+}
+"""Settings that are no options of sbatch, or not by this name."""
+
 Word = Annotated[str, AfterValidator(_word)]
 Line = Annotated[str, AfterValidator(_line)]
 
@@ -47,7 +52,8 @@ class ClusterSettings(Section):
     """What sbatch is asked for, whatever is trained.
 
     The keys are those of the YAML file; each but `setup` is a flag too, with the description as its
-    help (`add_cluster_flags` in `vggdist/slurm/commands.py`).
+    help (`add_cluster_flags` in `vggdist/slurm/commands.py`). Those that are not in
+    `_NAMED_OTHERWISE` are options of sbatch too.
     """
 
     gpus_per_node: int | None = Field(
@@ -125,6 +131,12 @@ class ClusterSettings(Section):
                 "starts; ask for more time, or set signal_seconds lower."
             )
         return self
+
+    def sbatch_options(self) -> dict[str, Any]:
+        """The settings that are options of sbatch, by its names; None: it is not given."""
+        memory = None if self.memory_gb is None else f"{round(1024 * self.memory_gb)}M"
+        same_names = self.model_dump(exclude=_NAMED_OTHERWISE)
+        return {**same_names, "mem": memory, "exclusive": self.exclusive or None}
 
     @property
     def timeout_minutes(self) -> int:

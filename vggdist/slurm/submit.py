@@ -28,7 +28,7 @@ from vggdist.slurm.job import EXIT_CODE_FILE, Job, Payload, digest_of_code
 from vggdist.slurm.queue import job_states, require_slurm
 from vggdist.slurm.settings import ClusterSettings
 
-CPUS_BESIDE_A_GPU = 8
+CPUS_PER_GPU = 8
 FOREVER_MINUTES = 60 * 24 * 365
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_")
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -73,9 +73,7 @@ class Submission:
     @property
     def cpus_per_rank(self) -> int:
         """As the settings say, or a guess that suits decoding."""
-        return self.settings.cpus_per_rank or (
-            CPUS_BESIDE_A_GPU if self.layout.gpus_per_node else 1
-        )
+        return self.settings.cpus_per_rank or (CPUS_PER_GPU if self.layout.gpus_per_node else 1)
 
 
 def make_layout(nodes: int, ranks_per_node: int | None, settings: ClusterSettings) -> Layout:
@@ -203,16 +201,18 @@ def _parameters(submission: Submission) -> dict[str, Any]:
     settings, layout, cpus = submission.settings, submission.layout, submission.cpus_per_rank
     code_file = EXIT_CODE_FILE.format(job="${SLURM_JOB_ID}")
     code_file = f"{shlex.quote(_absolute(submission.folder))}/{code_file}"
-    same_names = (
-        *("partition", "account", "qos", "time", "constraint", "nodelist", "exclude", "gres"),
-        *("comment", "mail_user", "mail_type"),
-    )
-    parameters = {
-        **{name: getattr(settings, name) for name in same_names},
+    options = {
+        **settings.sbatch_options(),
+        "gpus_per_node": layout.gpus_per_node or None,
+        "requeue": True,
+        "dependency": submission.dependency,
+        # A job whose dependency has failed would wait for ever.
+        "kill-on-invalid-dep": submission.dependency and "yes",
+    }
+    return {
         "job_name": re.sub(r"[^\w.-]+", "-", submission.name),
         "nodes": layout.nodes,
         "ntasks_per_node": layout.ranks_per_node,
-        "gpus_per_node": layout.gpus_per_node or None,
         "cpus_per_task": cpus,
         "signal_delay_s": settings.signal_seconds,
         "setup": [*settings.setup, f"rm -f {code_file}"],
@@ -222,8 +222,6 @@ def _parameters(submission: Submission) -> dict[str, Any]:
             f"if [ $code -ne 0 ] && [ -s {code_file} ]; then code=$(cat {code_file}); fi",
             "exit $code",
         ],
-        "exclusive": settings.exclusive or None,
-        "dependency": submission.dependency,
         "srun_args": [
             # One rank that ends badly ends the job; the others would wait for it for minutes.
             "--kill-on-bad-exit=1",
@@ -232,23 +230,11 @@ def _parameters(submission: Submission) -> dict[str, Any]:
             # Since 22.05 srun does not take it from sbatch.
             f"--cpus-per-task={cpus}",
         ],
+        "wckey": None,  # submitit's own is a key that a cluster may not know
+        "additional_parameters": {
+            name: value for name, value in options.items() if value is not None
+        },
     }
-    unnamed = {
-        "requeue": True,
-        "mem": None if settings.memory_gb is None else f"{round(1024 * settings.memory_gb)}M",
-        # A job whose dependency has failed would wait for ever.
-        "kill-on-invalid-dep": None if submission.dependency is None else "yes",
-        "reservation": settings.reservation,
-        "licenses": settings.licenses,
-    }
-    return _given(parameters) | {
-        "additional_parameters": _given(unnamed),
-        "wckey": settings.wckey,  # submitit's own default is a key that a cluster may not know
-    }
-
-
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def _job(submission: Submission, umask: int) -> Job:
@@ -317,20 +303,16 @@ def _show_until_done(job: submitit.Job[Any]) -> None:
 
     The first Ctrl-C, which the ranks get as well, waits for their checkpoint; the second does not.
     """
-    waiting: list[tuple[Path, TextIO]] = [
-        (job.paths.stdout, sys.stdout),
-        (job.paths.stderr, sys.stderr),
-    ]
+    logs: dict[Path, TextIO] = {}
     interrupted = done = False
     with contextlib.ExitStack() as stack:
-        shown: list[tuple[TextIO, TextIO]] = []
         while not done:
             done = job.done()
-            for path, stream in [pair for pair in waiting if pair[0].exists()]:
-                shown.append((stack.enter_context(path.open(errors="replace")), stream))
-                waiting.remove((path, stream))
-            for file, stream in shown:
-                stream.writelines(line for line in file if not line.startswith("submitit INFO"))
+            for path, stream in ((job.paths.stdout, sys.stdout), (job.paths.stderr, sys.stderr)):
+                if path not in logs and path.exists():
+                    logs[path] = stack.enter_context(path.open(errors="replace"))
+                new = logs.get(path, ())
+                stream.writelines(line for line in new if not line.startswith("submitit INFO"))
                 stream.flush()
             try:
                 time.sleep(0 if done else 0.2)
