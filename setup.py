@@ -15,6 +15,7 @@ NEEDS_CUDA = {
 # What only one room needs: pip install 'vggdist[convert]'; `errors.EXTRAS` has the same names.
 ROOMS = {
     "convert": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+    "doctor": ["packaging>=24"],
     "monitoring": ["jinja2>=3.1", "matplotlib>=3.9"],
     "planning": ["matplotlib>=3.9"],
     "prepare": ["pebble>=5.2", "scikit-learn>=1.5", "scipy>=1.11"],
@@ -45,7 +46,6 @@ setup(
         "pydantic>=2.11",
         "safetensors>=0.5",
         "rich>=13.0",
-        "packaging>=24",
         "pillow>=11.0",
     ],
     extras_require={

@@ -197,6 +197,8 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
             "choose another (run.folder)",
             "submit --dry-run {0}=100",
         ),
+        ("runs nowhere", "give one that holds run folders", "runs ."),
+        ("compare data", r"`vggdist (runs) DIR` lists those below a folder", "{0} data"),
         ("summary --config nowhere", r"such as (\S+)\.$", f"summary --config {ROOT}/{{0}}"),
         (
             "experiment status it.yaml stages.t.protocols=[]",

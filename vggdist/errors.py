@@ -9,6 +9,7 @@ from traceback import walk_tb
 
 EXTRAS = (
     "convert",
+    "doctor",
     "experiments",
     "monitoring",
     "planning",

@@ -24,20 +24,14 @@ from vggdist.artifacts.run_folder import (
     weights_file,
 )
 from vggdist.config import Config
-from vggdist.config_file import load_config
+from vggdist.config_file import load_config, to_override
 from vggdist.errors import CheckpointError, ConfigError, VggdistError
 
 
 def config_with(**changes: object) -> Config:
     """`section__key=value` in place of `section.key=value`."""
-    values: dict[str, dict[str, object] | object] = {}
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        if key:
-            values.setdefault(section, {})[key] = value
-        else:
-            values[section] = value
-    return Config.model_validate(values)
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    return load_config(None, [to_override(key, value) for key, value in named.items()])
 
 
 def choose(folder: Path, **changes: object) -> Path | None:
