@@ -81,7 +81,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
     if rounds < 3:
         raise ConfigError(f"--rounds is {rounds}; a spread needs at least three rounds.")
     with open_bench(config) as bench:
-        config, process, status = bench.config, bench.process, bench.status
+        config, process, split, status = bench.config, bench.process, bench.split, bench.status
         status.show("memory: updates of the network's weights")
         # Before an engine is built, which keeps what it frees.
         fresh = _fresh_seconds(bench) if process.device.type == "cpu" else 0.0
@@ -112,7 +112,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         cores_compute=process.device.type == "cpu",
         **links,
     )
-    rate = sustained_teraflops(config, bench.split, device, statistics.median(map(max, steps)))
+    rate = sustained_teraflops(config, split, device, statistics.median(map(max, steps)))
     update = {"sustained_teraflops": {config.resolved_precision: rate}}
     return device.model_copy(update=update).model_dump()
 

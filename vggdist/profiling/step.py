@@ -66,8 +66,9 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
             if manifest is None
             else TimedImages(manifest, bench.config, bench.split, bench.process)
         ) as images:
-            bench.status.show("warming up")
             steps = _Steps(bench, images)
+            bench.status.show("warming up")
+            steps.warm_up()
             turns = take_turns(steps.ways, rounds, bench.status)
     if not bench.process.is_main:
         return None
@@ -165,9 +166,8 @@ class _Steps:
         if images is not None:
             self.ways["images"] = partial(self._with_images, images)
         self._window = 1
-        self._warm_up()
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """A round or two, from which the length of the next ones follows."""
         for _ in range(2):
             seconds = {name: own for way in self.ways.values() for name, own in way().items()}

@@ -1,4 +1,8 @@
-"""Timing that a drifting machine does not bias: what is compared takes turns, and pairs count."""
+"""Timing that a drifting machine does not bias: what is compared takes turns, and pairs count.
+
+All benchmarks use it. Each is a module with a function that measures and returns what goes into
+JSON, and one that renders it as text.
+"""
 
 from __future__ import annotations
 
