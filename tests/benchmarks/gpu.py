@@ -14,7 +14,6 @@ in the form of docs/performance.md's. Some ten minutes.
 import argparse
 import gc
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -40,10 +39,11 @@ from vggdist.config_file import load_config
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.model.initialization import build_initialized
-from vggdist.profiling.evaluation import measure_evaluation, peak_growth
+from vggdist.profiling.evaluation import measure_evaluation
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
-from vggdist.profiling.sample import QUALITY, photo
+from vggdist.profiling.memory import held_bytes, peak_growth
+from vggdist.profiling.sample import save_photo
 from vggdist.profiling.step import measure_step
 
 Result = dict[str, Any]
@@ -88,11 +88,9 @@ QUICK = Size(
 
 def make_photos(folder: Path, size: Size) -> Path:
     """Class folders with one class of made photos."""
-    path = folder / "train" / "photos"
-    path.mkdir(parents=True)
     for number in range(size.num_photos):
         shape = size.shapes[number % len(size.shapes)]
-        photo(*shape, seed=number).save(path / f"{number:03d}.jpg", quality=QUALITY)
+        save_photo(folder / "train" / "photos" / f"{number:03d}.jpg", *shape, seed=number)
     return folder
 
 
@@ -139,14 +137,6 @@ def measure_memory(overrides: Sequence[str]) -> dict[str, float]:
     return peaks
 
 
-def held_bytes(device: torch.device) -> int:
-    """By torch on a GPU, or by this process."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.memory_allocated(device)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def measure_loader(overrides: Sequence[str], shares: Sequence[float], seconds: float) -> Result:
     """Images per second of the loader alone at each share, and the memory that it takes."""
     rates, memory = {}, {}
@@ -185,13 +175,6 @@ def used_bytes(device: torch.device) -> int:
     return held_bytes(device)
 
 
-def measure_whole_images(overrides: Sequence[str], root: Path, scale: int, rounds: int) -> Result:
-    """What `vggdist bench evaluation` measures."""
-    config = load_config(None, overrides)
-    with world.joined(config.device) as process:
-        return measure_evaluation(config, process, root, scale, rounds)
-
-
 def measure_exchange(overrides: Sequence[str], rounds: int, num_gpus: int) -> Result:
     """`vggdist bench step` on all GPUs, gradients all-reduced or as factors."""
     found = {}
@@ -227,7 +210,12 @@ def measure_all(device: str, root: Path, size: Size) -> Result:
         )
     first = settings(device, root, size, size.micros[0])
     works["evaluation"] = partial(
-        in_own_process, measure_whole_images, first, root, size.scale, size.rounds
+        in_own_process,
+        measure_evaluation,
+        load_config(None, first),
+        root,
+        size.scale,
+        size.rounds,
     )
     if num_gpus > 1:
         several = [*first, f"batch.global={size.micros[0] * num_gpus}"]

@@ -97,7 +97,7 @@ def test_gpus_that_slurm_has_given_are_not_left_idle(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(subject, "_NODE", tmp_path / "none")
-    monkeypatch.setattr(subject.slurm, "num_gpus", lambda environment: 4)
+    monkeypatch.setattr(subject.srun, "num_gpus", lambda environment: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     with pytest.raises(ConfigError, match="this process was given an NVIDIA GPU"):
         choose_device("auto", 0)

@@ -15,7 +15,7 @@ import torch
 
 from tests.ranks import run_in_ranks
 from vggdist.distributed.device import _why_no_gpu
-from vggdist.profiling.sample import QUALITY, photo
+from vggdist.profiling.sample import save_photo
 
 Figure = Callable[[str, object], None]
 InRanks = Callable[..., list[Any]]
@@ -104,8 +104,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, rehearsal: bool) -> Path:
     for split, count in (("train", 8 if rehearsal else 48), ("val", 4)):
         for number in range(count):
             path = root / split / f"class{number % 2}" / f"{number:03d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            photo(*shapes[number % 4], seed=number).save(path, quality=QUALITY)
+            save_photo(path, *shapes[number % 4], seed=number)
     return root
 
 

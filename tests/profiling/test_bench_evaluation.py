@@ -8,23 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.profiling.tiny import TINY
 from vggdist.cli import main
 from vggdist.config import ModelConfig
 from vggdist.evaluation.scores import dense_posteriors
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.initialization import build_initialized
-from vggdist.profiling.evaluation import OneAtATime
-
-OVERRIDES = [
-    "model.configuration=[[3-8],[3-12]]",
-    "model.fc_width=24",
-    "model.num_classes=5",
-    "data.crop_size=32",
-    "data.train_scale_min=32",
-    "data.train_scale_max=32",
-    "precision=fp32",
-    "device=cpu",
-]
+from vggdist.profiling.evaluation import one_at_a_time
 
 
 @pytest.mark.parametrize("with_files", [False, True])
@@ -35,7 +25,7 @@ def test_bench_evaluation_prints_a_table_and_writes_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rounds = "2" if with_files else "1"
-    words = ["bench", "evaluation", "--scale", "40", "--rounds", rounds, *OVERRIDES]
+    words = ["bench", "evaluation", "--scale", "40", "--rounds", rounds, *TINY]
     if with_files:
         folder = tmp_path / "images" / "one"
         folder.mkdir(parents=True)
@@ -63,5 +53,5 @@ def test_the_way_that_ours_is_compared_with_computes_the_same() -> None:
         images = torch.randn(3, 3, 41, 60)
 
     (ours,) = dense_posteriors(dense, [Part()], True, "logits", 10**6)
-    theirs = OneAtATime(network, dense, torch.device("cpu")).posteriors(Part.images)
+    theirs = one_at_a_time(network, dense)(Part.images)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -155,8 +155,3 @@ def test_classes_that_the_network_lacks_are_an_error(tiny_overrides):
     config = load_config(None, [*tiny_overrides, "model.num_classes=2"])
     with pytest.raises(ConfigError, match=r"model.num_classes is 2, but .* has 3 classes; set "):
         measure_step(config, 1)
-
-
-def test_no_round_is_an_error():
-    with pytest.raises(ConfigError, match="--rounds is 0; at least one round is needed"):
-        measure_step(load_config(None, TINY), 0)

@@ -5,18 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vggdist.config import Config, split_batch
+from vggdist.config import Config
 from vggdist.distributed.process import Process
 from vggdist.profiling import bound
 from vggdist.profiling.bound import (
     LARGEST_WAIT,
-    Setting,
     Timings,
     advise,
     describe,
     find_bound,
     render_bound,
 )
+from vggdist.profiling.timing import Bench
+from vggdist.terminal import StatusLine
 
 INPUT = Timings(step=0.1, loader=0.2, together=0.21, data_wait=0.5)
 COMPUTE = Timings(step=0.2, loader=0.1, together=0.2, data_wait=0.0)
@@ -25,11 +26,11 @@ EXCHANGE = Timings(step=0.4, loader=0.1, together=0.4, data_wait=0.0, no_exchang
 
 def setting(
     world_size: int = 1, device: str = "cpu", num_cores: int = 2, **sections: object
-) -> Setting:
+) -> Bench:
     values: dict[str, object] = {"batch": {"global": 180}, "precision": "bf16"} | sections
     config = Config.model_validate(values)
     process = Process(0, 0, world_size, torch.device(device), num_cores)
-    return Setting(config, split_batch(config.batch, world_size), process)
+    return Bench(config, process, StatusLine())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_advice_does_not_raise_threads_that_already_fill_the_cores():
 
 def test_the_advice_does_not_shrink_images_twice():
     assert "--shorter-side" in advise(INPUT, setting())
-    assert "--shorter-side" not in advise(INPUT, replace(setting(), resized=True))
+    assert "--shorter-side" not in advise(replace(INPUT, resized=True), setting())
 
 
 def test_the_advice_names_the_hardware_decoder_only_where_there_may_be_one():

@@ -7,6 +7,7 @@ from vggdist.data.read import read_encoded
 from vggdist.profiling import data as benchmark
 from vggdist.profiling import loader
 from vggdist.profiling.data import measure_data, render_data
+from vggdist.profiling.data_baselines import Sizes
 from vggdist.profiling.sample import evict, packed, sample
 
 WAYS = ["torchvision", "dali_reference", "decode_only", "vggdist", "vggdist_float"]
@@ -19,7 +20,7 @@ def measured(tmp_path_factory, make_tree):
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(benchmark, "_SETTLE_SECONDS", 0.0)
         patches.setattr(loader.measure_first_batch, "__defaults__", (1000,))
-        return measure_data(tree, batch_size=4, num_threads=1, num_batches=1, num_rounds=1)
+        return measure_data(tree, Sizes(batch_size=4, num_threads=1, num_batches=1, num_rounds=1))
 
 
 @pytest.mark.multi_process

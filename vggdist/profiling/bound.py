@@ -8,13 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vggdist.config import BatchSplit, Config
+from vggdist.config import BatchSplit
 from vggdist.distributed.precision import is_native
-from vggdist.distributed.process import Process
+from vggdist.profiling.timing import Bench
 from vggdist.terminal import render_table
 
 Bound = Literal["input", "compute", "exchange"]
 
+MEASURED = {
+    "loader": "loader alone",
+    "step": "step on synthetic images",
+    "no_exchange": "step without exchange",
+    "together": "both together",
+}
+"""Seconds among `Timings` -> what people are shown."""
 LARGEST_WAIT = 0.2
 """Data wait above which a training is input-bound even if the loader alone is faster than a step:
 the two get into each other's way."""
@@ -36,26 +43,13 @@ class Timings:
     """On synthetic images; every rank keeps its gradients."""
     data_wait: float | None = None
     """Share of `together` in which the network waits for images."""
+    resized: bool = False
+    """Whether the images were made smaller when they were prepared."""
 
     @property
     def exchange(self) -> float:
         """Seconds by which the exchange makes a step longer; what is hidden does not count."""
         return 0.0 if self.no_exchange is None else max(0.0, self.step - self.no_exchange)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the advice depends on besides the figures."""
-
-    config: Config
-    split: BatchSplit
-    process: Process
-    resized: bool = False
-    """Whether the images were made smaller when they were prepared."""
-
-    def rate(self, seconds: float) -> str:
-        """Seconds per step as images per second of all ranks, to be read."""
-        return _number(self.split.global_batch / seconds)
 
 
 def find_bound(timings: Timings) -> Bound:
@@ -71,14 +65,14 @@ def find_bound(timings: Timings) -> Bound:
     return "exchange" if timings.exchange > timings.step / 2 else "compute"
 
 
-def advise(timings: Timings, setting: Setting) -> str:
+def advise(timings: Timings, bench: Bench) -> str:
     """The bound in plain sentences: the figures that show it, and which setting to change."""
     bound = find_bound(timings)
     sentences = {"input": _input, "exchange": _exchange, "compute": _compute}
-    text = f"This training is {bound}-bound: {sentences[bound](timings, setting)}"
-    if timings.no_exchange is None and setting.split.world_size > 1:
+    text = f"This training is {bound}-bound: {sentences[bound](timings, bench)}"
+    if timings.no_exchange is None and bench.split.world_size > 1:
         text += (
-            f" The exchange of zero_stage {setting.config.zero_stage} is DeepSpeed's and cannot be "
+            f" The exchange of zero_stage {bench.config.zero_stage} is DeepSpeed's and cannot be "
             "left out, so it counts as compute."
         )
     if timings.loader is None:
@@ -86,22 +80,18 @@ def advise(timings: Timings, setting: Setting) -> str:
     return text
 
 
-def describe(timings: Timings, setting: Setting) -> dict[str, Any]:
+def describe(timings: Timings, bench: Bench) -> dict[str, Any]:
     """The entries of `measure_step` that answer what binds; rates are images/s of all ranks."""
-    images = setting.split.global_batch
-
-    def rate(seconds: float | None) -> float | None:
-        return None if seconds is None else images / seconds
-
+    seconds = {name: getattr(timings, name) for name in MEASURED}
     return {
-        "world_size": setting.split.world_size,
-        "loader_images_per_second": rate(timings.loader),
-        "step_images_per_second": rate(timings.step),
-        "together_images_per_second": rate(timings.together),
-        "no_exchange_images_per_second": rate(timings.no_exchange),
+        "world_size": bench.split.world_size,
+        **{
+            f"{name}_images_per_second": None if own is None else bench.split.global_batch / own
+            for name, own in seconds.items()
+        },
         "data_wait": timings.data_wait,
         "bound": find_bound(timings),
-        "advice": advise(timings, setting),
+        "advice": advise(timings, bench),
     }
 
 
@@ -109,16 +99,12 @@ def render_bound(result: dict[str, Any]) -> list[str]:
     """The rows of `describe`, and its advice as the last line."""
     world_size = result["world_size"]
     images = result["micro_batch"] * result["accumulation_steps"] * world_size
-    rows = []
-    for name, key in (
-        ("loader alone", "loader"),
-        ("step on synthetic images", "step"),
-        ("step without exchange", "no_exchange"),
-        ("both together", "together"),
-    ):
-        rate = result[f"{key}_images_per_second"]
-        if rate is not None:
-            rows.append((name, f"{images / rate:.4f}", f"{rate / world_size:.2f}", f"{rate:.2f}"))
+    rates = ((label, result[f"{name}_images_per_second"]) for name, label in MEASURED.items())
+    rows = [
+        (label, f"{images / rate:.4f}", f"{rate / world_size:.2f}", f"{rate:.2f}")
+        for label, rate in rates
+        if rate is not None
+    ]
     head = ("", "seconds/step", "images/s/rank", "images/s, all ranks")
     lines = render_table(head, rows).splitlines()
     if result["data_wait"] is not None:
@@ -126,12 +112,12 @@ def render_bound(result: dict[str, Any]) -> list[str]:
     return [*lines, result["advice"]]
 
 
-def _input(timings: Timings, setting: Setting) -> str:
+def _input(timings: Timings, bench: Bench) -> str:
     assert timings.loader is not None
-    config, process = setting.config, setting.process
+    config, process = bench.config, bench.process
     text = (
-        f"the loader makes {setting.rate(timings.loader)} images/s, the step takes "
-        f"{setting.rate(timings.step)}"
+        f"the loader makes {_rate(bench, timings.loader)} images/s, the step takes "
+        f"{_rate(bench, timings.step)}"
     )
     if timings.data_wait is not None:
         text += (
@@ -147,7 +133,7 @@ def _input(timings: Timings, setting: Setting) -> str:
     if process.device.type == "cuda":
         share = config.data.hardware_decoder_share
         remedies.append(f"try another data.hardware_decoder_share (now {share:g})")
-    if not setting.resized:
+    if not timings.resized:
         side = config.data.train_scale_max
         remedies.append(
             f"make the images smaller once (vggdist prepare folder --shorter-side {side})"
@@ -159,9 +145,9 @@ def _input(timings: Timings, setting: Setting) -> str:
     )
 
 
-def _exchange(timings: Timings, setting: Setting) -> str:
+def _exchange(timings: Timings, bench: Bench) -> str:
     assert timings.no_exchange is not None
-    config, split = setting.config, setting.split
+    config, split = bench.config, bench.split
     cheaper = []
     if config.exchange != "auto":
         cheaper.append(f"exchange=auto (now {config.exchange})")
@@ -169,28 +155,28 @@ def _exchange(timings: Timings, setting: Setting) -> str:
         cheaper.append(f"exchange_precision=bf16 (now {config.exchange_precision})")
     text = (
         f"{_percent(timings.exchange / timings.step)} of a step is the exchange of gradients "
-        f"between {_ranks(split)}; with it the ranks take {setting.rate(timings.step)} "
-        f"images/s, without it {setting.rate(timings.no_exchange)}. Raise batch.global (now "
+        f"between {_ranks(split)}; with it the ranks take {_rate(bench, timings.step)} "
+        f"images/s, without it {_rate(bench, timings.no_exchange)}. Raise batch.global (now "
         f"{split.global_batch}), so that there are more images to an exchange, or put the ranks "
         "on fewer nodes or a faster network"
     )
     return text + "".join(f", or set {change}" for change in cheaper) + "."
 
 
-def _compute(timings: Timings, setting: Setting) -> str:
-    config, split = setting.config, setting.split
-    text = f"the step takes {setting.rate(timings.step)} images/s"
+def _compute(timings: Timings, bench: Bench) -> str:
+    config, split = bench.config, bench.split
+    text = f"the step takes {_rate(bench, timings.step)} images/s"
     if timings.loader is not None:
-        text += f", and the loader makes {setting.rate(timings.loader)}"
+        text += f", and the loader makes {_rate(bench, timings.loader)}"
         text += f" ({_number(timings.step / timings.loader)} times as many)"
         text += f"; {_input_cost(timings)}"
     text += "."
     if timings.no_exchange is not None:
         text += f" {_percent(timings.exchange / timings.step)} of a step is exchange."
-    gpu = setting.process.device.type == "cuda"
+    gpu = bench.process.device.type == "cuda"
     remedies = [f"more {'or faster GPUs' if gpu else 'ranks, or GPUs'} (now {_ranks(split)})"]
     precision = config.resolved_precision
-    if precision in ("fp32", "tf32") and is_native("bf16", setting.process.device):
+    if precision in ("fp32", "tf32") and is_native("bf16", bench.process.device):
         remedies.append(f"precision=auto (now {precision})")
     if split.accumulation_steps > 1:
         remedies.append(
@@ -212,6 +198,11 @@ def _input_cost(timings: Timings) -> str:
         f"yet with both at work a step takes {_percent(longer)} longer, because they share the "
         "same cores, or the same GPU"
     )
+
+
+def _rate(bench: Bench, seconds: float) -> str:
+    """Seconds per step as images per second of all ranks, to be read."""
+    return _number(bench.split.global_batch / seconds)
 
 
 def _ranks(split: BatchSplit) -> str:

@@ -201,8 +201,9 @@ def _add_count(
 
 def _bench_data(arguments: argparse.Namespace) -> None:
     from vggdist.profiling.data import measure_data, render_data
+    from vggdist.profiling.data_baselines import Sizes
 
-    result = measure_data(arguments.data)
+    result = measure_data(arguments.data, Sizes())
     show(render_data(result), result, arguments.json)
 
 
@@ -218,14 +219,11 @@ def _bench_step(arguments: argparse.Namespace) -> None:
 
 def _bench_evaluation(arguments: argparse.Namespace) -> None:
     from vggdist.data.geometry import require_scales
-    from vggdist.distributed import process as world
     from vggdist.profiling.evaluation import measure_evaluation, render_evaluation
 
     config = configured(arguments)
     (scale,) = require_scales([arguments.scale], config.data.crop_size)
-    process = world.start(config.device)
-    result = measure_evaluation(config, process, arguments.data, scale, arguments.rounds)
-    world.stop()
+    result = measure_evaluation(config, arguments.data, scale, arguments.rounds)
     show(render_evaluation(result), result, arguments.json)
 
 
@@ -248,17 +246,13 @@ def _bench_machine(arguments: argparse.Namespace) -> int | None:
     if arguments.ranks > 1:
         return start_ranks(arguments.ranks)
     require_writable(arguments.out)
-    default = [] if arguments.config else [f"batch.global={16 * _world_size()}"]
-    config = configured(arguments, default)
+    # A launcher has started the ranks, and they have not met yet.
+    world_size = int(os.environ.get("WORLD_SIZE") or 1)
+    config = configured(arguments, [] if arguments.config else [f"batch.global={16 * world_size}"])
     values = measure_machine(config, arguments.rounds, arguments.out.absolute().parent)
     if values is not None:  # the main rank writes and speaks
         show(render_machine(values), values, arguments.out)
     return None
-
-
-def _world_size() -> int:
-    """Ranks that a launcher has started, before they have met."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def _tune_data(arguments: argparse.Namespace) -> None:

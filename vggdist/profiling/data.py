@@ -13,17 +13,14 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from vggdist.data.dataset import open_images
-from vggdist.data.manifest import Manifest
-from vggdist.profiling.data_baselines import dali_reference, decode_only, torchvision_batches
+from vggdist.profiling.data_baselines import Sizes, dali_reference, decode_only, torchvision_batches
 from vggdist.profiling.loader import (
     measure_cold,
     measure_first_batch,
@@ -44,23 +41,13 @@ _WARM_UP = 16
 _SETTLE_SECONDS = 1.0
 
 
-def measure_data(
-    root: str | Path,
-    *,
-    batch_size: int = 64,
-    num_threads: int = 2,
-    num_batches: int = 50,
-    num_rounds: int = 5,
-) -> dict[str, Any]:
+def measure_data(root: str | Path, sizes: Sizes) -> dict[str, Any]:
     """Images per second of each way, in rounds that take turns, and more about ours.
 
     Args:
         root: a data set, a folder of class folders, or a folder of images; read once before, so
             that its files are in the page cache if they fit.
-        batch_size: images of a batch.
-        num_threads: threads of each way (torchvision: worker processes).
-        num_batches: batches of each round that are timed.
-        num_rounds: rounds.
+        sizes: of batches and rounds.
 
     Returns:
         Images per second, the median of the rounds: `torchvision`, `dali_reference`, `decode_only`,
@@ -70,41 +57,37 @@ def measure_data(
         `peak_megabytes` and `growth_megabytes` of a process that loads for 20 epochs.
         `pillow_mean_difference` and `pillow_max_difference`, grey levels.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder, status = Path(temporary), StatusLine()
         images = sample(open_images(root), folder / "folders", MOST_IMAGES)
         shards = packed(images, folder / "shards")
-        sizes = batch_size, num_threads
-        ways: dict[str, AbstractContextManager[Iterator[Any]]] = {
+        for i in range(images.num_images):
+            images.path(i).read_bytes()
+        sources: dict[str, Generator[Any]] = {
             # First: its workers are forked before other threads start.
-            "torchvision": torchvision_batches(images, *sizes),
-            "dali_reference": dali_reference(images, *sizes),
-            "decode_only": decode_only(images, *sizes),
-            "vggdist": our_batches(images, *sizes),
-            "vggdist_float": _floats(images, *sizes),
-            "vggdist_shards": our_batches(shards, *sizes),
+            "torchvision": torchvision_batches(images, sizes),
+            "dali_reference": dali_reference(images, sizes),
+            "decode_only": decode_only(images, sizes),
+            "vggdist": our_batches(images, sizes),
+            "vggdist_float": (batch.images for batch in our_batches(images, sizes)),
+            "vggdist_shards": our_batches(shards, sizes),
         }
-        status = StatusLine()
-        with ExitStack() as stack:
-            sources = {name: stack.enter_context(way) for name, way in ways.items()}
-            for i in range(images.num_images):
-                images.path(i).read_bytes()
-            rates = {
-                name: partial(_rate, batches, batch_size, num_batches)
-                for name, batches in sources.items()
-            }
-            take_turns(rates, 1, status, "memory is still fresh, ")  # does not count
-            rounds = take_turns(rates, num_rounds, status)
-        result: dict[str, Any] = {name: statistics.median(own) for name, own in rounds.items()}
-        result["ratios"] = {
-            name: median_ratio(rounds["vggdist"], own) for name, own in rounds.items()
-        }
+        for batches in sources.values():
+            stack.enter_context(closing(batches))
+        ways = {name: partial(_rate, batches, sizes) for name, batches in sources.items()}
+        take_turns(ways, 1, status, "memory is still fresh, ")  # does not count
+        rounds = take_turns(ways, sizes.num_rounds, status)
+        stack.close()
         status.show("cold caches, start, memory and pixels")
-        for name, manifest in (("vggdist_cold", images), ("vggdist_shards_cold", shards)):
-            result[name] = measure_cold(manifest, batch_size, num_threads, num_batches)
-        result |= measure_first_batch(images, folder / "many", batch_size, num_threads)
-        result |= measure_memory(images, batch_size, num_threads)
-        result |= measure_pixels(images, batch_size, num_threads)
+        result = {
+            **{name: statistics.median(rates) for name, rates in rounds.items()},
+            "ratios": {name: median_ratio(rounds["vggdist"], own) for name, own in rounds.items()},
+            "vggdist_cold": measure_cold(images, sizes),
+            "vggdist_shards_cold": measure_cold(shards, sizes),
+            **measure_first_batch(images, folder / "many", sizes),
+            **measure_memory(images, sizes),
+            **measure_pixels(images, sizes),
+        }
         status.clear()
     return result
 
@@ -129,19 +112,12 @@ def render_data(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rate(batches: Iterator[Any], batch_size: int, num_batches: int) -> float:
+def _rate(batches: Iterator[Any], sizes: Sizes) -> float:
     """Images per second."""
     time.sleep(_SETTLE_SECONDS)
     for _ in range(_WARM_UP):
         next(batches)
     started_at = time.perf_counter()
-    for _ in range(num_batches):
+    for _ in range(sizes.num_batches):
         next(batches)
-    return num_batches * batch_size / (time.perf_counter() - started_at)
-
-
-@contextmanager
-def _floats(manifest: Manifest, batch_size: int, num_threads: int) -> Iterator[Iterator[Tensor]]:
-    """Our loader's batches, each as float images less their means."""
-    with our_batches(manifest, batch_size, num_threads) as batches:
-        yield (batch.images for batch in batches)
+    return sizes.num_images / (time.perf_counter() - started_at)

@@ -6,8 +6,8 @@ This is the one place beside `data/` that imports DALI: it measures DALI without
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,27 +23,36 @@ DATA = DataConfig(train_scale_min=256, train_scale_max=512)
 SEED = 0
 
 
-@contextmanager
-def torchvision_batches(
-    manifest: Manifest, batch_size: int, num_threads: int
-) -> Iterator[Iterator[Any]]:
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked of every way."""
+
+    batch_size: int = 64
+    num_threads: int = 2
+    """Torchvision: worker processes."""
+    num_batches: int = 50
+    """Of each round that are timed."""
+    num_rounds: int = 5
+
+    @property
+    def num_images(self) -> int:
+        """That are timed in a round."""
+        return self.num_batches * self.batch_size
+
+
+def torchvision_batches(manifest: Manifest, sizes: Sizes) -> Generator[Tensor]:
     """ImageFolder and DataLoader, as torchvision's own training script has them."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
     loader = DataLoader(
         ImageFolder(str(manifest.folder), _torchvision_crop),
-        batch_size,
+        sizes.batch_size,
         shuffle=True,
-        num_workers=num_threads,
+        num_workers=sizes.num_threads,
         drop_last=True,
         persistent_workers=True,
     )
-    with closing(_channels_last(loader)) as batches:
-        yield batches
-
-
-def _channels_last(loader: Any) -> Generator[Tensor]:
     while True:
         for images, _ in loader:
             yield images.contiguous(memory_format=torch.channels_last)
@@ -66,10 +75,7 @@ def _torchvision_crop(image: Any) -> Tensor:
     return pixels
 
 
-@contextmanager
-def dali_reference(
-    manifest: Manifest, batch_size: int, num_threads: int
-) -> Iterator[Iterator[Any]]:
+def dali_reference(manifest: Manifest, sizes: Sizes) -> Generator[Any]:
     """DALI in the order of its examples: decode, resize the shorter side, crop, normalize."""
     from nvidia.dali import fn, types
 
@@ -94,20 +100,17 @@ def dali_reference(
             mean=mean,
         )
 
-    with closing(_runs(graph, manifest, batch_size, num_threads)) as batches:
-        yield batches
+    return _runs(graph, manifest, sizes)
 
 
-@contextmanager
-def decode_only(manifest: Manifest, batch_size: int, num_threads: int) -> Iterator[Iterator[Any]]:
+def decode_only(manifest: Manifest, sizes: Sizes) -> Generator[Any]:
     """DALI's reader and decoder and nothing else."""
     from nvidia.dali import fn
 
     def graph(files: list[str]) -> Any:
         return fn.decoders.image(_read(files), adjust_orientation=False)
 
-    with closing(_runs(graph, manifest, batch_size, num_threads)) as batches:
-        yield batches
+    return _runs(graph, manifest, sizes)
 
 
 def _read(files: list[str]) -> Any:
@@ -117,12 +120,12 @@ def _read(files: list[str]) -> Any:
     return encoded
 
 
-def _runs(graph: Any, manifest: Manifest, batch_size: int, num_threads: int) -> Generator[Any]:
+def _runs(graph: Any, manifest: Manifest, sizes: Sizes) -> Generator[Any]:
     from nvidia.dali import pipeline_def
 
     files = [str(manifest.path(i)) for i in range(manifest.num_images)]
     pipe = pipeline_def(graph)(
-        files, batch_size=batch_size, num_threads=num_threads, device_id=None
+        files, batch_size=sizes.batch_size, num_threads=sizes.num_threads, device_id=None
     )
     pipe.build()
     while True:

@@ -6,23 +6,26 @@ Two hosts on this machine (`hosts.py`) with one rank each run one way after the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
+
 from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config
+from vggdist.distributed.precision import choose_precision
 from vggdist.errors import ConfigError, VggdistError
 from vggdist.profiling.hosts import Hosts
-from vggdist.profiling.timing import ratios
+from vggdist.profiling.timing import ratios, take_turns
 from vggdist.terminal import StatusLine, render_table
 
 NAMES = {
@@ -64,8 +67,8 @@ def measure_exchange(
         num_steps: timed ones, after two that are not.
         names: keys of `NAMES`.
         overrides: of `DEFAULTS`, `section.key=value`.
-        num_rounds: how often each starts anew, one after the other, since a machine that others
-            use is now faster and now slower.
+        num_rounds: how often each starts anew, in turn, since a machine that others use is now
+            faster and now slower.
 
     Returns:
         For each name `megabytes_per_step` (10^6 bytes that a rank sends, frames and all; mean of
@@ -82,19 +85,29 @@ def measure_exchange(
     settings = _settings(overrides)
     config = load_config(None, settings)
     _check(config)
-    rounds: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
-    progress = _Progress(len(rounds) * num_rounds, NUM_WARM + num_steps)
+    ports = itertools.count(_FIRST_PORT)
     with Hosts(rate) as hosts:
-        for port, name in enumerate([*rounds] * num_rounds, start=_FIRST_PORT):
-            command = [
-                *[sys.executable, "-m", "vggdist.profiling.exchange_baselines", name],
-                *[str(num_steps), str(NUM_WARM), *settings],
-            ]
-            show = partial(progress.show, NAMES[name])
-            rounds[name].append(_run(hosts, port, command, show))
-    progress.clear()
-    result: dict[str, Any] = {"setting": _setting(rate, num_steps, num_rounds, config)}
-    for name, answers in rounds.items():
+
+        def run(name: str) -> list[dict[str, Any]]:
+            return _run(hosts, next(ports), [name, str(num_steps), str(NUM_WARM), *settings])
+
+        ways = {NAMES[name]: partial(run, name) for name in names}
+        rounds = take_turns(ways, num_rounds, StatusLine())
+    result: dict[str, Any] = {
+        "setting": {
+            "configuration": config.model.configuration,
+            "crop_size": config.data.crop_size,
+            "images_per_rank": config.batch.global_ // 2,
+            "precision": config.resolved_precision,
+            "exchange": config.exchange,
+            "exchange_precision": config.sent_precision,
+            "rate": rate,
+            "steps": num_steps,
+            "rounds": num_rounds,
+        }
+    }
+    for name in names:
+        answers = rounds[NAMES[name]]
         of_ranks = [answer for ranks in answers for answer in ranks]
         # Of the first rank in each round; both wait for each other in every step.
         seconds = [statistics.median(first["seconds"]) for first, _ in answers]
@@ -143,10 +156,6 @@ def _settings(overrides: Sequence[str]) -> list[str]:
     settings = [*DEFAULTS, *overrides]
     if load_config(None, settings).precision != "auto":
         return settings
-    import torch  # here, since the command's help must not wait for it
-
-    from vggdist.distributed.precision import choose_precision
-
     precision, why = choose_precision("auto", torch.device("cpu"))
     StatusLine().note(why)
     return [*settings, f"precision={precision}"]
@@ -162,48 +171,28 @@ def _check(config: Config) -> None:
         )
 
 
-def _setting(rate: str, num_steps: int, num_rounds: int, config: Config) -> dict[str, Any]:
-    return {
-        "configuration": config.model.configuration,
-        "crop_size": config.data.crop_size,
-        "images_per_rank": config.batch.global_ // 2,
-        "precision": config.resolved_precision,
-        "exchange": config.exchange,
-        "exchange_precision": config.sent_precision,
-        "rate": rate,
-        "steps": num_steps,
-        "rounds": num_rounds,
-    }
-
-
-def _run(
-    hosts: Hosts, port: int, command: Sequence[str], show: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    """The last lines, JSON, of two ranks that run the command, one on each host.
-
-    Args:
-        show: is told the number of each step that the main rank has done; 0: it starts.
+def _run(hosts: Hosts, port: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """What two ranks of `exchange_baselines.py` tell, one on each host.
 
     Raises:
         VggdistError: a rank has failed.
     """
-    show(0)
-    answers: list[dict[str, Any]] = [{}, {}]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": hosts.address,
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": hosts.interface,
+    }
+    command = [sys.executable, "-m", "vggdist.profiling.exchange_baselines", *arguments]
+    answers = []
     with ExitStack() as stack:
         ranks = []
         for rank in (0, 1):
-            environment = {
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_RANK": "0",
-                "MASTER_ADDR": hosts.address,
-                "MASTER_PORT": str(port),
-                "GLOO_SOCKET_IFNAME": hosts.interface,
-            }
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             process = subprocess.Popen(
                 hosts.command(rank, command),
-                env=os.environ | environment,
+                env=os.environ | shared | {"RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -211,39 +200,14 @@ def _run(
             stack.enter_context(process)  # waits for its end
             stack.callback(process.kill)
             ranks.append((process, errors))
-        for rank, (process, errors) in enumerate(ranks):
-            assert process.stdout is not None
-            for line in process.stdout:
-                answers[rank] = json.loads(line)
-                if rank == 0 and "step" in answers[0]:
-                    show(answers[0]["step"])
-            if process.wait():
+        for process, errors in ranks:
+            answer, _ = process.communicate()
+            if process.returncode:
                 errors.seek(0)
                 last = errors.read().strip().splitlines()[-_LINES_OF_ERROR:]
                 raise VggdistError(
                     f"a rank ended with code {process.returncode}; its last words: "
                     + "\n".join(last)
                 )
+            answers.append(json.loads(answer))
     return answers
-
-
-class _Progress:
-    """Which way is at which step, and how long all of them will still take at this pace."""
-
-    def __init__(self, num_runs: int, num_steps: int) -> None:
-        self._line = StatusLine()
-        self._num_steps, self._total = num_steps, num_runs * num_steps
-        self._done, self._began_at = 0, time.monotonic()
-
-    def show(self, label: str, number: int) -> None:
-        """Step `number` of a way is done; 0: it starts."""
-        self._done += number > 0
-        text = f"{label}: step {number} of {self._num_steps}"
-        if self._done:
-            elapsed = time.monotonic() - self._began_at
-            left = elapsed / self._done * (self._total - self._done)
-            text += f"; about {left / 60:.1f} min left of all"
-        self._line.show(text)
-
-    def clear(self) -> None:
-        self._line.clear()

@@ -28,12 +28,10 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process, sum_over_ranks
 from vggdist.model.initialization import build_initialized
+from vggdist.model.vgg import VGG
 from vggdist.profiling.hosts import Hosts, bytes_sent
-from vggdist.profiling.loops import synthetic_batch, torch_sgd
+from vggdist.profiling.loops import OurLoop, synthetic_batch, torch_sgd
 from vggdist.training.engine import quiet_deepspeed
-from vggdist.training.flags import SharedFlags
-from vggdist.training.step import Meter, train_step
-from vggdist.training.zero import build_engine
 
 Step = Callable[[Batch], Tensor]
 """One update; the loss of this rank's images before it."""
@@ -46,10 +44,10 @@ POOLED_SIDE = 7
 
 
 def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
-    """One rank that exchanges gradients in one way; tells how it goes in lines of JSON on stdout.
+    """One rank that exchanges gradients in one way; prints what it measured as JSON.
 
-    The last line of each rank holds `seconds` of each timed step, `bytes` sent in them, `loss` (of
-    the last step, mean over ranks) and `peak_memory` (bytes).
+    That is `seconds` of each timed step, `bytes` sent in them, `loss` (of the last step, mean over
+    ranks) and `peak_memory` (bytes).
     """
     process = world.start("cpu")
     split = split_batch(config.batch, process.world_size)
@@ -70,16 +68,19 @@ def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
         began_at = time.perf_counter()
         loss = step(batches[number % NUM_BATCHES])
         seconds.append(time.perf_counter() - began_at)
-        _tell(step=number + 1, seconds=seconds[-1])
     distributed.barrier()  # what is still queued for the cable has left by then
     sent = bytes_sent(Hosts.interface) - sent
     mean = float(sum_over_ranks(loss.double().clone())) / process.world_size
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    _tell(seconds=seconds[num_warm:], bytes=sent, loss=mean, peak_memory=memory)
+    answer = {
+        "seconds": seconds[num_warm:], "bytes": sent, "loss": mean, "peak_memory": memory
+    }  # fmt: skip
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
     world.stop()
 
 
-def full_network(config: Config) -> nn.Module:
+def full_network(config: Config) -> VGG:
     """The network with fc6 as at 224 pixels, for images of any size.
 
     Maps of another size are pooled adaptively, as torchvision does, so that all 138,357,544
@@ -93,15 +94,12 @@ def full_network(config: Config) -> nn.Module:
 
 
 def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
-    engine = build_engine(full_network(config), config, split, process)
-    flags, meter = SharedFlags(engine), Meter(process.device)
+    loop = OurLoop(config, split, process, full_network(config))
 
     def step(batch: Batch) -> Tensor:
-        meter.sums.zero_()
-        flags.begin()
-        train_step(engine, [batch], meter)
-        flags.end(engine, stop_requested=False)
-        return meter.sums[0] / meter.sums[3]
+        loop.meter.sums.zero_()
+        loop.step([batch])
+        return loop.meter.sums[0] / loop.meter.sums[3]
 
     return step
 
@@ -184,11 +182,6 @@ WAYS: dict[str, Build] = {
     "zero_1_bf16": partial(_deepspeed, {"stage": 1, **_OVERLAP}, _ALL_BF16),
     "zero_2_bf16": partial(_deepspeed, {"stage": 2, **_OVERLAP}, _ALL_BF16),
 }
-
-
-def _tell(**values: Any) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
-    sys.stdout.flush()
 
 
 def main(arguments: Sequence[str]) -> None:

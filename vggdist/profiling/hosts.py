@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from vggdist.errors import ConfigError, VggdistError
@@ -34,7 +34,7 @@ def bits_per_second(rate: str) -> float | None:
         ) from None
 
 
-class Hosts:
+class Hosts(ExitStack):
     """Hosts 0 and 1, each with one end of a cable; a context that takes them down again.
 
     Attributes:
@@ -51,6 +51,7 @@ class Hosts:
         Raises:
             VggdistError: no root, no tools, or a rate that is none.
         """
+        super().__init__()
         self._bits_per_second = bits_per_second(rate)
         self._names = [f"vggdist-{os.getpid()}-{number}" for number in (0, 1)]
         if os.geteuid() != 0:
@@ -70,9 +71,11 @@ class Hosts:
     def __enter__(self) -> Self:
         first, second = self._names
         cable = ["name", self.interface]
-        try:
+        with ExitStack() as stack:  # takes down what stands if the rest fails
             for name in self._names:
                 _run("ip", "netns", "add", name)
+                delete = ["ip", "netns", "delete", name]
+                stack.callback(subprocess.run, delete, capture_output=True, check=False)
             _run(
                 *["ip", "link", "add", *cable, "netns", first],
                 *["type", "veth", "peer", *cable, "netns", second],
@@ -83,20 +86,14 @@ class Hosts:
                 _run(*inside, "address", "add", address, "dev", self.interface)
                 for interface in ("lo", self.interface):
                     _run(*inside, "link", "set", interface, "up")
-                if self._bits_per_second is not None:
-                    self._limit(name, self._bits_per_second)
-        except BaseException:
-            self._remove()
-            raise
+                if (rate := self._bits_per_second) is not None:
+                    burst = max(_SMALLEST_BURST, int(rate / 8 / 1000))  # of a millisecond
+                    _run(
+                        *["tc", "-n", name, "qdisc", "add", "dev", self.interface, "root", "tbf"],
+                        *["rate", f"{rate:.0f}bit", "burst", str(burst), "latency", "50ms"],
+                    )
+            self.push(stack.pop_all())
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._remove()
 
     def command(self, host: int, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` on a host, with a name and cores of its own."""
@@ -106,17 +103,6 @@ class Hosts:
         own_cores = ["taskset", "--cpu-list", ",".join(map(str, half))]
         own_name = ["unshare", "--uts", "sh", "-c", f'hostname {name} && exec "$@"', "sh"]
         return ["ip", "netns", "exec", name, *own_cores, *own_name, *command]
-
-    def _limit(self, name: str, rate: float) -> None:
-        burst = max(_SMALLEST_BURST, int(rate / 8 / 1000))  # of a millisecond
-        _run(
-            *["tc", "-n", name, "qdisc", "add", "dev", self.interface, "root", "tbf"],
-            *["rate", f"{rate:.0f}bit", "burst", str(burst), "latency", "50ms"],
-        )
-
-    def _remove(self) -> None:
-        for name in self._names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
 def bytes_sent(interface: str) -> int:

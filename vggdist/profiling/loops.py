@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from vggdist.config import BatchSplit, Config
 from vggdist.data.batch import Batch
-from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
+from vggdist.distributed.process import Process
 from vggdist.model.initialization import build_initialized
+from vggdist.model.vgg import VGG
 from vggdist.training.flags import DelayedFlags, SharedFlags
 from vggdist.training.step import Meter, train_step
 from vggdist.training.zero import build_engine
@@ -55,21 +56,31 @@ class BareLoop:
 
 
 class OurLoop:
-    """The steps of `training/loop.py`."""
+    """The steps of `training/loop.py`.
 
-    def __init__(self, config: Config, split: BatchSplit, process: world.Process) -> None:
-        network = build_initialized(config.model, config.data.crop_size, config.seed)
+    Args:
+        network: none: the configured one.
+
+    Attributes:
+        meter: of all steps so far.
+    """
+
+    def __init__(
+        self, config: Config, split: BatchSplit, process: Process, network: VGG | None = None
+    ) -> None:
+        if network is None:
+            network = build_initialized(config.model, config.data.crop_size, config.seed)
         self._engine = build_engine(network, config, split, process)
         # DeepSpeed's own exchange, at the other stages, cannot be left out.
         self.can_keep_gradients = config.zero_stage == 0 and split.world_size > 1
         self._flags = SharedFlags(self._engine)
-        self._meter = Meter(process.device)
+        self.meter = Meter(process.device)
         self._delayed = DelayedFlags()
 
     def step(self, micro_batches: Iterable[Batch]) -> None:
         """One update and its flags, as in a training: those of the step before are read."""
         self._flags.begin()
-        train_step(self._engine, micro_batches, self._meter)
+        train_step(self._engine, micro_batches, self.meter)
         self._delayed.push(self._flags.end(self._engine, False), 0)
 
     @contextmanager

@@ -6,13 +6,12 @@ slowest counts. The network to other nodes is not measured: `vggdist plan --netw
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
@@ -20,13 +19,14 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from vggdist.artifacts import checkpoint
-from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.config import BatchSplit, Config
+from vggdist.data.dataset import open_images
 from vggdist.distributed import process as world
 from vggdist.distributed import traffic
-from vggdist.distributed.precision import DTYPES, resolve_precision
+from vggdist.distributed.precision import DTYPES
 from vggdist.errors import ConfigError
 from vggdist.model.vgg import build_vgg
 from vggdist.planning.devices import NETWORK_LATENCY_MICROSECONDS, Device, load_device
@@ -34,12 +34,11 @@ from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
 from vggdist.planning.messages import Work
 from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds
-from vggdist.profiling.images import TimedImages, open_training_images
+from vggdist.profiling.images import TimedImages
 from vggdist.profiling.loops import OurLoop, synthetic_batch
 from vggdist.profiling.outputs import require_own_file
-from vggdist.profiling.sample import QUALITY, photo
-from vggdist.profiling.timing import Clock, with_small_steps
-from vggdist.terminal import StatusLine, duration
+from vggdist.profiling.sample import save_photo
+from vggdist.profiling.timing import Bench, open_bench, take_turns
 from vggdist.training.optimizer import MaskedSGD
 
 _LARGE, _SMALL = 1 << 24, 1 << 8  # elements of an all-reduce that measures rate, latency
@@ -81,31 +80,22 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
     """
     if rounds < 3:
         raise ConfigError(f"--rounds is {rounds}; a spread needs at least three rounds.")
-    with world.joined(config.device) as process:
-        config, why = resolve_precision(config, process)
-        status = StatusLine(speaks=process.is_main)
-        status.note(why)
-        split = split_batch(config.batch, process.world_size)
-        clock = Clock(process)
+    with open_bench(config) as bench:
+        config, process, split, status = bench.config, bench.process, bench.split, bench.status
         status.show("memory: updates of the network's weights")
         # Before an engine is built, which keeps what it frees.
-        fresh = _fresh_seconds(clock) if process.device.type == "cpu" else 0.0
-        memory = _memory_rate(config, clock)
-        steps: list[list[float]] = []
-        for seconds in itertools.islice(_steps(config, split, clock), rounds):
-            steps.append(seconds)
-            left = (rounds - len(steps)) * max(seconds)
-            status.show(f"arithmetic: step {len(steps)} of {rounds}, {duration(left)} left")
+        fresh = _fresh_seconds(bench) if process.device.type == "cpu" else 0.0
+        memory = _memory_rate(bench)
+        steps = _steps(bench, rounds)
         status.show("links between the ranks of this node")
-        links = _links(clock, DTYPES[config.sent_precision])
+        links = _links(bench)
         status.show("images")
-        decoded = _decoded(config, split, clock)
+        decoded = _decoded(bench)
         status.show("a checkpoint")
         written = _checkpoint_rate(folder) if process.is_main else 0.0
         status.clear()
-        spread = statistics.mean(_spread(own) for own in zip(*steps, strict=True))
-        if not process.is_main:
-            return None
+    if not process.is_main:
+        return None
     device = Device(
         name=_name(process.device),
         source=f"vggdist bench machine, {date.today().isoformat()}, {process.world_size} ranks of "
@@ -115,7 +105,7 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         memory_gigabytes=_memory_bytes(process) / 1e9,
         memory_gigabytes_per_second=memory / 1e9,
         fresh_seconds_per_gigabyte=fresh * 1e9,
-        step_spread=min(spread, 0.99),
+        step_spread=min(statistics.mean(map(_spread, zip(*steps, strict=True))), 0.99),
         decoded_images_per_second=decoded,
         checkpoint_gigabytes_per_second=written / 1e9,
         num_cores=process.num_cores * process.world_size,
@@ -134,10 +124,7 @@ def sustained_teraflops(config: Config, split: BatchSplit, device: Device, secon
         device: with the measured rate of its memory.
         seconds: of a step on one rank, without exchange.
     """
-    layers = count_layers(config)
-    work = Work(
-        layers, config.resolved_precision, "fp32", "fp32", split.micro, split.accumulation_steps
-    )
+    work = Work.of_training(count_layers(config), config, split)
 
     def estimated(rate: float) -> float:
         rates = {"sustained_teraflops": {config.resolved_precision: rate}}
@@ -168,21 +155,22 @@ def render_machine(values: dict[str, Any]) -> str:
     return "\n".join([*head, *(f"{name:<34}{text}" for name, text in rows.items())])
 
 
-def _memory_rate(config: Config, clock: Clock) -> float:
+def _memory_rate(bench: Bench) -> float:
     """Bytes per second of the optimizer's passes over all weights."""
-    network = build_vgg(config.model, config.data.crop_size, device=str(clock.process.device))
+    config = bench.config
+    network = build_vgg(config.model, config.data.crop_size, device=str(bench.process.device))
     parameters = list(network.parameters())
     for parameter in parameters:
         torch.nn.init.ones_(parameter)
         parameter.grad = torch.zeros_like(parameter)
-    optimizer = MaskedSGD(parameters, with_small_steps(config).optimizer)
+    optimizer = MaskedSGD(parameters, config.optimizer)
     optimizer.step()
-    seconds = statistics.median(clock.seconds(optimizer.step) for _ in range(_REPEATS))
+    seconds = statistics.median(bench.seconds(optimizer.step) for _ in range(_REPEATS))
     num_bytes = WEIGHT_BYTES * sum(parameter.numel() for parameter in parameters)
     return UPDATE_PASSES * num_bytes / seconds
 
 
-def _fresh_seconds(clock: Clock) -> float:
+def _fresh_seconds(bench: Bench) -> float:
     """By how much a byte of a gradient costs more where the system gives it and takes it back."""
     dy, x = (torch.ones(_FRESH_IMAGES, features) for features in _FRESH_MATRIX)
     kept = torch.empty(_FRESH_MATRIX)
@@ -192,21 +180,21 @@ def _fresh_seconds(clock: Clock) -> float:
 
     fresh()
     differences = [
-        clock.seconds(fresh) - clock.seconds(lambda: torch.mm(dy.T, x, out=kept))
+        bench.seconds(fresh) - bench.seconds(lambda: torch.mm(dy.T, x, out=kept))
         for _ in range(_REPEATS)
     ]
     return max(0.0, statistics.median(differences)) / (WEIGHT_BYTES * kept.numel())
 
 
-def _steps(config: Config, split: BatchSplit, clock: Clock) -> Iterator[list[float]]:
-    """Each rank's seconds of training steps in which it keeps its gradients, without an end."""
-    loop = OurLoop(with_small_steps(config), split, clock.process)
-    batches = [synthetic_batch(config, split.micro, clock.process.device)]
-    batches *= split.accumulation_steps
+def _steps(bench: Bench, rounds: int) -> list[list[float]]:
+    """Each rank's seconds of training steps in which it keeps its gradients."""
+    loop = OurLoop(bench.config, bench.split, bench.process)
+    batches = [synthetic_batch(bench.config, bench.split.micro, bench.process.device)]
+    batches *= bench.split.accumulation_steps
     with loop.gradients_kept() if loop.can_keep_gradients else nullcontext():
         loop.step(batches)
-        while True:
-            yield clock.of_ranks(lambda: loop.step(batches))
+        ways = {"a step": lambda: bench.seconds_of_ranks(lambda: loop.step(batches))}
+        return take_turns(ways, rounds, bench.status, "arithmetic: ")["a step"]
 
 
 def _spread(seconds: Sequence[float]) -> float:
@@ -215,13 +203,12 @@ def _spread(seconds: Sequence[float]) -> float:
     return (upper - lower) / (2 * NormalDist().inv_cdf(0.75)) / median
 
 
-def _links(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
+def _links(bench: Bench) -> dict[str, float]:
     """Rate and latency of a ring of this node's ranks, and the arithmetic that it holds up.
 
-    Gradients are sent as `dtype`; on a CPU, adding in 16 bits is slower.
+    In the type in which gradients are sent: on a CPU, adding in 16 bits is slower.
     """
-    process, world_size = clock.process, clock.process.world_size
-    on_gpu = process.device.type == "cuda"
+    process, world_size = bench.process, bench.process.world_size
     if world_size == 1:
         # Nothing is exchanged here; an estimate of one rank on each node needs no bus.
         return {
@@ -229,51 +216,45 @@ def _links(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
             "bus_latency_microseconds": 0.0,
             "network_latency_microseconds": NETWORK_LATENCY_MICROSECONDS,
         }
+    dtype = DTYPES[bench.config.sent_precision]
     large, small = (
         torch.ones(size, dtype=dtype, device=process.device) for size in (_LARGE, _SMALL)
     )
-    for tensor in (large, small):
-        distributed.all_reduce(tensor)
+
+    def all_reduce(tensor: Tensor, times: int = 1) -> float:
+        return bench.seconds(lambda: [distributed.all_reduce(tensor) for _ in range(times)])
+
+    all_reduce(large)
+    all_reduce(small)
     before = time.process_time()
-    seconds = [clock.seconds(lambda: distributed.all_reduce(large)) for _ in range(_REPEATS)]
+    seconds = statistics.median(all_reduce(large) for _ in range(_REPEATS))
     used = (time.process_time() - before) / _REPEATS
-    sent = traffic.all_reduce_bytes(_LARGE, world_size, dtype.itemsize)
-
-    def many() -> None:
-        for _ in range(_SMALL_REPEATS):
-            distributed.all_reduce(small)
-
-    latency = clock.seconds(many) / _SMALL_REPEATS / (2 * (world_size - 1)) * 1e6
-    return {
-        "bus_gigabytes_per_second": sent / statistics.median(seconds) / 1e9,
+    gigabytes = traffic.all_reduce_bytes(_LARGE, world_size, dtype.itemsize) / 1e9
+    latency = 1e6 * all_reduce(small, _SMALL_REPEATS) / _SMALL_REPEATS / (2 * (world_size - 1))
+    links = {
+        "bus_gigabytes_per_second": gigabytes / seconds,
         "bus_latency_microseconds": latency,
-        "network_latency_microseconds": NETWORK_LATENCY_MICROSECONDS if on_gpu else latency,
-        "exchange_seconds_per_gigabyte": 0.0
-        if on_gpu
-        else max(world.gather(used)) / process.num_cores / (sent / 1e9),
+    }
+    if process.device.type == "cuda":
+        return links | {"network_latency_microseconds": NETWORK_LATENCY_MICROSECONDS}
+    return links | {
+        "network_latency_microseconds": latency,
+        "exchange_seconds_per_gigabyte": max(world.gather(used)) / process.num_cores / gigabytes,
     }
 
 
-def _decoded(config: Config, split: BatchSplit, clock: Clock) -> float:
+def _decoded(bench: Bench) -> float:
     """Images per second that a core makes ready, by the training's own loader."""
     with tempfile.TemporaryDirectory() as folder:
-        if config.data.root is None:
-            _make_images(Path(folder))
-            data = config.data.model_copy(update={"root": folder})
-            config = config.model_copy(update={"data": data})
-        manifest = open_training_images(config)
-        with TimedImages(manifest, config, split, clock.process) as images:
+        if bench.config.data.root is None:
+            for number in range(_NUM_IMAGES):
+                save_photo(Path(folder, "images", f"{number:03d}.jpg"), _WIDTH, _HEIGHT, number)
+        manifest = open_images(bench.config.data.root or folder)
+        with TimedImages(manifest, bench.config, bench.split, bench.process) as images:
             images.drain()
-            count = max(4, 2 * _NUM_IMAGES // split.micro)
-            seconds = clock.seconds(lambda: images.take(count))
-    return count * split.micro / seconds / clock.process.num_cores
-
-
-def _make_images(folder: Path) -> None:
-    path = folder / "train" / "images"
-    path.mkdir(parents=True)
-    for number in range(_NUM_IMAGES):
-        photo(_WIDTH, _HEIGHT, number).save(path / f"{number:03d}.jpg", quality=QUALITY)
+            count = max(4, 2 * _NUM_IMAGES // bench.split.micro)
+            seconds = bench.seconds(lambda: images.take(count))
+    return count * bench.split.micro / seconds / bench.process.num_cores
 
 
 def _checkpoint_rate(folder: Path) -> float:

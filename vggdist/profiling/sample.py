@@ -14,8 +14,7 @@ from vggdist.data.manifest import Manifest, Names, Shards
 from vggdist.data.read import read_encoded
 from vggdist.prepare.shards import ShardWriter, sample_extension, shard_name
 
-QUALITY = 88
-"""Of a JPEG of `photo`, which is then as long as ImageNet's: 110 KB for 500 x 375 pixels."""
+_QUALITY = 88  # a JPEG is then as long as ImageNet's: 110 KB for 500 x 375 pixels
 
 
 def photo(width: int, height: int, seed: int) -> Image.Image:
@@ -25,6 +24,12 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     grain = generator.normal(0, 14, (height, width, 1))
     return Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8))
+
+
+def save_photo(path: Path, width: int, height: int, seed: int) -> None:
+    """Writes a `photo` as a JPEG; its folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo(width, height, seed).save(path, quality=_QUALITY)
 
 
 def sample(manifest: Manifest, folder: Path, most: int) -> Manifest:
@@ -61,7 +66,8 @@ def packed(manifest: Manifest, folder: Path, num_entries: int | None = None) -> 
         offsets.append(writer.add(i, extension, encoded, int(manifest.labels[i])))
         num_bytes.append(len(encoded))
     writer.close()
-    _flush(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # what is not on the disk yet cannot be evicted
     image = np.arange(num_entries or manifest.num_images) % manifest.num_images
     image.sort()
     names = manifest.names
@@ -96,9 +102,3 @@ def evict(manifest: Manifest, images: Iterable[int]) -> None:
             os.posix_fadvise(descriptor, offset, max(0, num_bytes), os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-
-
-def _flush(path: Path) -> None:
-    """What is not on the disk yet cannot be forgotten."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -11,31 +11,28 @@ import itertools
 import math
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from vggdist.artifacts.paths import quote
-from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.config import Config
+from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
-from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
-from vggdist.profiling.bound import Setting, Timings, describe, render_bound
+from vggdist.profiling.bound import Timings, describe, render_bound
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
-from vggdist.profiling.timing import Clock, ratios, require_rounds, with_small_steps
-from vggdist.terminal import StatusLine, render_table
+from vggdist.profiling.timing import Bench, open_bench, ratios, require_rounds, take_turns
+from vggdist.terminal import render_table
 
 # Seconds that the slower one of loader and step is timed in a round; short steps are repeated.
 _WINDOW_SECONDS = 0.5
 _LONGEST_WINDOW = 100  # steps
 _STEPS_BEFORE_TOGETHER = 2
-
-Times = dict[str, list[float]]
 
 
 def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
@@ -62,53 +59,30 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
         VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
     require_rounds(rounds)
-    with ExitStack() as stack:
-        process = stack.enter_context(world.joined(config.device))
-        config, why = resolve_precision(config, process)
-        status = StatusLine(speaks=process.is_main)
-        status.note(why)
-        split = split_batch(config.batch, process.world_size)
+    with open_bench(config) as bench:
         manifest = _open_images(config)
-        images = None
-        if manifest is not None:
-            images = stack.enter_context(TimedImages(manifest, config, split, process))
-        loops = _Loops(config, split, process, images)
-        times: Times = defaultdict(list)
-        status.show("warming up")
-        loops.warm_up()
-        for number in range(rounds):
-            status.show(f"round {number + 1} of {rounds}")
-            for name, value in loops.round(number):
-                times[name].append(value)
-        status.clear()
-    if not process.is_main:
+        with (
+            nullcontext()
+            if manifest is None
+            else TimedImages(manifest, bench.config, bench.split, bench.process)
+        ) as images:
+            steps = _Steps(bench, images)
+            bench.status.show("warming up")
+            steps.warm_up()
+            turns = take_turns(steps.ways, rounds, bench.status)
+    if not bench.process.is_main:
         return None
-    resized = manifest is not None and bool(manifest.resized)
-    return _result(times, Setting(config, split, process, resized), rounds)
-
-
-def _open_images(config: Config) -> Manifest | None:
-    if config.data.root is None:
-        return None
-    manifest = open_training_images(config)
-    if len(manifest.classes) > config.model.num_classes:
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but {quote(config.data.root)} has "
-            f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}."
-        )
-    return manifest
-
-
-def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
-    config, split = setting.config, setting.split
-    median = {name: statistics.median(values) for name, values in times.items()}
+    times = {name: [row[name] for row in rows] for rows in turns.values() for name in rows[0]}
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
     pairs = ratios(times["vggdist"], times["bare"])
+    config, split = bench.config, bench.split
     timings = Timings(
         step=median["vggdist"],
         loader=median.get("loader"),
         together=median.get("together"),
         no_exchange=median.get("no_exchange"),
         data_wait=median.get("data_wait"),
+        resized=manifest is not None and bool(manifest.resized),
     )
     return {
         "configuration": config.model.configuration,
@@ -116,7 +90,7 @@ def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
         "precision": config.resolved_precision,
         "micro_batch": split.micro,
         "accumulation_steps": split.accumulation_steps,
-        "device": str(setting.process.device),
+        "device": str(bench.process.device),
         "rounds": rounds,
         "bare_seconds": median["bare"],
         "tuned_seconds": median.get("tuned"),
@@ -126,7 +100,7 @@ def _result(times: Times, setting: Setting, rounds: int) -> dict[str, Any]:
         "ratio_max": max(pairs),
         "ratio_fastest": min(times["vggdist"]) / min(times["bare"]),
         "images_per_second": split.global_batch / median["vggdist"],
-        **describe(timings, setting),
+        **describe(timings, bench),
     }
 
 
@@ -155,66 +129,80 @@ def render_step(result: dict[str, Any]) -> str:
     )
 
 
-class _Loops:
-    """Everything that is timed on one rank."""
+def _open_images(config: Config) -> Manifest | None:
+    if config.data.root is None:
+        return None
+    manifest = open_training_images(config)
+    if len(manifest.classes) > config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, but {quote(config.data.root)} has "
+            f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}."
+        )
+    return manifest
 
-    def __init__(
-        self, config: Config, split: BatchSplit, process: world.Process, images: TimedImages | None
-    ) -> None:
-        config = with_small_steps(config)
-        self._num_micro, self._process, self._images = split.accumulation_steps, process, images
+
+class _Steps:
+    """Everything that is timed on one rank.
+
+    Attributes:
+        ways: what takes turns; each tells names and seconds of a step.
+    """
+
+    def __init__(self, bench: Bench, images: TimedImages | None) -> None:
+        config, split, device = bench.config, bench.split, bench.process.device
         network = build_initialized(config.model, config.data.crop_size, config.seed)
-        self._bare = BareLoop(network, config, process.device)
-        self._ours = OurLoop(config, split, process)
-        self._synthetic = [synthetic_batch(config, split.micro, process.device)] * self._num_micro
-        self._clock, self._window, self._settle_seconds = Clock(process), 1, 0.0
+        bare = BareLoop(network, config, device)
+        self._ours = OurLoop(config, split, bench.process)
+        self._bench, self._num_micro = bench, split.accumulation_steps
+        self._synthetic = [synthetic_batch(config, split.micro, device)] * self._num_micro
+        self.ways: dict[str, Callable[[], dict[str, float]]] = {
+            "bare": lambda: {"bare": self._seconds(bare.step)},
+            "vggdist": lambda: {"vggdist": self._seconds(self._ours.step)},
+        }
+        if device.type == "cuda":
+            self.ways["tuned"] = lambda: {"tuned": self._seconds(bare.tuned_step)}
+        if self._ours.can_keep_gradients:
+            self.ways["no_exchange"] = self._without_exchange
+        if images is not None:
+            self.ways["images"] = partial(self._with_images, images)
+        self._window = 1
 
     def warm_up(self) -> None:
         """A round or two, from which the length of the next ones follows."""
         for _ in range(2):
-            seconds = dict(self.round(0))
+            seconds = {name: own for way in self.ways.values() for name, own in way().items()}
             slowest = max(seconds["vggdist"], seconds.get("loader", 0.0))
             if slowest > _WINDOW_SECONDS:
                 break
         self._window = min(_LONGEST_WINDOW, math.ceil(_WINDOW_SECONDS / slowest))
-        if self._images is not None:
-            # While the loader fills its queues, it would slow down whatever is timed with it.
-            self._settle_seconds = self._images.num_queued * seconds["loader"] / self._num_micro
 
-    def round(self, number: int) -> Iterator[tuple[str, float]]:
-        """Names and seconds of a step, those of the slowest rank."""
-        time.sleep(self._settle_seconds)
-        loops = [("bare", self._bare.step), ("vggdist", self._ours.step)]
-        if self._process.device.type == "cuda":
-            loops.append(("tuned", self._bare.tuned_step))
-        # Which goes first alternates, so that none always finds the warmer cache.
-        for name, step in loops if number % 2 else loops[::-1]:
-            yield name, self._seconds(partial(step, self._synthetic))
-        if self._ours.can_keep_gradients:
-            with self._ours.gradients_kept():
-                seconds = self._seconds(lambda: self._ours.step(self._synthetic))
-            yield "no_exchange", seconds
-        if self._images is not None:
-            images = self._images
-            images.drain()
-            yield "loader", self._seconds(lambda: images.take(self._num_micro))
-            # The loader's queues are empty: only what it makes while the network works comes now.
-            for _ in range(_STEPS_BEFORE_TOGETHER):
-                self._step_on(images)
-            images.wait_seconds = 0.0
-            seconds = self._seconds(lambda: self._step_on(images))
-            yield "together", seconds
-            waited = max(world.gather(images.wait_seconds)) / self._window
-            yield "data_wait", min(1.0, waited / seconds)
+    def _without_exchange(self) -> dict[str, float]:
+        with self._ours.gradients_kept():
+            return {"no_exchange": self._seconds(self._ours.step)}
 
-    def _step_on(self, images: TimedImages) -> None:
-        self._ours.step(itertools.islice(images, self._num_micro))
+    def _with_images(self, images: TimedImages) -> dict[str, float]:
+        """The loader alone, and with the network; and the share of a step that waits for it."""
 
-    def _seconds(self, step: Callable[[], object]) -> float:
+        def step(_: object) -> None:
+            self._ours.step(itertools.islice(images, self._num_micro))
+
+        images.drain()
+        loader = self._seconds(lambda _: images.take(self._num_micro))
+        # The loader's queues are empty: only what it makes while the network works comes now.
+        for _ in range(_STEPS_BEFORE_TOGETHER):
+            step(None)
+        images.wait_seconds = 0.0
+        together = self._seconds(step)
+        waited = max(world.gather(images.wait_seconds)) / self._window
+        # While the loader fills its queues, it would slow down whatever is timed next.
+        time.sleep(images.num_queued * loader / self._num_micro)
+        return {"loader": loader, "together": together, "data_wait": min(1.0, waited / together)}
+
+    def _seconds(self, step: Callable[[list[Batch]], object]) -> float:
         """Of one of the steps of a window."""
 
         def window() -> None:
             for _ in range(self._window):
-                step()
+                step(self._synthetic)
 
-        return self._clock.seconds(window) / self._window
+        return self._bench.seconds(window) / self._window

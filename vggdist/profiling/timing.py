@@ -1,22 +1,80 @@
-"""Timing that a drifting machine does not bias: what is compared takes turns, and pairs count."""
+"""Timing that a drifting machine does not bias: what is compared takes turns, and pairs count.
+
+All benchmarks use it. Each is a module with a function that measures and returns what goes into
+JSON, and one that renders it as text.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from vggdist.config import Config
+from vggdist.config import BatchSplit, Config, split_batch
 from vggdist.distributed import process as world
+from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.terminal import StatusLine, duration
 
 T = TypeVar("T")
 
 _LEARNING_RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One rank of a benchmark: all ranks do the same at the same time.
+
+    Attributes:
+        config: what is measured, with the precision resolved.
+        process: this rank.
+        status: speaks on the main rank.
+    """
+
+    config: Config
+    process: world.Process
+    status: StatusLine
+
+    @property
+    def split(self) -> BatchSplit:
+        """Images of a rank's step."""
+        return split_batch(self.config.batch, self.process.world_size)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of the slowest rank."""
+        return max(self.seconds_of_ranks(work))
+
+    def seconds_of_ranks(self, work: Callable[[], object]) -> list[float]:
+        self._finish()
+        world.all_agree(True, self.process.device)
+        started_at = time.perf_counter()
+        work()
+        self._finish()
+        return world.gather(time.perf_counter() - started_at)
+
+    def _finish(self) -> None:
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize(self.process.device)
+
+
+@contextmanager
+def open_bench(config: Config) -> Iterator[Bench]:
+    """Joins the world, and chooses the precision.
+
+    The learning rate is one that keeps the weights where they are: from the first infinite gradient
+    on, updates would be left out, and steps be faster.
+    """
+    optimizer = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
+    with world.joined(config.device) as process:
+        config, why = resolve_precision(config.model_copy(update={"optimizer": optimizer}), process)
+        bench = Bench(config, process, StatusLine(speaks=process.is_main))
+        bench.status.note(why)
+        yield bench
 
 
 def require_rounds(rounds: int) -> None:
@@ -53,40 +111,3 @@ def ratios(numerators: Iterable[float], denominators: Iterable[float]) -> list[f
 
 def median_ratio(numerators: Iterable[float], denominators: Iterable[float]) -> float:
     return statistics.median(ratios(numerators, denominators))
-
-
-class Clock:
-    """Times what all ranks do at the same time.
-
-    Attributes:
-        process: this rank.
-    """
-
-    def __init__(self, process: world.Process) -> None:
-        self.process = process
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of the slowest rank."""
-        return max(self.of_ranks(work))
-
-    def of_ranks(self, work: Callable[[], object]) -> list[float]:
-        """Seconds of each rank."""
-        self._finish()
-        world.all_agree(True, self.process.device)
-        started_at = time.perf_counter()
-        work()
-        self._finish()
-        return world.gather(time.perf_counter() - started_at)
-
-    def _finish(self) -> None:
-        if self.process.device.type == "cuda":
-            torch.cuda.synchronize(self.process.device)
-
-
-def with_small_steps(config: Config) -> Config:
-    """With a learning rate that keeps the weights where they are.
-
-    From the first infinite gradient on, updates would be left out, and steps be faster.
-    """
-    optimizer = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
-    return config.model_copy(update={"optimizer": optimizer})

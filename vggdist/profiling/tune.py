@@ -13,22 +13,21 @@ import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vggdist.artifacts.paths import quote
-from vggdist.config import Config, split_batch
+from vggdist.config import Config
 from vggdist.distributed import process as world
-from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.outputs import require_own_file
-from vggdist.profiling.timing import ratios, require_rounds, take_turns
-from vggdist.terminal import StatusLine, render_table
+from vggdist.profiling.timing import Bench, open_bench, ratios, require_rounds, take_turns
+from vggdist.terminal import render_table
 
 CLEAR_GAIN = 1.03
 """Ratio of images/s, the median over rounds, from which a change is kept."""
@@ -41,18 +40,9 @@ _SHARES = (0.0, 0.35, 0.65, 0.9, 1.0)
 
 Settings = dict[str, int | float]
 """Key of section `data` -> value."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What was tried against the best settings before it."""
-
-    settings: Settings
-    images_per_second: float
-    """All ranks, median of all its measurements."""
-    ratio: float | None
-    """To the best before, median of the pairs; none for the settings that came first."""
-    taken: bool
+Trial = dict[str, Any]
+"""`settings`; `images_per_second` of all ranks, the median of all measurements; `ratio` to the best
+before, the median of the pairs, none for what came first; `taken`, whether it was the best then."""
 
 
 def tune_data(config: Config, rounds: int) -> dict[str, Any] | None:
@@ -74,22 +64,17 @@ def tune_data(config: Config, rounds: int) -> dict[str, Any] | None:
         VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
     require_rounds(rounds)
-    process = world.start(config.device)
-    try:
-        config, _ = resolve_precision(config, process)
-        bench = _Bench(config, process, rounds)
-        best, trials = bench.search()
-        machine = _machine(process)
-    finally:
-        world.stop()
-    if not process.is_main:
+    with open_bench(config) as bench:
+        best, tried = _Search(bench, rounds).run()
+        machine = _machine(bench.process)
+    if not bench.process.is_main:
         return None
     return {
-        "settings": best.settings,
-        "images_per_second": best.images_per_second,
-        "tried": [asdict(trial) for trial in trials],
+        "settings": best["settings"],
+        "images_per_second": best["images_per_second"],
+        "tried": tried,
         "machine": machine,
-        "world_size": process.world_size,
+        "world_size": bench.process.world_size,
         "micro_batch": bench.split.micro,
         "rounds": rounds,
         "measured_at": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -162,84 +147,70 @@ def wins(pairs: Sequence[float]) -> bool:
     return statistics.median(pairs) >= CLEAR_GAIN and losses <= len(pairs) // 5
 
 
-class _Bench:
-    """Measures settings; does the same on all ranks."""
+class _Search:
+    """Tries settings; does the same on all ranks."""
 
-    def __init__(self, config: Config, process: world.Process, rounds: int) -> None:
-        self.split = split_batch(config.batch, process.world_size)
-        self._config, self._process, self._rounds = config, process, rounds
-        self._manifest = open_training_images(config)
-        self._status, self._step = StatusLine(speaks=process.is_main), 0
-        self._measured: defaultdict[str, list[float]] = defaultdict(list)
+    def __init__(self, bench: Bench, rounds: int) -> None:
+        self._bench, self._rounds, self._step = bench, rounds, 0
+        self._manifest = open_training_images(bench.config)
+        self._rates: defaultdict[str, list[float]] = defaultdict(list)
 
-    def search(self) -> tuple[Trial, list[Trial]]:
-        """The best settings, and everything that was tried."""
-        values = ladders(self._config, self._process)
+    def run(self) -> tuple[Trial, list[Trial]]:
+        """The best trial, and all of them in order."""
+        values = ladders(self._bench.config, self._bench.process)
         start: Settings = {name: ladder[0] for name, ladder in values.items()}
-        take_turns(
-            {"start": lambda: self._measure(start)}, self._rounds, self._status, _title(start)
-        )
-        best = Trial(start, self._median(start), None, True)
+        self._turns(start, {"start": start})
+        best: Trial = {"settings": start, "ratio": None, "taken": True}
         trials = [best]
         # The second pass is for settings that were tried before a later one changed.
         for name, ladder in [*values.items(), *values.items()]:
             for value in ladder:
-                settings = best.settings | {name: value}
-                if all(settings != trial.settings for trial in trials):
-                    trials.append(self._compare(settings, best))
-                    best = trials[-1] if trials[-1].taken else best
-        self._status.clear()
-        # The best of a time were measured again beside every later candidate.
-        final = {
-            str(t.settings): replace(t, images_per_second=self._median(t.settings)) for t in trials
-        }
-        return final[str(best.settings)], list(final.values())
+                settings = best["settings"] | {name: value}
+                if all(settings != trial["settings"] for trial in trials):
+                    trials.append(self._compare(settings, best["settings"]))
+                    best = trials[-1] if trials[-1]["taken"] else best
+        # The best of a time were measured again with every later candidate.
+        for trial in trials:
+            trial["images_per_second"] = statistics.median(self._rates[str(trial["settings"])])
+        return best, trials
 
-    def _compare(self, settings: Settings, best: Trial) -> Trial:
+    def _compare(self, settings: Settings, best: Settings) -> Trial:
         pairs = self._ratios(settings, best)
-        taken = wins(pairs)
-        if taken:  # one lucky win in so many trials is to be expected, two in a row are not
+        if taken := wins(pairs):  # one lucky win in so many trials is to be expected, two are not
             again = self._ratios(settings, best)
-            taken = wins(again)
-            pairs += again
-        return Trial(settings, self._median(settings), statistics.median(pairs), taken)
+            taken, pairs = wins(again), pairs + again
+        return {"settings": settings, "ratio": statistics.median(pairs), "taken": taken}
 
-    def _ratios(self, settings: Settings, best: Trial) -> list[float]:
+    def _ratios(self, settings: Settings, best: Settings) -> list[float]:
         """A candidate's images per second over the best's, pair by pair."""
-        ways = {
-            "new": lambda: self._measure(settings),
-            "best": lambda: self._measure(best.settings),
-        }
-        rates = take_turns(ways, self._rounds, self._status, _title(settings))
+        rates = self._turns(settings, {"new": settings, "best": best})
         return ratios(rates["new"], rates["best"])
 
-    def _measure(self, settings: Settings) -> float:
-        rate = self._rate(settings)
-        self._measured[str(settings)].append(rate)
-        return rate
-
-    def _median(self, settings: Settings) -> float:
-        return statistics.median(self._measured[str(settings)])
+    def _turns(self, shown: Settings, ways: dict[str, Settings]) -> dict[str, list[float]]:
+        """Images per second of settings in every round."""
+        title = " ".join(f"data.{name}={value}" for name, value in shown.items()) + "  "
+        measures = {name: partial(self._rate, settings) for name, settings in ways.items()}
+        rates = take_turns(measures, self._rounds, self._bench.status, title)
+        for name, settings in ways.items():
+            self._rates[str(settings)] += rates[name]
+        return rates
 
     def _rate(self, settings: Settings) -> float:
         """Images per second of all ranks, on images that were not loaded just before."""
-        data = self._config.data.model_copy(update=settings)
-        config = self._config.model_copy(update={"data": data})
+        process, split = self._bench.process, self._bench.split
+        data = self._bench.config.data.model_copy(update=settings)
+        config = self._bench.config.model_copy(update={"data": data})
         # Opened anew every time: a loader that pauses works on, and would slow down the other.
-        with TimedImages(self._manifest, config, self.split, self._process, self._step) as images:
+        with TimedImages(self._manifest, config, split, process, self._step) as images:
             images.drain()
             num_batches, seconds = 0, 0.0
             while num_batches < _FEWEST_BATCHES or seconds < _WINDOW_SECONDS:
                 seconds += images.take(1)
                 num_batches += 1
             begun = 2 * images.num_queued + num_batches
-        ranks = world.gather((num_batches * self.split.micro / seconds, begun))
-        self._step += math.ceil(max(begun for _, begun in ranks) / self.split.accumulation_steps)
-        return min(rate for rate, _ in ranks) * self._process.world_size
-
-
-def _title(settings: Settings) -> str:
-    return " ".join(f"data.{name}={value}" for name, value in settings.items()) + "  "
+        ranks = world.gather((num_batches * split.micro / seconds, begun))
+        self._step += math.ceil(max(begun for _, begun in ranks) / split.accumulation_steps)
+        return min(rate for rate, _ in ranks) * process.world_size
 
 
 def _ranks(result: dict[str, Any]) -> str:
