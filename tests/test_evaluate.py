@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from sklearn.metrics import confusion_matrix
 
 from tests.ranks import free_port
 from tests.reference import Reference, rescaled
@@ -23,7 +24,7 @@ from vggdist.config import ModelConfig
 from vggdist.data.dataset import open_dataset
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.evaluate import Evaluated, Request, evaluate
-from vggdist.evaluation.report import summarize
+from vggdist.evaluation.report import render_evaluated, summarize
 from vggdist.model.initialization import build_initialized
 from vggdist.predict import predict
 from vggdist.reports.report import make_report
@@ -168,6 +169,19 @@ def test_the_summary_counts_errors_of_each_file_and_of_their_mean(run: Run, data
     assert summary["num_images"] == NUM_IMAGES
     assert list(summary["protocols"]) == ["dense", "multi-crop"]
     assert summary["num_computed"] == 4 * NUM_IMAGES
+    counts = confusion_matrix(labels, mean.argmax(1))
+    own = counts.diagonal() / counts.sum(1)
+    assert [row["top1_error"] for row in summary["classes"]] == pytest.approx(1 - own)
+    assert {row["name"]: row["num_images"] for row in summary["classes"]} == dict(
+        zip(CLASSES, counts.sum(1).tolist(), strict=True)
+    )
+    for pair in summary["confused"]:
+        place = CLASSES.index(pair["truth"]), CLASSES.index(pair["prediction"])
+        assert counts[place] == pair["num_images"]
+    text = render_evaluated(summary)
+    assert "top-5" not in text, "of three classes it is always 0"
+    assert "largest errors: " in text
+    assert "most often taken: " in text
 
 
 def test_files_that_are_there_are_not_computed_again_unless_something_else_is_wanted(

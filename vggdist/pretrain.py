@@ -208,7 +208,8 @@ def _build_training(
         images = dataset.val
         with _evaluation_loader(config, process, split, images) as batches:
             shown = until_stopped(batches, batches.num_rounds, stop, process.device)
-            return evaluate(engine, shown, images.num_images, process.device)
+            num_classes = len(images.classes)
+            return evaluate(engine, shown, images.num_images, num_classes, process.device)
 
     schedule = Schedule(
         config.schedule,
@@ -277,7 +278,7 @@ def _report(training: Training, config: Config, val: Manifest, folder: Path) -> 
     count = min(NUM_PREDICTIONS, val.num_images)
     only = [i * val.num_images // count for i in range(count)]
     try:
-        result = write_result(training, folder)
+        result = write_result(training, val.classes, folder)
         with _evaluation_loader(config, training.process, training.split, val, only) as batches:
             draw_predictions(
                 training.engine, batches, val.classes, config.data.mean, folder / PREDICTIONS_FILE

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from tests.ranks import run_in_ranks
 from vggdist.distributed.process import Process
+from vggdist.evaluation.confusion import class_errors
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 
@@ -50,19 +52,20 @@ def expected() -> Errors:
         1 - top[:, 0].sum().item() / NUM_IMAGES,
         1 - top.any(dim=1).sum().item() / NUM_IMAGES,
         F.cross_entropy(logits, data.labels).item(),
+        class_errors(confusion_matrix(data.labels, logits.argmax(1), labels=range(NUM_CLASSES))),
     )
 
 
 def evaluate_share(process: Process) -> tuple[Errors, Errors, str, str]:
     """Both ranks' shares; then all images on one rank and none on the other; then too few."""
     device = process.device
-    result = evaluate(network, share(process), NUM_IMAGES, device)
+    result = evaluate(network, share(process), NUM_IMAGES, NUM_CLASSES, device)
     data = [all_images()] if process.rank == 1 else []
-    on_one_rank = evaluate(network, data, NUM_IMAGES, device)
+    on_one_rank = evaluate(network, data, NUM_IMAGES, NUM_CLASSES, device)
     told = []
     for wrong in (share(process)[:-1], share(process) + share(process)[:1]):
         with pytest.raises(RuntimeError) as caught:
-            evaluate(network, wrong, NUM_IMAGES, device)
+            evaluate(network, wrong, NUM_IMAGES, NUM_CLASSES, device)
         told.append(str(caught.value))
     return result, on_one_rank, told[0], told[1]
 
@@ -84,6 +87,7 @@ def test_two_ranks_count_every_image_once_and_agree(
         assert result.top1_error == pytest.approx(expected().top1_error, abs=1e-12)
         assert result.top5_error == pytest.approx(expected().top5_error, abs=1e-12)
         assert result.loss == pytest.approx(expected().loss, rel=1e-6)
+        assert result.classes == expected().classes
     assert 0 < first.top5_error < first.top1_error < 1
 
 

@@ -89,5 +89,5 @@ def look_at_validation(num_batches: int) -> list[str]:
         batches = [synthetic_batch(config, 64, device) for _ in range(num_batches)]
         watch.start()
         # Whatever is counted is read as 1.
-        evaluator.evaluate(network, batches, num_images=1, device=device)
+        evaluator.evaluate(network, batches, 1, config.model.num_classes, device)
     return watch.faults

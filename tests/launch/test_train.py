@@ -76,6 +76,8 @@ def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_override
     assert result["steps"] == 6
     assert result["top1_error"] == records(folder, "validation")[-1]["top1_error"]
     assert result["top5_error"] == 0  # three classes
+    assert [row["name"] for row in result["classes"]] == ["green", "red", "yellow"]
+    assert sum(row["num_images"] for row in result["classes"]) == 7
     assert result["images_per_second"] > 0
     assert result["seconds"] > 0
     assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")

@@ -142,7 +142,8 @@ class Part:
     def _evaluate(self, process: Process, stop: StopSignal) -> Errors:
         rounds = -(-len(range(0, NUM_VALIDATION_IMAGES, process.world_size)) // EVALUATION_MICRO)
         batches = until_stopped(validation_batches(process), rounds, stop, process.device)
-        return evaluate(self.training.engine, batches, NUM_VALIDATION_IMAGES, process.device)
+        engine, num_classes = self.training.engine, self.training.config.model.num_classes
+        return evaluate(engine, batches, NUM_VALIDATION_IMAGES, num_classes, process.device)
 
 
 def _images() -> Manifest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from vggdist.artifacts.names import printable
 
 MOST_PAIRS = 2500
 """Pairs that are kept: all of 50 classes."""
@@ -34,31 +36,24 @@ class ClassErrors:
     pairs: tuple[Pair, ...] = ()
     """The most frequent first, at most `MOST_PAIRS`."""
 
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> ClassErrors:
+        """From the fields as JSON has them; what is missing was not counted."""
+        return ClassErrors(
+            tuple(state.get("num_images", ())),
+            tuple(state.get("num_wrong", ())),
+            tuple(Pair(*pair) for pair in state.get("pairs", ())),
+        )
+
     def error(self, label: int) -> float:
         """The top-1 error of a class that has images, as a fraction."""
         return self.num_wrong[label] / self.num_images[label]
 
-    def worst(self, count: int) -> list[int]:
-        """Labels of the classes with the largest errors, those without any left out."""
-        labels = [label for label, wrong in enumerate(self.num_wrong) if wrong]
-        return sorted(labels, key=lambda label: (-self.error(label), label))[:count]
-
-    def sentences(self, classes: Sequence[str], count: int = 5) -> list[str]:
-        """The worst classes and the most confused pairs, for a person; none without errors."""
-        if not any(self.num_wrong):
-            return []
-        worst = ", ".join(
-            f"{classes[label]} {100 * self.error(label):.1f} % of {self.num_images[label]:,}"
-            for label in self.worst(count)
-        )
-        pairs = ", ".join(
-            f"{classes[truth]} as {classes[prediction]} ({number:,})"
-            for truth, prediction, number in self.pairs[:count]
-        )
-        return [f"largest errors: {worst}", f"most often taken: {pairs}"]
-
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
-        """For JSON, with names; a class without images has no error."""
+        """For JSON, with names; a class without images has no error, and nothing was counted if
+        there are no classes."""
+        if not self.num_images:
+            return {}
         return {
             "classes": [
                 {
@@ -73,6 +68,28 @@ class ClassErrors:
                 for truth, prediction, number in self.pairs
             ],
         }
+
+
+def worst_classes(report: Mapping[str, Any], count: int = 5) -> list[str]:
+    """Lines about the largest errors, for a person; none without errors.
+
+    Args:
+        report: has what `ClassErrors.to_dict` returned.
+        count: classes, and pairs, at most.
+    """
+    wrong = [found for found in report.get("classes", ()) if found["top1_error"]]
+    if not wrong:
+        return []
+    worst = sorted(wrong, key=lambda found: -found["top1_error"])[:count]
+    errors = ", ".join(
+        f"{printable(found['name'])} {100 * found['top1_error']:.1f} % of {found['num_images']:,}"
+        for found in worst
+    )
+    pairs = ", ".join(
+        f"{printable(pair['truth'])} as {printable(pair['prediction'])} ({pair['num_images']:,})"
+        for pair in report["confused"][:count]
+    )
+    return [f"largest errors: {errors}", f"most often taken: {pairs}"]
 
 
 def count_predictions(counts: Tensor, logits: Tensor, labels: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vggdist.distributed.process import sum_over_ranks
+from vggdist.evaluation.confusion import class_errors, count_predictions
 from vggdist.evaluation.metrics import Errors, count_errors
 
 
@@ -25,9 +26,10 @@ def evaluate(
     network: Callable[[Tensor], Tensor],
     batches: Iterable[LabelledImages],
     num_images: int,
+    num_classes: int,
     device: torch.device,
 ) -> Errors:
-    """Top-1 error, top-5 error and mean loss of `network` over every rank's share of the images.
+    """Errors, also by class, and mean loss of `network` over every rank's share of the images.
 
     Args:
         network: images -> logits (n, num_classes), in evaluation mode.
@@ -39,14 +41,17 @@ def evaluate(
         RuntimeError: the shares do not add up to `num_images`.
     """
     counts = torch.zeros(3, dtype=torch.int64, device=device)
+    predictions = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     loss = torch.zeros(1, dtype=torch.float64, device=device)
     for batch in batches:
         logits = network(batch.images).float()
         counts[:2] += count_errors(logits, batch.labels)
         counts[2] += len(batch.labels)
+        count_predictions(predictions, logits, batch.labels)
         loss += F.cross_entropy(logits, batch.labels, reduction="sum")
     top1, top5, counted = sum_over_ranks(counts).tolist()
     if counted != num_images:
         raise RuntimeError(f"an evaluation counted {counted} images of {num_images}")
     mean_loss = float(sum_over_ranks(loss).item()) / num_images
-    return Errors(num_images, top1 / num_images, top5 / num_images, mean_loss)
+    classes = class_errors(sum_over_ranks(predictions).cpu().numpy())
+    return Errors(num_images, top1 / num_images, top5 / num_images, mean_loss, classes)

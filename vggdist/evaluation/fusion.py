@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.posteriors import PosteriorsFile
 from vggdist.errors import WeightsError
+from vggdist.evaluation.confusion import ClassErrors, class_errors
 from vggdist.evaluation.metrics import count_errors
 
 _VALUES_AT_ONCE = 2**22  # posteriors in memory: 32 MB as float64
@@ -48,28 +49,50 @@ def errors_of_fusions(
     Raises:
         WeightsError: a file is damaged, or two are of different images.
     """
+    counts = {members: np.zeros(2, np.int64) for members in fusions}
+    for values, labels in _parts(files):
+        for members in fusions:
+            counts[members] += _count(_mean(values, members), labels)
+        advance(len(labels))
+    num_images = len(files[0].labels)
+    return {
+        members: ErrorRates(num_images, *(count / num_images).tolist())
+        for members, count in counts.items()
+    }
+
+
+def class_errors_of_mean(files: Sequence[PosteriorsFile]) -> ClassErrors:
+    """The errors by class of the mean of all files, which are of the same images."""
+    num_classes = len(files[0].classes)
+    counts = np.zeros(num_classes**2, np.int64)
+    for values, labels in _parts(files):
+        predicted = _mean(values, range(len(files))).argmax(axis=1)
+        counts += np.bincount(labels * num_classes + predicted, minlength=len(counts))
+    return class_errors(counts.reshape(num_classes, num_classes))
+
+
+def _parts(
+    files: Sequence[PosteriorsFile],
+) -> Iterator[tuple[list[NDArray[np.float64]], NDArray[np.int64]]]:
+    """The posteriors in each file and the labels of some images at a time."""
     for file in files[1:]:
         _require_same_images(files[0], file)
     labels, num_classes = files[0].labels, len(files[0].classes)
     rows = max(1, _VALUES_AT_ONCE // (num_classes * len(files)))
-    counts = {members: np.zeros(2, np.int64) for members in fusions}
     start = 0
     for part in zip(*(file.rows(rows) for file in files), strict=True):
         # In float64, sums of float16 posteriors are exact, so that their order does not count.
         values = [posteriors.astype(np.float64) for posteriors in part]
-        shown = labels[start : start + len(values[0])]
-        for members in fusions:
-            total = values[members[0]].copy()
-            for number in members[1:]:
-                total += values[number]
-            total /= len(members)
-            counts[members] += _count(total, shown)
-        start += len(shown)
-        advance(len(shown))
-    return {
-        members: ErrorRates(len(labels), *(count / len(labels)).tolist())
-        for members, count in counts.items()
-    }
+        yield values, labels[start : start + len(values[0])]
+        start += len(values[0])
+
+
+def _mean(values: Sequence[NDArray[np.float64]], members: Sequence[int]) -> NDArray[np.float64]:
+    total = values[members[0]].copy()
+    for number in members[1:]:
+        total += values[number]
+    total /= len(members)
+    return total
 
 
 def _require_same_images(first: PosteriorsFile, file: PosteriorsFile) -> None:

@@ -1,9 +1,18 @@
 """Top-1 and top-5 errors as integer counts, so that sums over ranks are exact."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vggdist.evaluation.confusion import ClassErrors
+
+TOP5 = 5
+"""With so many classes or fewer the top-5 error is always 0, and people are not told it."""
 
 
 @dataclass(frozen=True)
@@ -14,6 +23,17 @@ class Errors:
     top1_error: float
     top5_error: float
     loss: float
+    classes: ClassErrors = field(default_factory=ClassErrors)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Errors:
+        """What `state` returned; checkpoints of earlier versions know of no classes."""
+        classes = ClassErrors.from_state(state.get("classes", {}))
+        return Errors(**{**state, "classes": classes})
 
 
 def count_errors(logits: Tensor, labels: Tensor) -> Tensor:
@@ -36,4 +56,4 @@ def count_errors(logits: Tensor, labels: Tensor) -> Tensor:
     ahead = (logits > own) | ((logits == own) & (numbers < columns))
     rank = ahead.sum(dim=1)
     wrong = torch.isnan(own).squeeze(1)
-    return torch.stack([((rank >= k) | wrong).sum() for k in (1, 5)])
+    return torch.stack([((rank >= k) | wrong).sum() for k in (1, TOP5)])

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import open_posteriors
-from vggdist.evaluation.fusion import Members, errors_of_fusions
+from vggdist.evaluation.confusion import worst_classes
+from vggdist.evaluation.fusion import Members, class_errors_of_mean, errors_of_fusions
+from vggdist.evaluation.metrics import TOP5
 from vggdist.terminal import duration
 
 
@@ -52,6 +54,7 @@ def summarize(evaluated: Evaluated) -> dict[str, Any]:
         ],
         "num_computed": evaluated.num_computed,
         "elapsed_seconds": evaluated.elapsed_seconds,
+        **class_errors_of_mean(files).to_dict(files[0].classes),
     }
 
 
@@ -59,30 +62,30 @@ def render_evaluated(summary: dict[str, Any]) -> str:
     """The errors as a table; the caller prints it."""
     title = f"Errors on {summary['num_images']:,} images"
     table = Table("protocol", title=title, title_justify="left")
-    for name in ("Q", "top-1", "top-5"):
+    shown = ("top1_error", "top5_error") if len(summary["classes"]) > TOP5 else ("top1_error",)
+    for name in ("Q", "top-1", "top-5")[: 1 + len(shown)]:
         table.add_column(name, justify="right")
+
+    def add(protocol: str, scale: str, errors: dict[str, Any]) -> None:
+        table.add_row(protocol, scale, *(f"{100 * errors[name]:.2f} %" for name in shown))
+
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for row in summary["files"]:
         by_protocol.setdefault(row["protocol"], []).append(row)
     for protocol, rows in by_protocol.items():
         for row in rows:
-            _add(table, protocol + (" + flip" if row["flip"] else ""), str(row["scale"]), row)
+            add(protocol + (" + flip" if row["flip"] else ""), str(row["scale"]), row)
         if len(rows) > 1:
-            _add(table, f"{protocol}, mean", "all", summary["protocols"][protocol])
+            add(f"{protocol}, mean", "all", summary["protocols"][protocol])
     if len(by_protocol) > 1:
-        _add(table, "mean of all", "all", summary)
+        add("mean of all", "all", summary)
     console = Console(width=None if Console().is_terminal else 120)
     with console.capture() as captured:
         console.print(table)
     folder = summary["files"][0]["file"].rpartition("/")[0]
-    lines = [f"posteriors files: {quote(folder)}"]
+    lines = [*worst_classes(summary), f"posteriors files: {quote(folder)}"]
     if summary["num_computed"]:
         seconds = summary["elapsed_seconds"]
         rate = summary["num_computed"] / max(seconds, 1e-9)
         lines.append(f"{duration(seconds)}, {rate:,.1f} images/s (all ranks, each scale counted)")
     return captured.get() + "\n".join(lines)
-
-
-def _add(table: Table, protocol: str, scale: str, errors: dict[str, Any]) -> None:
-    top1, top5 = (f"{100 * errors[name]:.2f} %" for name in ("top1_error", "top5_error"))
-    table.add_row(protocol, scale, top1, top5)

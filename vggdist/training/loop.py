@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
-from vggdist.evaluation.metrics import Errors
+from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.engine import Engine
@@ -159,7 +158,7 @@ class Training:
         """The contents of a checkpoint besides tensors; collective."""
         return {
             "schedule": self.schedule.state(),
-            "errors": asdict(self.errors) if self.errors is not None else None,
+            "errors": self.errors.state() if self.errors is not None else None,
             "evaluated_step": self.evaluated_step,
             "meter": sum_over_ranks(self.meter.sums.clone()).tolist(),
             "num_masked": self.num_masked,
@@ -184,7 +183,7 @@ class Training:
         self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
         self._num_decreases_told = len(self.schedule.decreases(self.step))
-        self.errors = Errors(**state["errors"]) if state["errors"] is not None else None
+        self.errors = Errors.from_state(state["errors"]) if state["errors"] is not None else None
         self.evaluated_step = state.get("evaluated_step", saved.step)
         if self.process.is_main:
             self.meter.sums.copy_(self.meter.sums.new_tensor(state["meter"]))
@@ -298,11 +297,12 @@ class Training:
             }
             self.log.write("validation", self.step, self.epoch, values)
             self.progress.clear()
+            top5 = f"top-5 error {100 * self.errors.top5_error:.2f} %  "
             logger.info(
-                "epoch %.2f  validation: top-1 error %.2f %%  top-5 error %.2f %%  loss %.4f",
+                "epoch %.2f  validation: top-1 error %.2f %%  %sloss %.4f",
                 self.epoch,
                 100 * self.errors.top1_error,
-                100 * self.errors.top5_error,
+                top5 if self.config.model.num_classes > TOP5 else "",
                 self.errors.loss,
             )
         return True

@@ -1,8 +1,9 @@
 """The report of a finished training: `result.json`, `predictions.png`, a short table."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -12,7 +13,9 @@ from torch import Tensor
 from vggdist.artifacts import run_files
 from vggdist.artifacts.paths import quote
 from vggdist.data.batch import Batch
+from vggdist.evaluation.confusion import worst_classes
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
+from vggdist.evaluation.metrics import TOP5
 from vggdist.terminal import duration, render
 from vggdist.training.loop import Training
 from vggdist.training.metrics import TENSORBOARD_FOLDER, displayable
@@ -20,14 +23,14 @@ from vggdist.training.metrics import TENSORBOARD_FOLDER, displayable
 PREDICTIONS_FILE = "predictions.png"
 
 
-def write_result(training: Training, folder: Path) -> dict[str, float]:
+def write_result(training: Training, classes: Sequence[str], folder: Path) -> dict[str, Any]:
     """Writes `result.json`; errors are fractions, speeds are over all ranks and steps.
 
-    The file also has the steps at which the learning rate fell, the reason for the end of the
-    training, and the digests of the manifests.
+    The file also has the errors by class and the most confused pairs, the steps at which the
+    learning rate fell, the reason for the end of the training, and the digests of the manifests.
     """
     assert training.errors is not None
-    result = {
+    result: dict[str, Any] = {
         "top1_error": training.errors.top1_error,
         "top5_error": training.errors.top5_error,
         "images_per_second": training.throughput.images_per_second,
@@ -35,13 +38,13 @@ def write_result(training: Training, folder: Path) -> dict[str, float]:
         "seconds": training.elapsed_seconds,
         "unusable_images": len(training.known_bad.found),
     }
-    stored = {
-        **result,
+    result |= {
         "ended": training.schedule.end(training.step),
         "decreases": [fall._asdict() for fall in training.schedule.decreases(training.step)],
         "data": training.data_digests,
+        **training.errors.classes.to_dict(classes),
     }
-    run_files.write_result(folder, stored)
+    run_files.write_result(folder, result)
     return result
 
 
@@ -71,12 +74,13 @@ def draw_predictions(
     draw_contact_sheet(predictions, path)
 
 
-def print_result(result: dict[str, float], folder: Path) -> None:
-    """The short table at the end."""
+def print_result(result: Mapping[str, Any], folder: Path) -> None:
+    """The short table at the end, and the classes that fail."""
     title = Text(f"Training finished: {quote(folder)}")
     table = Table(show_header=False, title=title, title_justify="left")
     table.add_row("top-1 error", f"{100 * result['top1_error']:.2f} %")
-    table.add_row("top-5 error", f"{100 * result['top5_error']:.2f} %")
+    if len(result.get("classes", ())) > TOP5:
+        table.add_row("top-5 error", f"{100 * result['top5_error']:.2f} %")
     table.add_row("images/s", f"{result['images_per_second']:.1f}")
     table.add_row("steps", f"{result['steps']:.0f} in {duration(result['seconds'])}")
     if result["unusable_images"]:
@@ -86,4 +90,4 @@ def print_result(result: dict[str, float], folder: Path) -> None:
     logdir = quote(folder / TENSORBOARD_FOLDER)
     table.add_row("curves", Text(f"tensorboard --logdir {logdir}"))
     text = render(table, width=1000, fits=False)  # without line breaks, so that paths can be copied
-    sys.stdout.write(text + "\n")
+    sys.stdout.write("\n".join([text, *worst_classes(result)]) + "\n")
