@@ -59,8 +59,11 @@ class StatusLine:
 
     def _write(self, text: str) -> None:
         if self._speaks:
-            self._stream.write(text)
-            self._stream.flush()
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except OSError:  # the terminal has been closed; the work behind the line goes on
+                self._speaks = False
 
 
 class Progress:

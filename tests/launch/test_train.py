@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -160,6 +161,23 @@ def test_the_verb_starts_ranks_that_save_when_it_is_told_to_stop(tiny_overrides,
     assert "2 ranks" in printed
     stopped_at = int(last_checkpoint(folder).name.removeprefix("step-"))
     assert printed.count(f"stopped at step {stopped_at}") == 1
+
+
+@pytest.mark.fault
+def test_a_training_whose_terminal_is_closed_saves_and_stops(tiny_overrides, tmp_path):
+    folder = tmp_path / "run"
+    pid, terminal = pty.fork()
+    if pid == 0:  # the child's terminal is the other end
+        os.chdir(ROOT)
+        endless = ("schedule.num_steps=100000", "evaluation.every_epochs=1000000")
+        os.execv(sys.executable, [sys.executable, str(SCRIPT), *tiny_overrides, *endless])
+    while not (folder / "metrics.jsonl").exists() or 5 not in steps(folder):
+        os.read(terminal, 4096)  # else it would be full, and the training wait
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == EXIT_STOPPED
+    log = (folder / "log.txt").read_text()
+    assert f"stopped at step {int(last_checkpoint(folder).name.removeprefix('step-'))}" in log
 
 
 def test_the_verb_refuses_once_whatever_the_number_of_ranks(tmp_path):

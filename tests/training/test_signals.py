@@ -22,6 +22,17 @@ def test_a_signal_is_only_a_flag(number: signal.Signals) -> None:
         assert stop.requested
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            send(signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_before_and_after_signals_act_as_usual() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopSignal():

@@ -56,7 +56,7 @@ def start_ranks(num_ranks: int, save: bool = False) -> int:
 
     if save:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal also sends it to the ranks
-        for number in (signal.SIGTERM, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
             signal.signal(number, hand_on)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -14,5 +14,6 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])

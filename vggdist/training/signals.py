@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from vggdist.errors import StoppedError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +20,8 @@ NOTHING_SAVED = "stopped before a step was taken; the same command starts again.
 
 
 class StopSignal:
-    """Within `with`, SIGTERM, SIGINT (Ctrl-C) and SIGUSR2 set `requested`; the first is reported.
+    """Within `with`, SIGTERM, SIGINT (Ctrl-C), SIGUSR2 and SIGHUP (a closed terminal, a lost
+    connection) set `requested`; the first is reported. Under nohup, SIGHUP stays ignored.
 
     A second SIGINT acts as usual, for a user who does not want to wait for the checkpoint. Signals
     blocked by the parent process are delivered on entry.
@@ -41,7 +42,12 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in SIGNALS
+            if number != signal.SIGHUP or not under_nohup
+        }
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
