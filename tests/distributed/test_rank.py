@@ -30,15 +30,15 @@ def be_impatient() -> None:
 
 
 def hash_slowly(process: Process, root: Path) -> tuple[str, float]:
-    """What the main rank makes of touched shards of which each image takes a while."""
+    """What the main rank makes of touched shards whose images take a while."""
     be_impatient()
-    hash_some, began_at = known_contents._hash_some, time.monotonic()
+    hashes, began_at = known_contents._hashes, time.monotonic()
 
     def slowly(manifest, images):
         time.sleep(2 * TIMEOUT_SECONDS)
-        return hash_some(manifest, images)
+        return hashes(manifest, images)
 
-    known_contents._hash_some = slowly
+    known_contents._hashes = slowly
     dataset = on_main(process, lambda: open_dataset(root, write=True))
     digest = dataset.train.contents.sha256 if dataset else ""
     return world.gather(digest)[0], time.monotonic() - began_at
