@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,12 @@ pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 def start(*words: str) -> subprocess.Popen[str]:
     """Starts a local job as from a terminal: in a script's background, Ctrl-C would be ignored."""
     return subprocess.Popen(
-        [sys.executable, "launch/submit.py", *words],
+        ["env", "--default-signal=INT", sys.executable, "launch/submit.py", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
 
 
