@@ -181,7 +181,7 @@ def test_the_summary_counts_errors_of_each_file_and_of_their_mean(run: Run, data
     text = render_evaluated(summary)
     assert "top-5" not in text, "of three classes it is always 0"
     assert "largest errors: " in text
-    assert "most often taken: " in text
+    assert "most often taken for another: " in text
 
 
 def test_files_that_are_there_are_not_computed_again_unless_something_else_is_wanted(

@@ -51,8 +51,8 @@ def errors() -> ClassErrors:
 def test_the_worst_classes_and_pairs_come_first(errors: ClassErrors) -> None:
     assert errors.pairs == (Pair(1, 0, 3), Pair(0, 1, 2), Pair(2, 3, 1))
     assert worst_classes(errors.to_dict(CLASSES), 2) == [
-        "largest errors: dog 75.0 % of 4, cat 20.0 % of 10",
-        "most often taken: dog as cat (3), cat as dog (2)",
+        "largest errors: dog: 75.0 % (3 of 4), cat: 20.0 % (2 of 10)",
+        "most often taken for another: dog for cat (3), cat for dog (2)",
     ]
 
 

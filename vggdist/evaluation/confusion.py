@@ -82,14 +82,15 @@ def worst_classes(report: Mapping[str, Any], count: int = 5) -> list[str]:
         return []
     worst = sorted(wrong, key=lambda found: -found["top1_error"])[:count]
     errors = ", ".join(
-        f"{printable(found['name'])} {100 * found['top1_error']:.1f} % of {found['num_images']:,}"
+        f"{printable(found['name'])}: {100 * found['top1_error']:.1f} % ("
+        f"{round(found['top1_error'] * found['num_images']):,} of {found['num_images']:,})"
         for found in worst
     )
     pairs = ", ".join(
-        f"{printable(pair['truth'])} as {printable(pair['prediction'])} ({pair['num_images']:,})"
+        f"{printable(pair['truth'])} for {printable(pair['prediction'])} ({pair['num_images']:,})"
         for pair in report["confused"][:count]
     )
-    return [f"largest errors: {errors}", f"most often taken: {pairs}"]
+    return [f"largest errors: {errors}", f"most often taken for another: {pairs}"]
 
 
 def count_predictions(counts: Tensor, logits: Tensor, labels: Tensor) -> None:
