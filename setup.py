@@ -4,8 +4,12 @@ For GPUs older than Turing, or drivers older than 580: VGGDIST_CUDA=12 pip insta
 """
 
 import os
+import re
+from pathlib import Path
 
 from setuptools import find_packages, setup
+
+INIT = Path(__file__).parent / "vggdist" / "__init__.py"
 
 NEEDS_CUDA = {
     "12": ["torch>=2.14,<2.15", "torchvision>=0.29,<0.30", "nvidia-dali-cuda120>=2.4"],
@@ -28,7 +32,7 @@ ROOMS["profiling"] = ROOMS["planning"] + ROOMS["prepare"]
 
 setup(
     name="vggdist",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1],
     description="Train VGG networks A to E on ImageNet, from one CPU to hundreds of GPUs",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -21,8 +21,8 @@ def draw(path: Path) -> None:
     """Draws the six columns; the picture's Description holds the numbers in it."""
     summaries = {name: summarize(ModelConfig(configuration=name), CROP_SIZE) for name in TABLE_1}
     blocks = {name: parse_configuration(name) for name in TABLE_1}
-    num_blocks = max(len(one) for one in blocks.values())
-    rows = [max(len(one[block]) for one in blocks.values()) for block in range(num_blocks)]
+    num_blocks = max(map(len, blocks.values()))
+    rows = [max(len(column[block]) for column in blocks.values()) for block in range(num_blocks)]
     body = sum(rows) * (LAYER + LAYER_GAP) + num_blocks * BLOCK_GAP
     height = HEAD + body + 3 * (LAYER + LAYER_GAP) + FIRST_COST + NUM_COSTS * COST + 0.1
     figure, axes = d.canvas(WIDTH, height)
@@ -38,8 +38,8 @@ def draw(path: Path) -> None:
     for block, num_rows in enumerate(rows):
         block_height = num_rows * (LAYER + LAYER_GAP) - LAYER_GAP
         _draw_side(axes, y - block_height / 2, side)
-        for number, one in enumerate(blocks.values()):
-            _draw_block(axes, _left(number), y, block_height, one[block])
+        for number, column in enumerate(blocks.values()):
+            _draw_block(axes, _left(number), y, block_height, column[block])
         y -= block_height + BLOCK_GAP
         _draw_pool(axes, y + BLOCK_GAP / 2, len(summaries))
         side //= 2
@@ -50,8 +50,8 @@ def draw(path: Path) -> None:
         height = y - FIRST_COST - row * COST
         d.text(axes, 0.25, height, words, size=9, color=d.MUTED, across="left")
     numbers = {
-        name: [one.num_weight_layers, one.num_parameters, one.multiply_adds]
-        for name, one in summaries.items()
+        name: [summary.num_weight_layers, summary.num_parameters, summary.multiply_adds]
+        for name, summary in summaries.items()
     }
     d.save(figure, path, json.dumps({"table": TABLE_1, "numbers": numbers}))
 

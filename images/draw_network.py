@@ -97,8 +97,8 @@ def draw(path: Path) -> None:
     costs = [stage.multiply_adds for stage in stages]
     _draw_shares(axes, 0.36, f"{sum(costs) / 1e9:.1f} G multiply-adds", stages, costs)
     shapes = [[vars(volume) for volume in stage.volumes] for stage in stages]
-    facts = {"shapes": shapes, "parameters": counts, "multiply_adds": costs}
-    d.save(figure, path, json.dumps(facts))
+    numbers = {"shapes": shapes, "parameters": counts, "multiply_adds": costs}
+    d.save(figure, path, json.dumps(numbers))
 
 
 def make_stages(layers: tuple[LayerSummary, ...]) -> list[Stage]:

@@ -138,7 +138,7 @@ def _draw_graph(axes: Axes, x: float, width: float, samples: Samples) -> None:
         (flipped, 0.62, "flip"),
         (shifted, 0.62, "shift, mean"),
     )
-    room = (x + width - 0.14 - end - sum(one[1] for one in pictures)) / len(pictures)
+    room = (x + width - 0.14 - end - sum(size for _, size, _ in pictures)) / len(pictures)
     for pixels, size, label in pictures:
         middle = y + 0.46
         d.arrow(axes, (end + 0.04, middle), (end + room - 0.04, middle), head=6, line=1.1)

@@ -1,5 +1,6 @@
 """YAML and overrides in, `Config` or one error out."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import pytest
 import yaml
 
 from vggdist.config import Config, ModelConfig, RunConfig
-from vggdist.config_file import differences, flatten, load_config, to_override, to_yaml
+from vggdist.config_file import (
+    differences,
+    flatten,
+    load_config,
+    to_explained_yaml,
+    to_override,
+    to_yaml,
+)
 from vggdist.errors import ConfigError
 
 Write = Callable[..., Path]
@@ -27,6 +35,21 @@ def error_of(path: Path | None, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     return str(caught.value)
+
+
+def test_an_explained_configuration_is_read_back_and_every_key_has_a_comment(
+    tmp_path: Path,
+) -> None:
+    config = load_config(None, ["model.configuration=[[3-8],[3-16,LRN]]", "data.root='a: #b'"])
+    text = to_explained_yaml(config)
+    (tmp_path / "a.yaml").write_text(text)
+    assert load_config(tmp_path / "a.yaml") == config
+    lines = text.splitlines()
+    keys = [number for number, line in enumerate(lines) if re.match(r" *[a-z_0-9]+:", line)]
+    assert len(keys) > 60
+    for number in keys:
+        assert lines[number - 1].lstrip().startswith("# "), lines[number]
+    assert max(map(len, lines)) <= 100
 
 
 def test_without_a_file_the_configuration_is_the_papers() -> None:

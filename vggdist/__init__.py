@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from vggdist.api import Classifier, build, compute_errors, load, open_loader, train
     from vggdist.config import Config

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vggdist import __version__
 from vggdist.distributed import entry  # first: until `entry.run`, Ctrl-C prints a traceback
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def build_parser(complete: Collection[str] = VERBS.keys()) -> argparse.ArgumentP
 
     # With abbreviations, the launchers' `--local_rank` would conflict with `--local`.
     parser = argparse.ArgumentParser("vggdist", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     verbs = _Verbs(parser.add_subparsers(required=True, metavar="VERB"))
     for module in dict.fromkeys(VERBS[verb][0] for verb in complete):

@@ -11,6 +11,7 @@ import copy
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from vggdist.section import Section, section_of
 
 S = TypeVar("S", bound=Section)
 
+_COMMENT_WIDTH = 98  # characters
 _REDEFINED = ("bool", "int", "float", "timestamp")
 
 
@@ -218,6 +220,26 @@ def raise_problems(problems: Sequence[str], source: str) -> NoReturn:
 def to_yaml(config: Config) -> str:
     """The whole configuration with defaults; `load_config` reads back an equal one."""
     return dump_yaml(config.model_dump(mode="json"))
+
+
+def to_explained_yaml(config: Config) -> str:
+    """As `to_yaml`, with what each section and key means in comments above them."""
+    return "\n".join(_explain(config)) + "\n"
+
+
+def _explain(values: Section, indent: str = "") -> Iterator[str]:
+    for name, field in type(values).model_fields.items():
+        key, value = field.alias or name, getattr(values, name)
+        section = section_of(field)
+        told = (section.__doc__ if section is not None else field.description) or ""
+        for line in textwrap.wrap(" ".join(told.split()), _COMMENT_WIDTH - len(indent)):
+            yield f"{indent}# {line}"
+        if section is not None:
+            yield f"{key}:"
+            yield from _explain(value, "  ")
+        else:
+            text = dump_yaml({key: values.model_dump(mode="json")[key]})
+            yield textwrap.indent(text, indent).rstrip("\n")
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

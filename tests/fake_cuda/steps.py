@@ -144,7 +144,7 @@ def build_training(
         open_batches=lambda _: contextlib.nullcontext(batches),
         evaluate=lambda: Errors(1, 0.0, 0.0, 0.0),
         data_digests={},
-        known_bad=SimpleNamespace(has_news=False, note=lambda _: None, state=list),
+        known_bad=SimpleNamespace(has_new=False, note=lambda _: None, state=list),
         log=None,
         run_folder=Path("nowhere"),
     )

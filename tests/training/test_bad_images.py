@@ -30,9 +30,9 @@ def agree(process: Process) -> dict[str, Any]:
     known = KnownBad(images(100, frozenset({7 + process.rank})), 0.0)
     result: dict[str, Any] = {"start": sorted(known.images)}
     known.note([BadImage(50 + process.rank, "broken"), BadImage(60, "broken")])
-    result["news"] = known.has_news
+    result["news"] = known.has_new
     known.agree()
-    result |= {"agreed": sorted(known.images), "found": known.state(), "after": known.has_news}
+    result |= {"agreed": sorted(known.images), "found": known.state(), "after": known.has_new}
     known.note([BadImage(i, "broken") for i in range(10)] if process.rank else [])
     try:
         known.agree()

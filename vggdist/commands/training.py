@@ -42,18 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = "optimizer.learning_rate=0.005; @FILE reads such lines"
     add_config(parser, f"on top of the file, such as {usual}")
     parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and stop"
+        "--print-config",
+        action="store_true",
+        help="print the resolved configuration, each key explained, and stop",
     )
 
 
 def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
     """One rank of the training, or several on this machine; the exit code is that of
     `vggdist/errors.py`."""
-    from vggdist.config_file import load_config, to_yaml
+    from vggdist.config_file import load_config, to_explained_yaml
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        sys.stdout.write(to_yaml(config))
+        sys.stdout.write(to_explained_yaml(config))
         return 0
     if num_ranks > 1:
         return start_ranks(num_ranks, save=True)

@@ -209,9 +209,10 @@ def _require_torchvision(description: Description) -> None:
     """Its VGG class has 3x3 convolutions, a last map of 512x7x7, and 4096 units in fc6 and fc7."""
     model, blocks = description.model, description.model.blocks()
     reasons = []
-    if any(not isinstance(layer, Convolution) for block in blocks for layer in block):
+    layers = [layer for block in blocks for layer in block]
+    if any(not isinstance(layer, Convolution) for layer in layers):
         reasons.append("LRN")
-    if any(isinstance(one, Convolution) and one.kernel_size != 3 for b in blocks for one in b):
+    if any(isinstance(layer, Convolution) and layer.kernel_size != 3 for layer in layers):
         reasons.append("convolutions that are not 3x3")
     if description.crop_size != _TORCHVISION_SIDE * 2 ** len(blocks):
         reasons.append(f"crop size {description.crop_size}")

@@ -315,8 +315,8 @@ def _fits(
     model: ModelConfig, convolutions: Mapping[str, Tensor], configuration: str, batch_norm: bool
 ) -> bool:
     """Whether the convolutions are those of a column of Table 1."""
-    other = model.model_copy(update={"configuration": configuration, "batch_norm": batch_norm})
-    expected = build_vgg(other, 224, "meta").features.state_dict(prefix="features.")
+    column = model.model_copy(update={"configuration": configuration, "batch_norm": batch_norm})
+    expected = build_vgg(column, 224, "meta").features.state_dict(prefix="features.")
     return not differing_layers(expected, convolutions)
 
 

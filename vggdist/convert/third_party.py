@@ -102,7 +102,7 @@ def _flatten(values: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def _is_ignored(name: str, patterns: Sequence[str]) -> bool:
     _, rest = split_name(name) or ("", name)
     return name.rpartition(".")[2] in _COUNTERS or any(
-        fnmatch.fnmatchcase(one, pattern) for pattern in patterns for one in (name, rest)
+        fnmatch.fnmatchcase(text, pattern) for pattern in patterns for text in (name, rest)
     )
 
 
@@ -116,10 +116,12 @@ def _places(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _choose(path: Path, places: Sequence[str], key: str | None) -> str:
-    fitting = [one for one in places if key is None or f"{one}.".startswith(f"{key.rstrip('.')}.")]
+    fitting = [
+        place for place in places if key is None or f"{place}.".startswith(f"{key.rstrip('.')}.")
+    ]
     if len(fitting) == 1:
         return fitting[0]
-    named = ", ".join(quote(one.rstrip(".")) for one in places if one)
+    named = ", ".join(quote(place.rstrip(".")) for place in places if place)
     named = named or ("one without a name" if places else "none that is known here")
     if len(places) > 1:
         raise WeightsError(

@@ -112,8 +112,8 @@ def _touched(
     if manifest.num_bytes is not None:
         touched |= manifest.num_bytes != num_bytes
     if known.file_times is not None:
-        other = known.file_times != file_times
-        touched |= other if manifest.shards is None else other[manifest.shards.file]
+        differs = known.file_times != file_times
+        touched |= differs if manifest.shards is None else differs[manifest.shards.file]
     return touched
 
 

@@ -157,7 +157,7 @@ def _require_same(request: Mapping[str, Any], stored: Path, folder: Path) -> Non
             f"{quote(stored)} is damaged ({error}). Remove {quote(folder)} and start again."
         ) from error
     now = json.loads(json.dumps(request))
-    contents = [ContentsDigest.from_mapping(each.pop("contents", {})) for each in (before, now)]
+    contents = [ContentsDigest.from_mapping(asked.pop("contents", {})) for asked in (before, now)]
     differences = list(_differences(flatten(before), flatten(now)))
     if contents[0].same_as(contents[1]) is False:
         differences.append("images have changed under their names")

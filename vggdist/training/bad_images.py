@@ -34,16 +34,16 @@ class KnownBad:
         # Replaced, never modified: the loader's thread may read it at any time.
         self.images: Set[int] = frozenset().union(*gather(manifest.quarantine))
         self.found: Set[int] = frozenset()
-        self._news: list[BadImage] = []
+        self._new: list[BadImage] = []
 
     @property
-    def has_news(self) -> bool:
+    def has_new(self) -> bool:
         """Whether this rank has new bad images that others may not know."""
-        return bool(self._news)
+        return bool(self._new)
 
     def note(self, bad: Iterable[BadImage]) -> None:
         """Adds the bad images that this rank's loader has found."""
-        self._news += bad
+        self._new += bad
 
     def agree(self) -> None:
         """Shares every rank's new bad images with all ranks; collective.
@@ -51,14 +51,14 @@ class KnownBad:
         Raises:
             DataError: on all ranks, if more images are bad than allowed.
         """
-        news = {bad.image: bad for found in gather(self._news) for bad in found}
-        self._news = []
-        for image in sorted(news.keys() - self.found):
-            logger.warning("%s; the sample plan replaces it.", news[image].sentence(self._manifest))
-        self.found |= news.keys()
-        self.images |= news.keys()
-        if news and len(self.found) > self.limit:
-            last = news[max(news)].sentence(self._manifest)
+        new = {bad.image: bad for found in gather(self._new) for bad in found}
+        self._new = []
+        for image in sorted(new.keys() - self.found):
+            logger.warning("%s; the sample plan replaces it.", new[image].sentence(self._manifest))
+        self.found |= new.keys()
+        self.images |= new.keys()
+        if new and len(self.found) > self.limit:
+            last = new[max(new)].sentence(self._manifest)
             raise too_many_bad(len(self.found), self.limit, self._manifest, last)
 
     def state(self) -> list[int]:

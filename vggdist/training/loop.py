@@ -199,7 +199,7 @@ class Training:
         waiting = Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._flags.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
-        flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_news)
+        flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_new)
         self.throughput.add_step(self.split.global_batch, waiting.seconds)
         self.progress.tick(self.step)
         return flags
@@ -350,10 +350,10 @@ class Training:
         self.throughput.resume()
 
     def _not_saved(self, error: OSError) -> str:
-        there = checkpoint.committed(self.checkpoint_folder)
+        committed = checkpoint.committed(self.checkpoint_folder)
         kept = (
-            f"The one before it, {quote(there[0])}, is kept."
-            if there
+            f"The one before it, {quote(committed[0])}, is kept."
+            if committed
             else "There is none before it."
         )
         return (

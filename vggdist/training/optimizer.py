@@ -198,11 +198,11 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
-def laid_out_like(other: Tensor, tensor: Tensor) -> Tensor:
+def laid_out_like(pattern: Tensor, tensor: Tensor) -> Tensor:
     """The tensor in the memory format of another one of its shape; itself, if that is its own."""
-    if tensor.stride() == other.stride():
+    if tensor.stride() == pattern.stride():
         return tensor
-    return torch.empty_like(other, dtype=tensor.dtype).copy_(tensor)
+    return torch.empty_like(pattern, dtype=tensor.dtype).copy_(tensor)
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -78,8 +78,8 @@ class Schedule:
             steps = self.plateaus[: self.config.num_decreases]
         else:
             interval = self.config.step_epochs * self.steps_per_epoch
-            each = (math.ceil(number * interval - 1e-9) for number in itertools.count(1))
-            steps = list(itertools.takewhile(lambda fall: fall <= step, each))
+            falls = (math.ceil(number * interval - 1e-9) for number in itertools.count(1))
+            steps = list(itertools.takewhile(lambda fall: fall <= step, falls))
         return [
             Decrease(fall, self.base_learning_rate * self.config.factor**number)
             for number, fall in enumerate(steps, start=1)

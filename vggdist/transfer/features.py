@@ -168,9 +168,9 @@ class _Extraction:
         """Numbers of a group's images, and their descriptors as long as they come."""
         scales = []
         for scale in self._scales:
-            images = [one for one in group if one.scale == scale]
-            index = np.concatenate([one.index for one in images])
-            found = torch.cat(describe(self._network, images, self._request, self._max_pixels))
+            of_scale = [images for images in group if images.scale == scale]
+            index = np.concatenate([images.index for images in of_scale])
+            found = torch.cat(describe(self._network, of_scale, self._request, self._max_pixels))
             # The groups of two scales may hold the images in another order.
             scales.append(found[torch.from_numpy(index.argsort()).to(found.device)])
         stacked = self._request.aggregate == "stack"
@@ -194,7 +194,7 @@ def describe(
         For each of the group (n, units), fp32.
     """
     flip = request.flip
-    maps = [maps_with_mirrored(network, one.images, flip, max_pixels) for one in group]
+    maps = [maps_with_mirrored(network, same.images, flip, max_pixels) for same in group]
     if request.layer == "pool5":
         means = [part.float().mean(dim=(2, 3)) for part in maps]
     else:

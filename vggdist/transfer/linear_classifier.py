@@ -296,7 +296,7 @@ def _hash(seed: int, name: str) -> bytes:
 
 def _name(features: Sequence[Features], paths: Sequence[Path]) -> str:
     """`D [256;512] & E [256;512], fc7, Q 256`: what is the same for all networks stands once."""
-    recipes = [one.recipe for one in features if one.recipe is not None]
+    recipes = [file.recipe for file in features if file.recipe is not None]
     if len(recipes) < len(features):
         return " & ".join(path.stem for path in paths)
     methods = dict.fromkeys(recipe.method for recipe in recipes)
