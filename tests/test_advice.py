@@ -197,6 +197,11 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
             "choose another (run.folder)",
             "submit --dry-run {0}=100",
         ),
+        (
+            "evaluate net.safetensors device=cpu",
+            "give the data set with (--data) ROOT",
+            "evaluate net.safetensors {0} data device=cpu",
+        ),
         ("runs nowhere", "give one that holds run folders", "runs ."),
         ("compare data", r"`vggdist (runs) DIR` lists those below a folder", "{0} data"),
         ("summary --config nowhere", r"such as (\S+)\.$", f"summary --config {ROOT}/{{0}}"),

@@ -56,6 +56,5 @@ def test_without_any_room_the_core_trains_and_evaluates(
     folder = without(PACKAGES, tmp_path / "copy")
     run(folder, "-m", "vggdist", "train", *tiny_overrides)
     assert (tmp_path / "run" / "result.json").exists()
-    data = next(word for word in tiny_overrides if word.startswith("data.root=")).partition("=")[2]
-    evaluation = ("evaluate", str(tmp_path / "run"), "--data", data, "--scales", "40")
+    evaluation = ("evaluate", str(tmp_path / "run"), "--scales", "40")
     assert "top-1" in run(folder, "-m", "vggdist", *evaluation)

@@ -28,7 +28,7 @@ from vggdist.artifacts.posteriors import (
     save_posteriors,
 )
 from vggdist.artifacts.run_files import CHECKPOINTS
-from vggdist.artifacts.run_folder import open_weights
+from vggdist.artifacts.run_folder import open_weights, precision_of
 from vggdist.artifacts.weights import Description, Weights
 from vggdist.config import Config
 from vggdist.data.classes import explain_nesting
@@ -100,7 +100,8 @@ def evaluate(request: Request) -> Evaluated | None:
     config = network.configure(request.root, request.overrides)
     scales = require_scales(request.scales or [network.default_scale], network.crop_size)
     with world.joined(config.device) as process:
-        config, why = resolve_precision(config, process)
+        trained = precision_of(request.network)
+        config, why = resolve_precision(config, process, trained=trained)
         images = open_split(request.root, request.split)
         contents = _survey(images, process)
         images = _require_same_classes(images, request, network)

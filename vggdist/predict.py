@@ -20,7 +20,7 @@ from vggdist.artifacts.names import printable
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import require_finite
 from vggdist.artifacts.weights import Weights
-from vggdist.config import DataConfig, Device, PrecisionSetting
+from vggdist.config import DataConfig, Device, Precision, PrecisionSetting
 from vggdist.data.examine import decoders_lines, examine_image, tells_of_damage
 from vggdist.data.folders import IMAGE_SUFFIXES, list_images
 from vggdist.data.geometry import require_scales
@@ -107,6 +107,7 @@ def predict(
     scale: int | None = None,
     precision: PrecisionSetting = "auto",
     device: Device = "auto",
+    trained: Precision | None = None,
 ) -> list[Prediction]:
     """The most probable classes of the centre crop of each image.
 
@@ -117,6 +118,7 @@ def predict(
         scale: Q, the rescaled shorter side, pixels; None: as in the network's own evaluations.
         precision: of the arithmetic.
         device: that computes.
+        trained: the precision in which the network was trained, which `auto` prefers.
 
     Raises:
         ConfigError: the scale is below the crop size, or the device or precision is unavailable.
@@ -126,7 +128,7 @@ def predict(
     description = weights.description
     where = choose_device(device, 0)
     require_kernels(where)
-    chosen, why = choose_precision(precision, where)
+    chosen, why = choose_precision(precision, where, trained)
     use_precision(chosen)
     logger.info(why)
     (scale,) = require_scales(

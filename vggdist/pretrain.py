@@ -38,7 +38,7 @@ from vggdist.training.dataset import TrainingData, announce_data, copy_to_node, 
 from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
-from vggdist.training.metrics import LogFile, MetricLog
+from vggdist.training.metrics import TENSORBOARD_FOLDER, LogFile, MetricLog
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
@@ -89,7 +89,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         # After all checks have passed: later starts must agree with these files.
         on_main(process, _open_log, config, folder, stack)
         if process.is_main:
-            _announce(config, process, split, dataset)
+            _announce(config, process, split, dataset, folder)
             announce_data(data, folder)
             logger.info(why)
         network = build_trainable(config, fresh=saved is None)
@@ -134,9 +134,16 @@ def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack
     return log
 
 
-def _announce(config: Config, process: Process, split: BatchSplit, dataset: Dataset) -> None:
+def _announce(
+    config: Config, process: Process, split: BatchSplit, dataset: Dataset, folder: Path
+) -> None:
     """Logs the numbers derived from the configuration, before the first step."""
     steps = total_steps(config, dataset.train.num_images)
+    logger.info(
+        "run folder %s; its curves: tensorboard --logdir %s",
+        quote(folder),
+        quote(folder / TENSORBOARD_FOLDER),
+    )
     logger.info(
         "%s; %d classes, %d training and %d validation images",
         quote(str(config.data.root)),
@@ -156,6 +163,13 @@ def _announce(config: Config, process: Process, split: BatchSplit, dataset: Data
         config.resolved_precision,
         process.device,
     )
+    if split.global_batch > dataset.train.num_images:
+        logger.warning(
+            "batch.global %d is more than the %d training images, so every step has some of them "
+            "twice or more; a smaller one trains in fewer images.",
+            split.global_batch,
+            dataset.train.num_images,
+        )
     if dataset.train.quarantine:
         logger.info(
             "%d training images are in quarantine; the sample plan replaces them",

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from vggdist.artifacts.checkpoint import Checkpoint, save
-from vggdist.artifacts.run_folder import open_weights
+from vggdist.artifacts.run_folder import data_of, open_weights, precision_of
 from vggdist.artifacts.weights import Description
 from vggdist.config import Config, DataConfig, ModelConfig
-from vggdist.errors import WeightsError
+from vggdist.config_file import to_yaml
+from vggdist.errors import ConfigError, WeightsError
 from vggdist.model.initialization import build_initialized, build_trainable
 
 MODEL = ModelConfig(configuration=(("3-4",), ("3-4",)), num_classes=3, fc_width=8)
@@ -30,6 +31,21 @@ def test_a_run_a_checkpoint_and_a_copy_of_its_weights_are_the_same(run: Path) ->
     copy.write_bytes((checkpoint / "weights.safetensors").read_bytes())
     found = {open_weights(str(path)).sha256 for path in (run, checkpoint, copy)}
     assert len(found) == 1
+
+
+def test_a_network_tells_of_its_data_set_and_precision_wherever_it_is_in_its_run(run: Path) -> None:
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    config = Config(precision="bf16", data=DataConfig(root="/data/photos"))
+    (run / "config.yaml").write_text(to_yaml(config))
+    for network in (run, checkpoint, checkpoint / "weights.safetensors"):
+        assert data_of(str(network)) == "/data/photos"
+        assert precision_of(str(network)) == "bf16"
+    copy = run.parent / "copy.safetensors"
+    copy.write_bytes((checkpoint / "weights.safetensors").read_bytes())
+    assert precision_of(str(copy)) is None
+    for network in (copy, run / "elsewhere" / "weights.safetensors"):
+        with pytest.raises(ConfigError, match=r"give the data set with --data ROOT\.$"):
+            data_of(str(network))
 
 
 def test_weights_that_are_not_those_that_the_training_wrote_are_refused(run: Path) -> None:

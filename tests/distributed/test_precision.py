@@ -153,6 +153,15 @@ def test_all_ranks_compute_in_what_each_of_them_has(monkeypatch):
     assert why == "precision fp32: the best that the device of rank 2 has."
 
 
+def test_a_network_is_applied_in_the_precision_of_its_training_where_that_is_native(monkeypatch):
+    processor_with(monkeypatch, "avx512_bf16", ratio=0.5)
+    chosen, why = choose_precision("auto", CPU, trained="fp32")
+    assert (chosen, why) == ("fp32", "precision fp32, in which the network was trained.")
+    assert choose_precision("bf16", CPU, trained="fp32")[0] == "bf16"
+    processor_with(monkeypatch)
+    assert choose_precision("auto", CPU, trained="bf16")[0] == "fp32", "never an emulated one"
+
+
 def test_a_run_keeps_its_precision_on_another_kind_of_machine(monkeypatch):
     processor_with(monkeypatch, "avx2", ratio=10.0)
     config, why = resolve_precision(Config(), process_on(CPU), of_run="bf16")

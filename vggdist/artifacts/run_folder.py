@@ -218,6 +218,38 @@ def open_weights(network: str) -> Weights:
     return weights
 
 
+def config_of(network: str) -> Config | None:
+    """The configuration of the training that a network is of; None: a weights file on its own.
+
+    Args:
+        network: a run folder, a checkpoint, or a weights file.
+    """
+    path = Path(network).absolute()
+    folders = [path, *(step.parent for step in path.parents if step.name == CHECKPOINTS)]
+    return next((config for folder in folders if (config := read_config(folder))), None)
+
+
+def precision_of(network: str) -> Precision | None:
+    """The precision in which a network was trained, as far as is known."""
+    config = config_of(network)
+    return None if config is None or config.precision == "auto" else config.precision
+
+
+def data_of(network: str) -> str:
+    """The data set that a network was trained on.
+
+    Raises:
+        ConfigError: it is not known.
+    """
+    config = config_of(network)
+    if config is None or config.data.root is None:
+        raise ConfigError(
+            f"{quote(network)} is no run folder that tells of its data set; give the data set with "
+            "--data ROOT."
+        )
+    return config.data.root
+
+
 def _check_same_training(config: Config, config_file: Path) -> None:
     try:
         before = load_config(config_file)

@@ -143,14 +143,14 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(parser: argparse.ArgumentParser, text: str) -> None:
+def add_data(parser: argparse.ArgumentParser, text: str, required: bool = True) -> None:
     """Adds the argument for the images."""
     add_input(
         parser,
         "--data",
         images=True,
         type=user_path_text,
-        required=True,
+        required=required,
         metavar="ROOT",
         help=text,
     )

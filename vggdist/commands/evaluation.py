@@ -32,7 +32,7 @@ paper's tables from the files of several networks.
 
 EXAMPLES = """\
 examples:
-  vggdist evaluate runs/vgg_d --data /data/imagenet --protocol dense --scales 256,384,512
+  vggdist evaluate runs/vgg_d --protocol dense --scales 256,384,512
   vggdist evaluate vgg16.safetensors --data /data/imagenet --protocol center-crop --scales 256
   vggdist evaluate runs/vgg_d --data /data/imagenet --ranks 2 device=cpu precision=fp32
   torchrun --nproc-per-node 8 launch/evaluate.py runs/vgg_d --data /data/imagenet --scales 384
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what to evaluate, and how."""
     add_network(parser)
     add_settings(parser)
-    add_data(parser, "the data set")
+    add_data(parser, "the data set (default: the one that the run was trained on)", required=False)
     parser.add_argument(
         "--split", choices=("train", "val"), default="val", help="which images (default: val)"
     )
@@ -99,13 +99,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates on this rank; returns the exit code."""
+    from vggdist.artifacts.run_folder import data_of
     from vggdist.distributed.rank import leave, run_rank
-    from vggdist.evaluate import Request, evaluate
+    from vggdist.evaluate import evaluate
     from vggdist.evaluation.report import render_evaluated, summarize
 
-    request = Request(
+    def work() -> int:
+        root = arguments.data or data_of(arguments.network)
+        check_outputs(arguments, [root])
+        evaluated = evaluate(_request(arguments, root))
+        if evaluated is not None:  # on the main rank
+            summary = summarize(evaluated)
+            show(render_evaluated(summary), summary, arguments.json)
+        return 0
+
+    return leave(run_rank(work))
+
+
+def _request(arguments: argparse.Namespace, root: str) -> Any:
+    from vggdist.evaluate import Request
+
+    return Request(
         network=arguments.network,
-        root=arguments.data,
+        root=root,
         split=arguments.split,
         protocols=arguments.protocol,
         scales=arguments.scales,
@@ -114,16 +130,6 @@ def run(arguments: argparse.Namespace) -> int:
         storage=arguments.storage,
         overrides=tuple(arguments.overrides),
     )
-
-    def work() -> int:
-        check_outputs(arguments)
-        evaluated = evaluate(request)
-        if evaluated is not None:  # on the main rank
-            summary = summarize(evaluated)
-            show(render_evaluated(summary), summary, arguments.json)
-        return 0
-
-    return leave(run_rank(work))
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -58,7 +58,8 @@ def add_verbs(verbs: Any) -> None:
         "--precision",
         choices=get_args(PrecisionSetting),
         default="auto",
-        help="of the arithmetic (default: auto, the best that this device computes natively)",
+        help="of the arithmetic (default: auto, the one in which the network was trained "
+        "if this device has it, else the best that it computes natively)",
     )
     predict.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
@@ -69,7 +70,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from vggdist import predict
-    from vggdist.artifacts.run_folder import open_weights
+    from vggdist.artifacts.run_folder import open_weights, precision_of
     from vggdist.distributed.rank import log_to_terminal
     from vggdist.errors import DataError
 
@@ -86,6 +87,7 @@ def _predict(arguments: argparse.Namespace) -> int:
             scale=arguments.scale,
             precision=arguments.precision,
             device=arguments.device,
+            trained=precision_of(arguments.network),
         )
     result = predict.to_dict(predictions, problems)
     show(predict.render_predictions(predictions), result, arguments.json)

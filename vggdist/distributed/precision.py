@@ -31,7 +31,10 @@ _FROM_SAFEST: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 
 
 def resolve_precision(
-    config: Config, process: Process, of_run: Precision | None = None
+    config: Config,
+    process: Process,
+    of_run: Precision | None = None,
+    trained: Precision | None = None,
 ) -> tuple[Config, str]:
     """The configuration with `auto` replaced by a precision, and the reason; collective.
 
@@ -41,6 +44,7 @@ def resolve_precision(
         config: a `precision` other than `auto` is kept.
         process: all ranks choose the same precision, one that each of their devices has.
         of_run: the precision of the run to be continued, which `auto` keeps.
+        trained: the precision in which the network was trained, which `auto` prefers.
 
     Raises:
         ConfigError: the device cannot compute in the precision that is set.
@@ -51,7 +55,7 @@ def resolve_precision(
             reason += f"; {cost}"
         reason += "."
     else:
-        wanted, reason = choose_precision(config.precision, process.device)
+        wanted, reason = choose_precision(config.precision, process.device, trained)
         of_ranks = world.gather(wanted) if process.world_size > 1 else [wanted]
         precision = min(of_ranks, key=_FROM_SAFEST.index)
         if precision != wanted:
@@ -73,11 +77,14 @@ def use_precision(precision: Precision) -> None:
     products.allow_fp16_reduced_precision_reduction = False
 
 
-def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[Precision, str]:
+def choose_precision(
+    setting: PrecisionSetting, device: torch.device, trained: Precision | None = None
+) -> tuple[Precision, str]:
     """The precision for one device, and the reason as a sentence.
 
-    `auto` is bf16 where the device computes it natively, fp16 on older GPUs, else fp32. A setting
-    that the device would emulate is kept; the sentence then reports its cost.
+    `auto` is the one in which the network was trained, if the device has it; else bf16 where the
+    device computes it natively, fp16 on older GPUs, else fp32. A setting that the device would
+    emulate is kept; the sentence then reports its cost.
 
     Raises:
         ConfigError: the device cannot compute in the precision that is set.
@@ -85,6 +92,8 @@ def choose_precision(setting: PrecisionSetting, device: torch.device) -> tuple[P
     if setting != "auto":
         cost = _cost(setting, device)
         return setting, f"precision {setting}, as set" + (f"; {cost}." if cost else ".")
+    if trained is not None and is_native(trained, device):
+        return trained, f"precision {trained}, in which the network was trained."
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if is_native("bf16", device):

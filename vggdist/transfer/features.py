@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.artifacts.posteriors import require_finite
-from vggdist.artifacts.run_folder import open_weights
+from vggdist.artifacts.run_folder import open_weights, precision_of
 from vggdist.config import Config
 from vggdist.data.dataset import open_dataset, open_split
 from vggdist.data.folders import existing_folder, list_classes, names_in
@@ -87,7 +87,8 @@ def compute_features(request: Request) -> Features:
     parts = _open_parts(request.root)
     with ExitStack() as stack:
         process = stack.enter_context(world.joined(config.device))
-        config, why = resolve_precision(config, process)
+        trained = precision_of(request.network)
+        config, why = resolve_precision(config, process, trained=trained)
         logger.info(why)
         for part in parts:
             require_whole(part.images, process)
