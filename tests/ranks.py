@@ -31,6 +31,9 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "vggdist.pretrain", "tests.preloaded"])
 
 
+_SECOND_PORT = "TEST_SECOND_PORT"
+
+
 class _Output:
     """This process's stdout or stderr of now, which arrives in a rank as a file descriptor.
 
@@ -72,13 +75,14 @@ def run_in_ranks(
     context = multiprocessing.get_context("spawn") if fresh else FORKS
     results = context.Queue()
     port = free_port()
+    environment = {**os.environ, _SECOND_PORT: str(free_port())}
     processes = [
         context.Process(
             target=_rank,
             args=(function, rank, world_size, port, results, arguments),
             kwargs={
                 "device": device,
-                "environment": dict(os.environ),
+                "environment": environment,
                 "outputs": (_Output(1), _Output(2)),
             },
         )
@@ -99,6 +103,16 @@ def run_in_ranks(
     return [answers[rank][1] for rank in range(world_size)]
 
 
+def leave_world() -> None:
+    """Leaves the world that `run_in_ranks` has started, for what joins one by itself.
+
+    The next one meets at another port: at the same one, a rank that is sooner than the main rank
+    would find the store of the world that ends.
+    """
+    world.stop()
+    os.environ["MASTER_PORT"] = os.environ[_SECOND_PORT]
+
+
 def train_in_ranks(
     world_size: int, overrides: Sequence[str], config: Path | None = None
 ) -> list[int]:
@@ -107,7 +121,7 @@ def train_in_ranks(
 
 
 def _train(process: Process, config: Path | None, overrides: list[str]) -> int:
-    world.stop()  # `run` joins the world by itself
+    leave_world()
     return run(load_config(config, overrides))
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.ranks import run_in_ranks, train_in_ranks
+from tests.ranks import leave_world, run_in_ranks, train_in_ranks
 from tests.run_folders import steps
 from vggdist.artifacts import run_folder
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import BadFile, save_quarantine
-from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
 from vggdist.prepare.packing import Packing
@@ -227,7 +226,7 @@ def test_results_that_cannot_be_written_are_a_sentence_and_the_same_command_writ
 
 
 def imported_by_a_training(process: Process, overrides: list[str]) -> set[str]:
-    world.stop()  # `run` joins the world by itself
+    leave_world()
     assert run(load_config(None, overrides)) == 0
     return {name for name in sys.modules if name in ("torch._dynamo", "torch._inductor", "sympy")}
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import run_in_ranks
+from tests.ranks import leave_world, run_in_ranks
 from vggdist import pretrain
 from vggdist.config_file import load_config
 from vggdist.data import local_copy
-from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
 from vggdist.prepare.packing import Packing
@@ -29,7 +28,7 @@ FOREVER_SECONDS = 100.0
 
 def start(process: Process, overrides: list[str], where: str, rank: int) -> tuple[int, float]:
     """The exit code of a training to whose `rank` a signal comes in `where`; and the seconds."""
-    world.stop()  # `run` joins the world by itself
+    leave_world()
     sent_at: list[float] = []
 
     def send() -> None:

@@ -88,6 +88,6 @@ def look_at_validation(num_batches: int) -> list[str]:
         config = Config(precision="fp32")
         batches = [synthetic_batch(config, 64, device) for _ in range(num_batches)]
         watch.start()
-        # Whatever is counted is read as 1.
-        evaluator.evaluate(network, batches, 1, config.model.num_classes, device)
+        # Whatever is counted is read as 1, number by number, so that few classes must do.
+        evaluator.evaluate(network, batches, num_images=1, num_classes=3, device=device)
     return watch.faults

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.ranks import run_in_ranks
+from tests.ranks import leave_world, run_in_ranks
 from tests.run_folders import last_checkpoint, records
 from tests.training.small_engine import State, equal, whole_difference
 from vggdist.config_file import load_config
-from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
 from vggdist.pretrain import run
@@ -28,7 +27,7 @@ STOPPED_AT, NUM_STEPS = 3, 6
 
 def train(process: Process, overrides: list[str], stop_at: int | None) -> int:
     """The exit code; `stop_at`: the step that ends it."""
-    world.stop()  # `run` joins the world by itself
+    leave_world()
     stop, take_step = StopSignal(), Training._take_step
 
     def take_step_and_signal(training: Training, batches: Any, given: StopSignal) -> Any:

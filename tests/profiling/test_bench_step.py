@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from torch import distributed
 
 from tests.profiling.tiny import TINY
-from tests.ranks import run_in_ranks
+from tests.ranks import leave_world, run_in_ranks
 from vggdist.cli import parse
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
-from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling import commands, step
@@ -30,7 +29,7 @@ ANSWER = {
 
 def bench_step(_process, *words):
     """The command in a rank of its own, every timing that of one step; its result, if any."""
-    world.stop()  # it joins the world by itself
+    leave_world()
     step._WINDOW_SECONDS = 1e-9
     shown = []
     commands.show = lambda *result: shown.append(result)

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.profiling.tiny import TINY
-from tests.ranks import run_in_ranks
+from tests.ranks import leave_world, run_in_ranks
 from vggdist.cli import parse
 from vggdist.config import split_batch
 from vggdist.config_file import make_config
-from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
 from vggdist.planning.devices import DEVICES, load_device
@@ -23,7 +22,7 @@ from vggdist.profiling.machine import require_writable, sustained_teraflops
 
 def bench_machine(_process: Process, *words: str) -> None:
     """The command in a rank of its own, with small measurements."""
-    world.stop()  # it joins the world by itself
+    leave_world()
     machine._LARGE, machine._CHECKPOINT_ELEMENTS = 1 << 20, 1 << 21
     machine._FRESH_MATRIX, machine._NUM_IMAGES = (512, 512), 4
     arguments = parse(["bench", "machine", *words])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,5 +54,5 @@ def evaluate(
     if counted != num_images:
         raise RuntimeError(f"an evaluation counted {counted} images of {num_images}")
     mean_loss = float(sum_over_ranks(loss).item()) / num_images
-    classes = class_errors(sum_over_ranks(predictions).cpu().numpy())
+    classes = class_errors(np.array(sum_over_ranks(predictions).tolist()))
     return Errors(num_images, top1 / num_images, top5 / num_images, mean_loss, classes)
