@@ -92,7 +92,7 @@ def test_the_ranks_of_a_local_job_see_the_gpus_that_the_user_sees(
 def test_ctrl_c_saves_and_the_same_command_continues_bit_for_bit(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    overrides = [*tiny_overrides, "schedule.num_steps=200", "evaluation.every_epochs=100"]
+    overrides = [*tiny_overrides, "schedule.num_steps=100", "evaluation.every_epochs=100"]
     whole, broken = (tmp_path / name for name in ("whole", "broken"))
     assert train_in_ranks(2, [*overrides, f"run.folder={whole}"]) == [0, 0]
     command = ("--nodes", "2", "--local", *overrides, f"run.folder={broken}")
