@@ -7,10 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout: float = 280, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in the project's root, whatever its exit code.
 
     Args:
+        timeout: seconds.
         variables: of the environment, on top of this process's.
     """
     return subprocess.run(
@@ -19,6 +20,6 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
         check=False,
     )

@@ -1,7 +1,6 @@
 """What stands ready for a GPU runs: here with the CPU in its place, and in small sizes."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,23 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.benchmarks.gpu import exchange_rows, table
 from tests.ranks import run_in_ranks
 from vggdist.distributed.process import Process
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
+    return processes.run(sys.executable, *command, timeout=1200, **variables)
 
 
 @pytest.mark.slow
@@ -55,7 +45,7 @@ def test_the_benchmark_writes_every_number_and_prints_rows_like_the_pages(tmp_pa
     out = tmp_path / "gpu.json"
     ended = run("tests/benchmarks/gpu.py", "--device", "cpu", "--quick", "--out", str(out))
     assert ended.returncode == 0, ended.stderr
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (processes.ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     lines = ended.stdout.splitlines()
     assert lines[:2] == re.findall(r"^\|.*\|$", page, re.MULTILINE)[:2]
     assert len(lines) > 10

@@ -9,7 +9,7 @@ import time
 from types import FrameType
 
 from vggdist.commands.arguments import positive
-from vggdist.distributed.port import free_port
+from vggdist.distributed.port import local_ranks
 from vggdist.errors import EXIT_STOPPED, DistributedError
 
 _END_SECONDS = 10.0  # for ranks to end by themselves after one has failed
@@ -38,16 +38,9 @@ def start_ranks(num_ranks: int, save: bool = False) -> int:
             Otherwise SIGTERM and Ctrl-C end them.
     """
     command = [sys.executable, "-m", "vggdist", *_without_ranks(sys.argv[1:])]
-    shared = {
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
     ranks = [
-        subprocess.Popen(
-            command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in range(num_ranks)
+        subprocess.Popen(command, env=os.environ | variables)
+        for variables in local_ranks(num_ranks)
     ]
 
     def hand_on(number: int, _: FrameType | None) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from vggdist.distributed.port import free_port
+from vggdist.distributed.port import local_ranks
 from vggdist.doctor.finding import Finding
 
 _ELEMENTS = 1 << 22
@@ -31,20 +31,15 @@ def ranks(num_ranks: int) -> Iterator[Finding]:
             "the network's interface (`ip address` lists them)."
         )
         yield Finding(f"the name of this machine, {host}, has no address", hint)
-    shared = {
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "vggdist.doctor.ranks"],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(num_ranks)
+        for variables in local_ranks(num_ranks)
     ]
     deadline = time.monotonic() + _PATIENCE_SECONDS
     try:
