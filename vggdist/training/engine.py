@@ -98,6 +98,7 @@ class Engine:
             )
         self.module: nn.Module = self._engine.module
         self.exchange_state: dict[str, Any] | None = None
+        self._loss_share = 1.0
         self._scaler: torch.amp.GradScaler | None = self._set_up(split, process, exchange_state)
         self.train()
 
@@ -109,6 +110,7 @@ class Engine:
     ) -> torch.amp.GradScaler | None:
         """Prepares the network for training; returns fp16's loss scaler."""
         self._engine.enable_backward_allreduce = False
+        scaler: torch.amp.GradScaler | None = self._engine.torch_autocast_z0_gradscaler
         collectives = Collectives(process.device)
         factored = []
         if split.world_size > 1:
@@ -123,10 +125,14 @@ class Engine:
             dtype=DTYPES[self.config.sent_precision],
             factor_dtype=DTYPES[self.config.factor_precision],
             products=self.optimizer.products if self.config.updates_by_blocks else None,
+            divisor=split.world_size if scaler is not None else 1,
         )
+        if scaler is None:
+            # The mean over ranks costs no pass over the gradients. A scaled loss is left alone: its
+            # scale would have another meaning for each number of ranks.
+            self._loss_share = 1.0 / split.world_size
         # After initialize, which views parameters as bytes and so needs them contiguous.
         arrange_convolutions(self.module, self.device, self.config.resolved_precision)
-        scaler: torch.amp.GradScaler | None = self._engine.torch_autocast_z0_gradscaler
         return scaler
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
@@ -139,7 +145,7 @@ class Engine:
         # A non-finite loss can have finite gradients (an infinite logit of the wrong sign).
         # Multiplied by nan they are not finite, so one check of the gradients, shared by all ranks,
         # covers both.
-        finite = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+        finite = torch.where(torch.isfinite(loss.detach()), self._loss_share, float("nan"))
         self._engine.backward(loss * finite)
 
     def step(self) -> None:

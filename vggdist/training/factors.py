@@ -32,7 +32,11 @@ class FactoredGradient:
     """The gradient of one layer, computed from the gathered factors."""
 
     def __init__(
-        self, layer: FCLayer, collectives: Collectives, dtype: torch.dtype | None = None
+        self,
+        layer: FCLayer,
+        collectives: Collectives,
+        dtype: torch.dtype | None = None,
+        divisor: int = 1,
     ) -> None:
         """Takes over the computation of the layer's gradient.
 
@@ -40,8 +44,10 @@ class FactoredGradient:
             layer: a trained layer.
             collectives: of all ranks.
             dtype: of the factors when sent; None: as computed.
+            divisor: of the gradient.
         """
         self._layer, self._collectives, self._dtype = layer, collectives, dtype
+        self._scale = 1.0 / divisor
         self._in_flight: list[tuple[Tensor, Wait]] = []
         self._kept: Tensor | None = None
         self.attach()
@@ -60,7 +66,7 @@ class FactoredGradient:
 
     @torch.no_grad()
     def finish(self) -> Product:
-        """Sets the biases' gradient and returns the weights': means over all ranks for the step."""
+        """Sets the biases' gradient of the step and returns the weights'."""
         for _, wait in self._in_flight:
             wait()
         x, dy = (_rows([rows for rows, _ in self._in_flight[first::2]]) for first in (0, 1))
@@ -68,10 +74,9 @@ class FactoredGradient:
         if x.device.type == "cpu":
             # Once, not for every block of their product.
             x, dy = x.float(), dy.float()
-        scale = 1.0 / self._collectives.world_size
         linear = self._layer.linear
-        linear.bias.grad = dy.sum(0, dtype=torch.float32).mul_(scale)
-        return Product(linear.weight, dy, x, scale)
+        linear.bias.grad = dy.sum(0, dtype=torch.float32).mul_(self._scale)
+        return Product(linear.weight, dy, x, self._scale)
 
     def multiply(self, product: Product) -> None:
         """Sets the weights' gradient to the whole product."""
