@@ -31,6 +31,7 @@ from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
 from vggdist.training.throughput import Throughput, Waiting
+from vggdist.training.utilization import Utilization
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Training:
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
+        self.utilization = Utilization(config, process.world_size, process.device)
         self.progress = TrainingProgress(schedule.total_steps)
         self._evaluation_interval = self._steps(config.evaluation.every_epochs)
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
@@ -255,6 +257,8 @@ class Training:
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
+        if "images_per_second" in values:
+            values |= self.utilization.of(values["images_per_second"])
         loss, top1, top5, images = sum_over_ranks(self.meter.sums.clone()).tolist()
         self.meter.sums.zero_()
         norm = self.engine.gradient_norm()
