@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,12 +96,13 @@ class TunedLoop(BareLoop):
     def _compile(self, micro_batches: Sequence[Batch]) -> None:
         if self._device.type == "cpu" and shutil.which(os.environ.get("CXX") or "g++") is None:
             raise OSError("there is no C++ compiler, neither g++ nor one that CXX names.")
-        plain = self._network.features
-        self._network.features = torch.compile(plain)
+        plain = self._network.get_submodule("features")
+        compiled: Any = torch.compile(plain)
+        self._network.add_module("features", compiled)
         try:
             super().step(micro_batches)
         except BaseException:
-            self._network.features = plain
+            self._network.add_module("features", plain)
             self._optimizer.zero_grad()
             raise
 
