@@ -18,6 +18,7 @@ from vggdist.config_file import load_config
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
 from vggdist.pretrain import run
+from vggdist.terminal import TrainingProgress
 from vggdist.training import ranges
 from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.ranges import RANGES, named
@@ -81,7 +82,7 @@ def profiled_steps(folder: Path, taken: range, wanted: range) -> StepProfile:
     """A training of empty steps that ends by itself or before."""
     steps = StepProfile(wanted, folder, Process(0, 0, 1, CPU, 1))
     for step in taken:
-        with steps.around(step, Throughput(CPU)), named("forward"):
+        with steps.around(step, Throughput(CPU), TrainingProgress(9)), named("forward"):
             torch.ones(1)
     steps.close()
     return steps

@@ -78,6 +78,11 @@ def test_one_rank_waits_for_images_only() -> None:
     assert "exchange of gradients" not in render_steps(times)
 
 
+def test_a_trace_without_steps_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no steps"):
+        measure_steps([event("forward", 0, 1)])
+
+
 def gpu_step() -> list[Event]:
     """The host runs ahead: it launches everything in 20 ms, and waits for the GPU at the end."""
 

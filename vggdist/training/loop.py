@@ -202,7 +202,7 @@ class Training:
         """Around the next step."""
         if self._profile is None:
             return nullcontext()
-        return self._profile.around(self.step + 1, self.throughput)
+        return self._profile.around(self.step + 1, self.throughput, self.progress)
 
     def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Tensor:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))

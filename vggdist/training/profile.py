@@ -13,6 +13,7 @@ from vggdist.artifacts.files import write_text
 from vggdist.artifacts.paths import quote
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
+from vggdist.terminal import TrainingProgress
 from vggdist.training.ranges import STEP, recorded
 from vggdist.training.step_times import measure_steps, read_trace, render_steps
 from vggdist.training.throughput import Throughput
@@ -66,12 +67,13 @@ class StepProfile:
         self._recorded: list[int] = []
 
     @contextmanager
-    def around(self, step: int, clock: Throughput) -> Iterator[None]:
+    def around(self, step: int, clock: Throughput, progress: TrainingProgress) -> Iterator[None]:
         """Within the block the step is taken; it is recorded if it is one of the wanted.
 
         Args:
             step: its number.
             clock: stands still while the profiler starts and writes.
+            progress: makes room for the table.
         """
         if self._steps.start - 1 <= step < self._steps.stop:
             clock.pause()
@@ -85,6 +87,7 @@ class StepProfile:
         self._recorded.append(step)
         if step == self._steps[-1]:
             clock.pause()
+            progress.clear()
             self.close()
             clock.resume()
 
@@ -98,7 +101,7 @@ class StepProfile:
         if self._recorded:
             try:
                 self._write(profiler)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 logger.error(
                     "the profile could not be written to %s: %s. Training continues without it.",
                     quote(self._folder),

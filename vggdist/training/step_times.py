@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,9 +64,15 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
 
 
 def measure_steps(events: Iterable[Mapping[str, Any]]) -> StepTimes:
-    """Sums up the ranges that `training/ranges.py` names, and what ran during them."""
+    """Sums up the ranges that `training/ranges.py` names, and what ran during them.
+
+    Raises:
+        ValueError: there is no step among the events.
+    """
     whole = [event for event in events if event.get("ph") == "X"]
     marks = [event for event in whole if _is_range(event) and event["name"].startswith(STEP)]
+    if not marks:
+        raise ValueError("the trace has no steps")
     thread, steps = marks[0]["tid"], _spans(marks)
     own = [event for event in whole if event["tid"] == thread]
 
@@ -165,7 +172,7 @@ def _time_of_gpu(
     for kernel in kernels:
         launch = launched_at.get(kernel["args"].get("correlation"))
         for name, spans in ranges.items():
-            if launch is not None and any(start <= launch < end for start, end in spans):
+            if launch is not None and _has(spans, launch):
                 times[name] += kernel["dur"]
     return times
 
@@ -196,6 +203,11 @@ def _common(these: Spans, those: Spans) -> Spans:
             found.append((start, end))
         numbers[a[1] > b[1]] += 1
     return found
+
+
+def _has(spans: Spans, moment: float) -> bool:
+    number = bisect.bisect_right(spans, (moment, float("inf"))) - 1
+    return number >= 0 and moment < spans[number][1]
 
 
 def _length(spans: Spans) -> float:
