@@ -130,7 +130,11 @@ class StepProfile:
         name = f"steps-{first}-{last}"
         # TensorBoard's plugin wants this suffix.
         trace = self._folder / f"{name}.rank{self._process.rank}.pt.trace.json.gz"
-        profiler.export_chrome_trace(str(trace))
+        try:
+            profiler.export_chrome_trace(str(trace))
+        except OSError:
+            trace.unlink(missing_ok=True)  # no viewer opens a part of one
+            raise
         if not self._process.is_main:
             return
         table = render_steps(measure_steps(read_trace(trace)))
