@@ -25,6 +25,7 @@ CORE = {
     "artifacts.contents": 0,
     "distributed.entry": 0,
     "distributed.peak": 0,
+    "distributed.exchange_time": 0,
     "distributed.traffic": 0,
     "model.configurations": 0,
     "data.geometry": 0,

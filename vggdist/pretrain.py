@@ -104,7 +104,8 @@ def pretrain(
             announce_data(data, folder)
             logger.info(why)
         network = build_trainable(config, fresh=saved is None)
-        engine = build_engine(network, config, split, process)
+        earlier = saved.state.get("exchange") if saved else None
+        engine = build_engine(network, config, split, process, earlier)
         if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
