@@ -36,6 +36,15 @@ def test_without_a_terminal_a_log_step_is_a_line_of_the_log(
     ]
 
 
+def test_where_the_peak_is_known_the_line_says_how_much_of_it_is_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "vggdist"):
+        values = {**VALUES, "model_flop_utilization": 0.618}
+        TrainingProgress(10, io.StringIO()).log(2, 0.2, values, 93.4)
+    assert "  100.0 images/s (62 % of the peak)  data wait 25 %" in caplog.text
+
+
 def test_on_a_terminal_one_line_renews_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     terminal = Terminal()

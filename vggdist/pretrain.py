@@ -39,6 +39,7 @@ from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
 from vggdist.training.metrics import TENSORBOARD_FOLDER, LogFile, MetricLog
+from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
@@ -51,16 +52,19 @@ RESTART_PATIENCE_SECONDS = 120.0
 """How long a restarted SLURM job waits for the end of its last attempt."""
 
 
-def run(config: Config, stop: StopSignal | None = None) -> int:
+def run(config: Config, stop: StopSignal | None = None, profiled: int | range | None = None) -> int:
     """`pretrain` in its own process; returns the exit code."""
-    return run_rank(lambda: pretrain(config, stop))
+    return run_rank(lambda: pretrain(config, stop, profiled))
 
 
-def pretrain(config: Config, stop: StopSignal | None = None) -> int:
+def pretrain(
+    config: Config, stop: StopSignal | None = None, profiled: int | range | None = None
+) -> int:
     """Trains (or continues, or only reports a finished training) on this rank.
 
     Args:
         stop: a handler that is already active; None: one starts when the ranks have joined.
+        profiled: steps to record, or how many of them, as `choose_steps` takes it.
 
     Returns:
         The exit code: 0 if the training is finished, `EXIT_STOPPED` after a signal.
@@ -86,6 +90,13 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
         require_whole(dataset.val, process)
+        first_step = saved.step if saved else 0
+        num_steps = total_steps(config, dataset.train.num_images)
+        profile = None
+        if profiled is not None:
+            steps = choose_steps(profiled, first_step, num_steps)
+            profile = StepProfile(steps, folder, process)
+            stack.callback(profile.close)
         # After all checks have passed: later starts must agree with these files.
         on_main(process, _open_log, config, folder, stack)
         if process.is_main:
@@ -95,13 +106,12 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         network = build_trainable(config, fresh=saved is None)
         earlier = saved.state.get("exchange") if saved else None
         engine = build_engine(network, config, split, process, earlier)
-        first_step = saved.step if saved else 0
-        if first_step < total_steps(config, dataset.train.num_images):
+        if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
         log = on_main(process, _open_curves, config, folder, first_step, stack)
         data = replace(data, dataset=dataset)
-        training = _build_training(config, process, split, engine, data, log, folder)
+        training = _build_training(config, process, split, engine, data, log, folder, profile)
         if saved is not None:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, quote(folder))
@@ -203,6 +213,7 @@ def _build_training(
     data: TrainingData,
     log: MetricLog | None,
     folder: Path,
+    profile: StepProfile | None,
 ) -> Training:
     dataset = data.dataset
     num_images = dataset.train.num_images
@@ -246,6 +257,7 @@ def _build_training(
         log=log,
         run_folder=folder,
         description=_describe(config, dataset),
+        profile=profile,
     )
 
 

@@ -129,11 +129,14 @@ class TrainingProgress:
 
     def log(self, step: int, epoch: float, values: dict[str, float], seconds_left: float) -> None:
         """At a log step: a plain line, and the numbers that the live line shows from now on."""
+        used = ""
+        if "model_flop_utilization" in values:
+            used = f" ({100 * values['model_flop_utilization']:.0f} % of the peak)"
         # What matters most comes first: a narrow terminal cuts the end.
         self._text = (
             f"left {duration(seconds_left)}  loss {values['loss']:.4f}  "
             f"top-1 error {100 * values['top1_error']:.1f} %  "
-            f"{values.get('images_per_second', 0.0):.1f} images/s  "
+            f"{values.get('images_per_second', 0.0):.1f} images/s{used}  "
             f"data wait {100 * values.get('data_wait', 0.0):.0f} %  epoch {epoch:.2f}"
         )
         training_progress.info("step %d/%d  %s", step, self._total, self._text)

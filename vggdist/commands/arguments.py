@@ -15,6 +15,8 @@ from vggdist.config import Config
 from vggdist.config_file import load_config
 from vggdist.errors import ConfigError, VggdistError
 
+MOST_PROFILED = 100
+"""Steps; a trace of D has some thousand events a step, and viewers open no more than a million."""
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
@@ -197,6 +199,22 @@ def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def steps_or_count(text: str) -> int | range:
+    """`100-105` -> these steps, the last one included; `10` -> so many."""
+    first, dash, last = text.partition("-")
+    try:
+        wanted = range(int(first), int(last) + 1) if dash else int(text)
+    except ValueError:
+        wanted = 0
+    count = len(wanted) if isinstance(wanted, range) else wanted
+    if not 1 <= count <= MOST_PROFILED or (isinstance(wanted, range) and wanted.start < 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither steps such as 100-105 nor a number of steps such as 10, at most "
+            f"{MOST_PROFILED}"
+        )
+    return wanted
 
 
 def fraction(text: str) -> float:

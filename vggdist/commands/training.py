@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from vggdist.commands.arguments import add_config
+from vggdist.commands.arguments import add_config, steps_or_count
 from vggdist.commands.ranks import add_ranks, start_ranks
 
 DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the paper."
@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved configuration, each key explained, and stop",
     )
+    parser.add_argument(
+        "--profile",
+        type=steps_or_count,
+        metavar="STEPS",
+        help="record steps such as 100-105, or so many after the first five of this start: a trace "
+        "for Perfetto or TensorBoard and a table, in the folder `profile` of the run",
+    )
 
 
 def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
@@ -62,7 +69,7 @@ def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
     from vggdist.distributed.rank import leave
     from vggdist.pretrain import run as train
 
-    return leave(train(config))
+    return leave(train(config, profiled=arguments.profile))
 
 
 def _train(arguments: argparse.Namespace) -> int:

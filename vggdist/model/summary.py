@@ -3,7 +3,7 @@
 No torch and no weights; a test holds the counts to those of the network itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 
 from vggdist.config import FULLY_CONNECTED, ModelConfig
@@ -41,6 +41,19 @@ class ModelSummary:
         starts = [number for number, layer in enumerate(self.layers) if layer.multiply_adds]
         for start, end in zip(starts, [*starts[1:], len(self.layers)], strict=True):
             yield self.layers[start:end]
+
+    def backward_passes(self, trained: Collection[str]) -> dict[str, int]:
+        """Weight layer -> parts of its backward pass, each as long as its forward pass.
+
+        One for the gradient of the weights if the layer is among the trained, one for that of its
+        input if a layer before it is.
+        """
+        passes: dict[str, int] = {}
+        is_above = False
+        for layer, *_ in self.weight_layers():
+            passes[layer.name] = (layer.name in trained) + is_above
+            is_above |= layer.name in trained
+        return passes
 
     def dense_multiply_adds(self, height: int, width: int, num_places: int) -> int:
         """Multiply-adds of a whole image of `height` x `width` pixels.

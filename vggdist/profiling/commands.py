@@ -19,10 +19,13 @@ from vggdist.commands.arguments import (
 from vggdist.commands.ranks import start_ranks
 
 STEP_DESCRIPTION = """\
-Times, in turn: a training step and that of a bare PyTorch loop with the same network; the loader
-alone; the step on synthetic images; both together; and, with several ranks, the step without the
-exchange of gradients. Then says what the training is bound by and which setting to change. Without
-data.root the loader is left out. Nothing is written and no weights are kept.
+Times, in turn: a training step, that of a bare PyTorch loop with the same network, and that of a
+tuned one (torch.compile of the convolutions; on a GPU also cudnn.benchmark and a CUDA graph); the
+loader alone; the step on synthetic images; both together; and, with several ranks, the step without
+the exchange of gradients. Then says what the training is bound by and which setting to change, and
+how much of the device's peak it uses: of the published one, or where there is none, of that of a
+large matrix product. Without data.root the loader is left out. Nothing is written and no weights
+are kept.
 """
 
 EVALUATION_DESCRIPTION = """\
@@ -37,8 +40,9 @@ root), and trains the same network on the same images, one rank on each, with ea
 gradients in turn: ours; torch DDP in fp32 and with its bf16 hook; DeepSpeed stage 0 in bf16; ZeRO-1
 and ZeRO-2 as they come, and with weights, gradients and communication in bf16 and overlap. Other
 weights are fp32, and the arithmetic is bf16 or fp32, in whichever a convolution is faster here;
-precision= changes it for all. Shows the bytes that a rank sends and the time of a step, the
-loss after the last one, and memory. All of it takes some ten minutes at 1gbit and 4 GB a rank.
+precision= changes it for all. Shows the bytes that a rank sends, the time of a step, how much of it
+is the exposed exchange (a step less the same step without exchange, in turn), the loss, and memory.
+All of it takes some fifteen minutes at 1gbit and 4 GB a rank.
 """
 
 MACHINE_DESCRIPTION = """\

@@ -23,6 +23,7 @@ from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
 from vggdist.training.factors import factored_layers
 from vggdist.training.gradients import GradientExchange
 from vggdist.training.optimizer import MaskedSGD, build_optimizer, norm, trained_parameters
+from vggdist.training.ranges import named
 from vggdist.training.speeds import choose_ways, to_state
 
 logger = logging.getLogger(__name__)
@@ -159,12 +160,14 @@ class Engine:
         self._update()
 
     def _update(self) -> None:
-        self.exchange.wait()
-        # Before the engine's step, which may unscale and clip the gradients.
-        if self.measure_norm:
-            gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
-            self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
-        self._engine.step()
+        with named("exchange"):
+            self.exchange.wait()
+        with named("update"):
+            # Before the engine's step, which may unscale and clip the gradients.
+            if self.measure_norm:
+                gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
+                self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
+            self._engine.step()
 
     def train(self) -> None:
         """Training mode: dropout and batch statistics; frozen layers keep their statistics."""

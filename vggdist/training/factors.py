@@ -24,6 +24,7 @@ from vggdist.distributed.traffic import (
 )
 from vggdist.layers.fc_layer import FCLayer
 from vggdist.training.product import Product
+from vggdist.training.ranges import SEND, named
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,9 @@ class FactoredGradient:
         self._layer.take_factors = None
 
     def _send(self, x: Tensor, dy: Tensor) -> None:
-        for factor in (x, dy):
-            self._in_flight.append(self._collectives.all_gather(factor.to(self._dtype)))
+        with named(SEND):
+            for factor in (x, dy):
+                self._in_flight.append(self._collectives.all_gather(factor.to(self._dtype)))
 
     @torch.no_grad()
     def finish(self) -> Product:

@@ -18,6 +18,7 @@ from vggdist.layers.fc_layer import FCLayer
 from vggdist.training.factors import FactoredGradient
 from vggdist.training.optimizer import in_memory_order
 from vggdist.training.product import Product
+from vggdist.training.ranges import SEND, named
 
 
 class GradientExchange:
@@ -117,7 +118,8 @@ class GradientExchange:
         gradient = parameter.grad
         assert gradient is not None
         if gradient.numel() >= BUCKET_ELEMENTS:
-            self._send([gradient])
+            with named(SEND):
+                self._send([gradient])
             return
         self._bucket.append(gradient)
         self._bucket_elements += gradient.numel()
@@ -126,7 +128,8 @@ class GradientExchange:
 
     def _send_bucket(self) -> None:
         if self._bucket:
-            self._send(self._bucket)
+            with named(SEND):
+                self._send(self._bucket)
             self._bucket, self._bucket_elements = [], 0
 
     def _send(self, gradients: list[Tensor]) -> None:

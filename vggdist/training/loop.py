@@ -6,7 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from vggdist.training.bad_images import KnownBad
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
 from vggdist.training.metrics import MetricLog, displayable
+from vggdist.training.profile import StepProfile
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
 from vggdist.training.throughput import Throughput, Waiting
+from vggdist.training.utilization import Utilization
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Training:
         log: MetricLog | None,
         run_folder: Path,
         description: Description | None = None,
+        profile: StepProfile | None = None,
     ) -> None:
         """Assembles the training.
 
@@ -74,13 +77,14 @@ class Training:
             known_bad: images that `open_batches` skips.
             log: curves, on the main rank.
             description: of the network, saved with every checkpoint's weights.
+            profile: records some of the steps.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
         self.num_images = num_images
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
-        self.description = description
+        self.description, self._profile = description, profile
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.step = 0
         self.num_masked = 0
@@ -89,6 +93,7 @@ class Training:
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
+        self.utilization = Utilization(config, process.world_size, process.device)
         self.progress = TrainingProgress(schedule.total_steps)
         self._evaluation_interval = self._steps(config.evaluation.every_epochs)
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
@@ -130,8 +135,9 @@ class Training:
         with self.open_batches(self.step) as batches:
             self.throughput.resume()
             while not self.finished:
-                flags = self._take_step(batches, stop)
-                stopping = self._handle(delayed.push(flags, self.step))
+                with self._profiled():
+                    flags = self._take_step(batches, stop)
+                    stopping = self._handle(delayed.push(flags, self.step))
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
                 saving = ended or self._is_due(self._checkpoint_interval)
@@ -193,6 +199,12 @@ class Training:
             self.process.device, state["step_seconds"], state["step_images"]
         )
 
+    def _profiled(self) -> AbstractContextManager[object]:
+        """Around the next step."""
+        if self._profile is None:
+            return nullcontext()
+        return self._profile.around(self.step + 1, self.throughput, self.progress)
+
     def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Tensor:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
@@ -246,6 +258,8 @@ class Training:
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
+        if "images_per_second" in values:
+            values |= self.utilization.of(values["images_per_second"])
         loss, top1, top5, images = sum_over_ranks(self.meter.sums.clone()).tolist()
         self.meter.sums.zero_()
         norm = self.engine.gradient_norm()

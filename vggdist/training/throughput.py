@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from vggdist.data.batch import Batch
+from vggdist.training.ranges import named
 
 
 class Throughput:
@@ -74,6 +75,7 @@ class Waiting:
     def __next__(self) -> Batch:
         started_at = time.monotonic()
         try:
-            return next(self._batches)
+            with named("input"):
+                return next(self._batches)
         finally:
             self.seconds += time.monotonic() - started_at
