@@ -70,6 +70,10 @@ VERBS = {
         "vggdist.planning.commands",
         "estimate a training's time, memory and cost before it starts",
     ),
+    "completion": (
+        "vggdist.commands.completion",
+        "print the script with which bash, zsh or fish complete these verbs",
+    ),
     "bench": ("vggdist.profiling.commands", "measure speed on this machine"),
     "tune": ("vggdist.profiling.commands", "find this machine's fastest settings"),
 }
