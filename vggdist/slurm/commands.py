@@ -21,6 +21,7 @@ from vggdist.config import split_batch
 from vggdist.config_file import to_yaml
 from vggdist.errors import ConfigError
 from vggdist.slurm.settings import ClusterSettings, load_settings
+from vggdist.terminal import plural
 
 if TYPE_CHECKING:
     from vggdist.slurm.job import Payload
@@ -180,18 +181,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _render(summary: dict[str, Any]) -> str:
     gpu = "a GPU and " if summary["gpus_per_node"] else ""
     return (
-        f"world size {summary['world_size']} = {_count(summary['nodes'], 'node')} x "
-        f"{_count(summary['ranks_per_node'], 'rank')}, each with {gpu}"
-        f"{_count(summary['cpus_per_rank'], 'CPU')}\n"
-        f"global batch {summary['global_batch']} = {_count(summary['world_size'], 'rank')} x "
-        f"{_count(summary['accumulation_steps'], 'micro batch', 'es')} x "
-        f"{_count(summary['micro_batch'], 'image')}\n"
+        f"world size {summary['world_size']} = {plural(summary['nodes'], 'node')} x "
+        f"{plural(summary['ranks_per_node'], 'rank')}, each with {gpu}"
+        f"{plural(summary['cpus_per_rank'], 'CPU')}\n"
+        f"global batch {summary['global_batch']} = {plural(summary['world_size'], 'rank')} x "
+        f"{plural(summary['accumulation_steps'], 'micro batch', 'es')} x "
+        f"{plural(summary['micro_batch'], 'image')}\n"
         f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _submit(
