@@ -20,7 +20,8 @@ def _head(estimate: Estimate) -> Iterator[str]:
     yield (
         f"configuration {name if isinstance(name, str) else 'custom'}, {config.data.crop_size} px, "
         f"{config.resolved_precision}; {plural(cluster.nodes, 'node')} x "
-        f"{plural(cluster.ranks_per_node, 'rank')} ({cluster.device.name} each), {cluster.bits_per_second / 1e9:g} Gb/s between nodes"
+        f"{plural(cluster.ranks_per_node, 'rank')} ({cluster.device.name} each), "
+        f"{cluster.bits_per_second / 1e9:g} Gb/s between nodes"
     )
     yield (
         f"batch: {config.batch.global_} = {work.micro} x {work.accumulation_steps} accumulation "

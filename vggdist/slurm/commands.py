@@ -44,7 +44,7 @@ examples:
   vggdist submit --config configs/vgg_d.yaml --nodes 4 --gpus-per-node 8 --dry-run
   vggdist submit --config configs/quickstart.yaml --ranks-per-node 2 --local
 
-Nothing is submitted with --dry-run; it needs neither SLURM nor the data.
+Nothing is started with --dry-run; it needs neither SLURM nor the data.
 """
 
 
@@ -64,12 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is trained, on what, and whether it is submitted at all."""
     add_config(parser)
     add_cluster_flags(parser)
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument(
+    parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print configuration, world size, batch arithmetic and sbatch's script, and stop",
+        help="print configuration, world size, batch arithmetic and, unless it runs here, sbatch's "
+        "script; and stop",
     )
+    ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
         "--local",
         action="store_true",
@@ -141,7 +142,7 @@ def make_submission(
 def run(arguments: argparse.Namespace) -> int:
     """Submits, or shows what it would submit, or runs it here; returns the exit code."""
     from vggdist.slurm.job import TrainingPayload
-    from vggdist.slurm.submit import sbatch_text
+    from vggdist.slurm.submit import Layout
 
     check_outputs(arguments)
     config = configured(arguments)
@@ -149,8 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
     payload = TrainingPayload(config.model_dump(mode="json"))
     name = arguments.job_name or folder.name
     submission = make_submission(arguments, name, folder / "jobs", payload)
-    layout = submission.layout
-    if arguments.debug:  # without submitit or a job folder
+    layout = Layout(1, 1, 0) if arguments.debug else submission.layout
+    if arguments.debug and not arguments.dry_run:  # without submitit or a job folder
         from vggdist.training.signals import StopSignal
 
         with StopSignal() as stop:
@@ -167,14 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         "job_folder": str(submission.folder),
     }
     if arguments.dry_run:
-        script, configuration = sbatch_text(submission), to_yaml(config)
-        text = (
-            f"{_render(summary)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
-            "Nothing was submitted (--dry-run).\n"
-        )
-        answer = {"submitted": False, "configuration": configuration, "sbatch": script}
-        show(text, summary | answer, arguments.json)
-        return 0
+        return _preview(arguments, submission, summary, to_yaml(config))
     return (_run_local if arguments.local else _submit)(arguments, submission, summary)
 
 
@@ -189,6 +183,30 @@ def _render(summary: dict[str, Any]) -> str:
         f"{plural(summary['micro_batch'], 'image')}\n"
         f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
+
+
+def _preview(
+    arguments: argparse.Namespace,
+    submission: "Submission",
+    summary: dict[str, Any],
+    configuration: str,
+) -> int:
+    from vggdist.slurm.submit import sbatch_text
+
+    text = f"{_render(summary)}{_where(arguments, summary)}\n# configuration\n{configuration}\n"
+    answer: dict[str, Any] = {"submitted": False, "configuration": configuration}
+    if not (arguments.local or arguments.debug):
+        answer["sbatch"] = sbatch_text(submission)
+        text += f"# sbatch\n{answer['sbatch']}\n"
+    show(f"{text}Nothing was started (--dry-run).\n", summary | answer, arguments.json)
+    return 0
+
+
+def _where(arguments: argparse.Namespace, summary: dict[str, Any]) -> str:
+    """A line where all ranks of several nodes share this machine; else nothing."""
+    if not arguments.local or summary["nodes"] == 1:
+        return ""
+    return f"all {summary['world_size']} ranks of {summary['nodes']} nodes run on this machine\n"
 
 
 def _submit(
@@ -218,11 +236,7 @@ def _run_local(
 ) -> int:
     from vggdist.slurm.submit import run_local
 
-    sys.stdout.write(_render(summary))
-    if summary["nodes"] > 1:
-        sys.stdout.write(
-            f"all {summary['world_size']} ranks of {summary['nodes']} nodes run on this machine\n"
-        )
+    sys.stdout.write(_render(summary) + _where(arguments, summary))
     sys.stdout.flush()
     limit = submission.settings.timeout_minutes if arguments.time is not None else None
     exit_code = run_local(submission, limit)
