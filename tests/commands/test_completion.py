@@ -80,7 +80,7 @@ def test_bash_completes_files_where_files_are_meant(bash: Callable[[str], list[s
 
 def test_bash_lists_verbs_options_and_keys(bash: Callable[[str], list[str]]) -> None:
     assert sorted(bash(ALL)) == sorted(VERBS)
-    assert bash(f"train --{ALL}")[1:] == ["--config", "--help", "--print-config", "--ranks"]
+    assert {"--config", "--help", "--print-config", "--ranks"} <= set(bash(f"train --{ALL}"))
     keys = {key for key in KNOBS if key.startswith("schedule.")}
     assert set(bash(f"train schedule.{ALL}")[1:]) == {f"{key}=" for key in keys}
 

@@ -78,14 +78,14 @@ class Command:
 
 def render_script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The script for one of `SHELLS`; `parser` has all verbs with their arguments."""
-    commands = tuple(_commands(parser, ""))
+    commands = tuple(commands_of(parser, ""))
     if shell == "fish":
         return _fish(commands)
     wrapper = {"bash": _BASH, "zsh": _ZSH}[shell]
     return wrapper.replace("@FIND@", _find(commands))
 
 
-def _commands(parser: argparse.ArgumentParser, words: str) -> Iterator[Command]:
+def commands_of(parser: argparse.ArgumentParser, words: str) -> Iterator[Command]:
     """This parser's, and those below it."""
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     below = [action for action in shown if isinstance(action, argparse._SubParsersAction)]
@@ -111,7 +111,7 @@ def _commands(parser: argparse.ArgumentParser, words: str) -> Iterator[Command]:
     )
     for sub in below:
         for name, child in sub.choices.items():
-            yield from _commands(child, f"{words} {name}".lstrip())
+            yield from commands_of(child, f"{words} {name}".lstrip())
 
 
 def _values_of_option(action: argparse.Action, paths: set[str]) -> Iterable[str]:

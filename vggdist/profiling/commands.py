@@ -12,8 +12,10 @@ from vggdist.commands.arguments import (
     add_input,
     add_json,
     add_output,
+    add_overrides,
     configured,
     positive,
+    settings_of,
     show,
 )
 from vggdist.commands.ranks import start_ranks
@@ -126,11 +128,8 @@ def add_verbs(verbs: Any) -> None:
         help="ours, ddp_fp32, ddp_bf16, deepspeed_0, zero_1, zero_2, zero_1_bf16 or zero_2_bf16; "
         "several with commas (default: all)",
     )
-    exchange.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce",
+    add_overrides(
+        exchange, "on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce"
     )
     add_json(exchange)
 
@@ -234,7 +233,7 @@ def _bench_exchange(arguments: argparse.Namespace) -> None:
         arguments.rate,
         arguments.steps,
         arguments.only or list(NAMES),
-        arguments.overrides,
+        settings_of(arguments),
         arguments.rounds,
     )
     show(render_exchange(result), result, arguments.json)

@@ -13,6 +13,7 @@ from vggdist.commands.arguments import (
     add_settings,
     positive,
     scales,
+    settings_of,
     show,
 )
 
@@ -130,7 +131,7 @@ def _features(arguments: argparse.Namespace) -> None:
             layer=arguments.layer,
             aggregate=arguments.aggregate,
             flip=arguments.flip,
-            overrides=tuple(arguments.overrides),
+            overrides=tuple(settings_of(arguments)),
         )
     )
     save_features(arguments.out, features)
