@@ -266,7 +266,9 @@ def _tune_data(arguments: argparse.Namespace) -> None:
     if result is None:  # the main rank writes and speaks
         return
     write_tuned(result, arguments.out)
-    config_file = f" --config {quote(arguments.config)}" if arguments.config else ""
-    out = quote(arguments.out)
-    use = f"Written to {out}; to use it: launch/train.py{config_file} @{out}"
+    words = ["--config", str(arguments.config)] if arguments.config else []
+    words += settings_of(arguments)
+    words += [f"data.root={arguments.data}"] if arguments.data else []
+    training = " ".join(map(quote, ["vggdist", "train", *words, f"@{arguments.out}"]))
+    use = f"Written to {quote(arguments.out)}; to use it:\n  {training}"
     show(f"{render_tuned(result)}\n{use}", result, arguments.json)
