@@ -95,7 +95,8 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
         "--layer",
         choices=("fc7", "pool5"),
         default="fc7",
-        help="fc7, or the last pooled maps (default: fc7)",
+        help="fc7, or the last pooled maps, for which a file of convolutions alone is enough "
+        "(default: fc7)",
     )
     parser.add_argument(
         "--aggregate",
