@@ -333,15 +333,19 @@ def test_an_export_is_told_in_lines_and_in_json(weights: Weights, tmp_path: Path
         "[58, 57, 56]"
     )
     assert lines[3] == (
+        "made of an image by: orientation ignore, shorter side 40, filter bilinear, antialias "
+        "true, crop center, crop size 32"
+    )
+    assert lines[4] == (
         "in torchvision's terms: Resize(40), CenterCrop(32), ToTensor(), Normalize(mean=[0.482353, "
         "0.458824, 0.407843], std=[0.227451, 0.223529, 0.219608])"
     )
-    assert lines[4] == (
+    assert lines[5] == (
         "output: logits of 5 classes, 'a', 'b', 'c', 'd', 'e'; their soft-max gives the posteriors"
     )
-    assert lines[5] == "all this is in the file's metadata vggdist, in JSON (docs/conversion.md)"
-    assert lines[7] == f"written to {tmp_path / 'n.safetensors'}"
-    assert str(os.getpid()) not in lines[6]
+    assert lines[6] == "all this is in the file's metadata vggdist, in JSON (docs/conversion.md)"
+    assert lines[8] == f"written to {tmp_path / 'n.safetensors'}"
+    assert str(os.getpid()) not in lines[7]
 
 
 def prepare(file: Path, preprocessing: dict[str, Any]) -> Tensor:

@@ -44,6 +44,7 @@ _SUFFIXES: dict[Format, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "torch-export": (".pt2",),
 }
+_TOLD_ELSEWHERE = ("channels", "mean", "std", "output", "posteriors", "classes")
 _TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 _TORCHVISION_FC_WIDTH, _TORCHVISION_CHANNELS, _TORCHVISION_SIDE = 4096, 512, 7
 _LARGEST_ONNX = 2**31  # bytes: it is one Protocol Buffers message
@@ -161,6 +162,7 @@ def render_exported(exported: Exported) -> str:
             f"largest difference of logits {exported.largest_difference:.2g} (largest logit "
             f"{exported.largest_logit:.3g}; random images {tested})",
             f"input: images {shape}; {input_text(exported.description)}",
+            f"made of an image by: {_preparation(exported.preprocessing)}",
             f"in torchvision's terms: {resizing}ToTensor(), Normalize(mean={mean}, std={std})",
             f"output: logits of {len(names)} classes, {listed(names)}; their soft-max gives the "
             "posteriors",
@@ -168,6 +170,15 @@ def render_exported(exported: Exported) -> str:
             f"to load it: {exported.how}",
             f"written to {quote(exported.out)}",
         ]
+    )
+
+
+def _preparation(preprocessing: Mapping[str, Any]) -> str:
+    """`orientation ignore, shorter side 256 ...`."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {str(value).lower()}"
+        for key, value in preprocessing.items()
+        if key not in _TOLD_ELSEWHERE and value is not None
     )
 
 
