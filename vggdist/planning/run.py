@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vggdist.config import Config, steps_of_epochs, total_steps
 from vggdist.data.count import ImageCounts
+from vggdist.model.layer_costs import Layer
 from vggdist.planning.devices import Device
-from vggdist.planning.layers import Layer
 from vggdist.planning.links import Cluster
 
 IMAGE_BYTES = 115_400
