@@ -210,6 +210,11 @@ def watch(current: Callable[[], str], seconds: float) -> None:
             time.sleep(seconds)
 
 
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    """`1 rank`, `2 ranks`; `ending` makes the plural."""
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
+
+
 def duration(seconds: float) -> str:
     """`93.4` -> `0:01:33`, with days where there are any."""
     whole = round(seconds)

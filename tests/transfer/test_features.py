@@ -1,6 +1,7 @@
 """The oracle is a loop over the files: Pillow rescales, plain torch applies layer after layer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps
 
 from tests.conftest import Call
 from tests.reference import Reference, rescaled
-from vggdist.artifacts.weights import Description, save_weights
+from vggdist.artifacts.weights import Description, load_weights, save_weights
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.model.initialization import build_initialized
@@ -159,3 +160,26 @@ def test_a_network_that_has_exploded_has_no_features(
     )
     with pytest.raises(WeightsError, match="features are infinite or not numbers for 9 of 9"):
         compute_features(request)
+
+
+def test_pool5_needs_convolutions_alone_and_fc7_says_what_is_missing(
+    weights: Path, folder: Path, tmp_path: Path, call: Call
+) -> None:
+    whole = load_weights(weights)
+    convolutions = {n: t for n, t in whole.tensors.items() if n.startswith("features.")}
+    path = tmp_path / "convolutions.safetensors"
+    save_weights(path, convolutions, whole.description)
+    request = Request(str(path), str(folder), (40,), "pool5", overrides=OVERRIDES)
+    expected = compute_features(replace(request, network=str(weights)))
+    assert np.array_equal(compute_features(request).descriptors, expected.descriptors)
+
+    sentence = (
+        f"error: {path} has convolutions only, and this needs fc6, fc7 and fc8 too. With such a "
+        "file a training can begin (model.initialize_from), and `vggdist features --layer pool5` "
+        "describes images.\n"
+    )
+    out, image = tmp_path / "f.npz", next(folder.rglob("*.png"))
+    for words in (["features", path, "--data", folder, "--out", out], ["predict", path, image]):
+        code, _, err = call(*words)
+        assert code == WeightsError.exit_code
+        assert err.endswith(sentence)

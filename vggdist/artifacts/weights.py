@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -88,8 +89,35 @@ class Description:
         }
         return load_config(None, overrides, base)
 
-    def to_metadata(self) -> dict[str, str]:
-        """As the metadata of a .safetensors file."""
+    def preprocessing(self, *, whole: bool = False) -> dict[str, Any]:
+        """What becomes of an image before the network, and of its output, for other programs.
+
+        docs/conversion.md says what the keys mean.
+
+        Args:
+            whole: for a network that is applied to whole images.
+        """
+        return {
+            "orientation": "ignore",
+            "shorter_side": self.default_scale,
+            "filter": "bilinear",
+            "antialias": True,
+            "crop": None if whole else "center",
+            "crop_size": None if whole else self.crop_size,
+            "channels": "RGB",
+            "mean": self.mean,
+            "std": self.std,
+            "output": "logits",
+            "posteriors": "softmax",
+            "classes": self.classes,
+        }
+
+    def to_metadata(self, preprocessing: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """As the metadata of a .safetensors file.
+
+        Args:
+            preprocessing: in place of what `preprocessing` returns.
+        """
         values = {
             "format": FORMAT,
             "model": self.model.model_dump(mode="json", exclude={"initialize_from"}),
@@ -99,7 +127,9 @@ class Description:
             "train_scale": self.train_scale,
             "classes": self.classes,
             "origin": self.origin,
+            "preprocessing": preprocessing or self.preprocessing(),
         }
+        # One key alone: safetensors writes several in any order, and equal files have equal hashes.
         return {METADATA_KEY: json.dumps(values)}
 
 

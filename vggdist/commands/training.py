@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from vggdist.commands.arguments import add_config, steps_or_count
+from vggdist.commands.arguments import add_config, settings_of, steps_or_count
 from vggdist.commands.ranks import add_ranks, start_ranks
 
 DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the paper."
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
     `vggdist/errors.py`."""
     from vggdist.config_file import load_config, to_explained_yaml
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, settings_of(arguments))
     if arguments.print_config:
         sys.stdout.write(to_explained_yaml(config))
         return 0

@@ -1,5 +1,7 @@
 """Runs first in every command, before other imports: Ctrl-C, output, errors."""
 
+from __future__ import annotations
+
 import io
 import os
 import signal
@@ -13,6 +15,7 @@ from vggdist.errors import (
     VggdistError,
     missing_library,
     no_space_left,
+    old_python,
 )
 
 
@@ -23,6 +26,9 @@ def run(main: Callable[[], int]) -> int:
     Ctrl-C ends the process at once: compiled modules turn a KeyboardInterrupt into other errors, or
     swallow it after a traceback, and there is nothing to clean up yet.
     """
+    if (sentence := old_python()) is not None:
+        sys.stderr.write(f"error: {sentence}\n")
+        return ConfigError.exit_code
     # A background process of a script ignores Ctrl-C, and keeps ignoring it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vggdist.planning.estimate import Estimate
-from vggdist.terminal import duration, render_table
+from vggdist.terminal import duration, plural, render_table
 
 
 def render_estimate(estimate: Estimate) -> str:
@@ -19,8 +19,9 @@ def _head(estimate: Estimate) -> Iterator[str]:
     name = config.model.configuration
     yield (
         f"configuration {name if isinstance(name, str) else 'custom'}, {config.data.crop_size} px, "
-        f"{config.resolved_precision}; {cluster.nodes} nodes x {cluster.ranks_per_node} "
-        f"{cluster.device.name}, {cluster.bits_per_second / 1e9:g} Gb/s between nodes"
+        f"{config.resolved_precision}; {plural(cluster.nodes, 'node')} x "
+        f"{plural(cluster.ranks_per_node, 'rank')} ({cluster.device.name} each), "
+        f"{cluster.bits_per_second / 1e9:g} Gb/s between nodes"
     )
     yield (
         f"batch: {config.batch.global_} = {work.micro} x {work.accumulation_steps} accumulation "
@@ -102,6 +103,11 @@ def _needs(estimate: Estimate) -> Iterator[str]:
         f"data: {supply.images_per_second_per_node:,.0f} images/s on each node, which is "
         f"{supply.megabytes_per_second_per_node:,.0f} MB/s from disk and "
         f"{supply.num_cores:.1f} CPU cores for decoding"
+    )
+    images = estimate.images
+    yield (
+        f"images: {images.num_train:,} for training, {images.num_val:,} for validation "
+        f"({images.note})"
     )
     yield (
         f"run: {run.steps:,} steps, {run.epochs:.1f} epochs, {duration(3600 * run.hours)} "

@@ -12,8 +12,10 @@ from vggdist.commands.arguments import (
     add_input,
     add_json,
     add_output,
+    add_overrides,
     configured,
     positive,
+    settings_of,
     show,
 )
 from vggdist.commands.ranks import start_ranks
@@ -130,11 +132,8 @@ def add_verbs(verbs: Any) -> None:
         help="ours, ddp_fp32, ddp_bf16, deepspeed_0, zero_1, zero_2, zero_1_bf16 or zero_2_bf16; "
         "several with commas (default: all)",
     )
-    exchange.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce",
+    add_overrides(
+        exchange, "on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce"
     )
     add_json(exchange)
 
@@ -238,7 +237,7 @@ def _bench_exchange(arguments: argparse.Namespace) -> None:
         arguments.rate,
         arguments.steps,
         arguments.only or list(NAMES),
-        arguments.overrides,
+        settings_of(arguments),
         arguments.rounds,
     )
     show(render_exchange(result), result, arguments.json)
@@ -271,7 +270,9 @@ def _tune_data(arguments: argparse.Namespace) -> None:
     if result is None:  # the main rank writes and speaks
         return
     write_tuned(result, arguments.out)
-    config_file = f" --config {quote(arguments.config)}" if arguments.config else ""
-    out = quote(arguments.out)
-    use = f"Written to {out}; to use it: launch/train.py{config_file} @{out}"
+    words = ["--config", str(arguments.config)] if arguments.config else []
+    words += settings_of(arguments)
+    words += [f"data.root={arguments.data}"] if arguments.data else []
+    training = " ".join(map(quote, ["vggdist", "train", *words, f"@{arguments.out}"]))
+    use = f"Written to {quote(arguments.out)}; to use it:\n  {training}"
     show(f"{render_tuned(result)}\n{use}", result, arguments.json)

@@ -93,7 +93,7 @@ def compute_features(request: Request) -> Features:
         for part in parts:
             require_whole(part.images, process)
         dense = DenseNetwork(
-            build_network(weights, config.model),
+            build_network(weights, config.model, convolutions_only=request.layer == "pool5"),
             DTYPES[config.resolved_precision],
             process.device,
         )
