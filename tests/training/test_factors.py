@@ -319,7 +319,7 @@ def test_frozen_layers_are_never_factored() -> None:
 def test_the_table_says_what_was_decided_on(caplog: pytest.LogCaptureFixture) -> None:
     config = small_config()
     split = split_batch(config.batch, 2)
-    with caplog.at_level(logging.INFO, logger="vggdist"):
+    with caplog.at_level(logging.DEBUG, logger="vggdist"):
         choose_factored(small_network(config), config, split, tell=True)
     lines = caplog.messages[0].splitlines()
     assert lines[0] == (

@@ -22,6 +22,7 @@ from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
 from vggdist.errors import ConfigError
+from vggdist.model.configurations import configuration_name
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling.bound import Timings, describe, render_bound
 from vggdist.profiling.images import TimedImages, open_training_images
@@ -116,9 +117,9 @@ def render_step(result: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"configuration {result['configuration']}, {result['crop_size']} px, "
-            f"{result['precision']}, micro batch {result['micro_batch']} x "
-            f"{result['accumulation_steps']}, {result['device']}, "
+            f"configuration {configuration_name(result['configuration'])}, "
+            f"{result['crop_size']} px, {result['precision']}, micro batch "
+            f"{result['micro_batch']} x {result['accumulation_steps']}, {result['device']}, "
             f"{result['rounds']} interleaved rounds",
             render_table(("loop", "seconds/step", "images/s/rank"), rows),
             f"vggdist / bare: {result['ratio']:.4f} (pairs {result['ratio_min']:.4f} to "

@@ -63,6 +63,7 @@ class Engine:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
         exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
+        factored: names of the layers whose gradients are sent as factors.
         measure_norm: set it before a step to have `gradient_norm` after it.
     """
 
@@ -72,6 +73,7 @@ class Engine:
         self.config = config
         self.device = process.device
         self.measure_norm = False
+        self.factored: tuple[str, ...] = ()
         self._norm: Tensor | float | None = None
         self._scale_of_step: Tensor | None = None
         if self.device.type == "cpu":
@@ -98,6 +100,9 @@ class Engine:
         factored = choose_factored(
             self.module, self.config, split, tell=several and process.is_main
         )
+        if several:
+            names = {module: name for name, module in self.module.named_modules()}
+            self.factored = tuple(names[layer] for layer in factored)
         self.exchange = GradientExchange(
             list(trained_parameters(self.module).values()),
             self._engine.is_gradient_accumulation_boundary,

@@ -98,7 +98,7 @@ def choose_factored(
         network: with `FCLayer`s.
         config: its `exchange` decides, or is `auto`.
         split: how a step's images are divided among the ranks.
-        tell: log the bytes of both ways.
+        tell: note the bytes of both ways in the log file.
     """
     layers = {
         name: module
@@ -123,7 +123,7 @@ def choose_factored(
         rest = sum(
             p.numel() for p in network.parameters() if p.requires_grad and id(p) not in apart
         )
-        logger.info("%s", render_traffic(traffic, rest, config, split))
+        logger.debug("%s", render_traffic(traffic, rest, config, split))
     return [layer for name, layer in layers.items() if ways[name] == "factors"]
 
 

@@ -41,12 +41,30 @@ class Throughput:
     def close_window(self) -> dict[str, float]:
         """Images per second of all ranks, with and without waiting; data wait. Starts a window."""
         self.pause()
-        seconds, wait, images = self._window_seconds, self._window_wait, self._window_images
-        self.seconds += seconds
-        self.images += images
+        speeds = self._speeds(self._window_seconds)
+        self.seconds += self._window_seconds
+        self.images += self._window_images
         self._window_seconds = self._window_wait = 0.0
         self._window_images = 0
         self.resume()
+        return speeds
+
+    def speeds_so_far(self) -> dict[str, float]:
+        """The same of the window that lasts, by the host's clock: the device is not waited for."""
+        return self._speeds(self._seconds_so_far)
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Over all steps so far, by the host's clock."""
+        images = self.images + self._window_images
+        return (self.seconds + self._seconds_so_far) / images if images else 0.0
+
+    @property
+    def _seconds_so_far(self) -> float:
+        return self._window_seconds + time.monotonic() - self._started_at
+
+    def _speeds(self, seconds: float) -> dict[str, float]:
+        wait, images = self._window_wait, self._window_images
         if images == 0 or seconds == 0.0:
             return {}
         return {
