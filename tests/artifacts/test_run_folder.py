@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vggdist.artifacts import checkpoint
 from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.artifacts.run_folder import (
     choose_checkpoint,
+    enter,
     lock,
     precision_of_training,
     prepare,
@@ -262,8 +264,7 @@ def test_a_file_system_without_locks_is_a_warning(
     with lock(tmp_path):
         pass
     assert caplog.messages == [
-        f"{tmp_path} cannot be locked ([Errno 38] Function not implemented); let no other job "
-        "train there."
+        f"{tmp_path} cannot be locked (function not implemented); let no other job train there."
     ]
 
 
@@ -272,8 +273,51 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for take in (lock, partial(prepare, Config())):
         for folder in (tmp_path / "file", tmp_path / "file" / "run"):
             text = refusal(ConfigError, take, folder)
-            assert text.startswith(f"run folder {folder} cannot be written: ")
+            reason = "file exists" if folder.name == "file" else "not a directory"
+            assert text.startswith(f"run folder {folder} cannot be written: {reason}. ")
             assert text.endswith("Choose another run.folder.")
+
+
+def start_and_be_refused(folder: Path, begin: bool = False) -> None:
+    with ExitStack() as stack:
+        enter(Config(), folder, stack, ExitStack(), 0.0)
+        if begin:
+            prepare(Config(), folder)
+        raise ConfigError("a mistake that is found later")
+
+
+@pytest.fixture(params=[False, True], ids=["with room", "full"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that, full, takes names but no contents."""
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write if request.param else os.write)
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_refused_start_leaves_no_new_folder(tmp_path: Path) -> None:
+    refusal(ConfigError, start_and_be_refused, tmp_path / "runs" / "a", begin=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [[], ["lock"]])
+def test_a_refused_start_empties_a_folder_that_held_nothing(
+    tmp_path: Path, names: list[str]
+) -> None:
+    """Or what an earlier version left of such a start."""
+    for name in names:
+        (tmp_path / name).touch()
+    refusal(ConfigError, start_and_be_refused, tmp_path, begin=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_refused_start_leaves_what_was_there(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    refusal(ConfigError, start_and_be_refused, folder)
+    assert sorted(folder.rglob("*")) == sorted([*before, folder / "lock"])
 
 
 def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) -> None:
@@ -298,7 +342,7 @@ def test_a_lock_that_a_full_disk_does_not_take_is_a_sentence_and_no_lock(
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
         message = refusal(ConfigError, lock, tmp_path)
-    assert "No space left on device. Choose another run" in message
+    assert "no space left on device. Choose another run" in message
     with lock(tmp_path):
         pass
 
