@@ -29,11 +29,6 @@ EXIT_NOT_REQUEUED = 76
 SLURM failed."""
 
 
-def plain_reason(error: OSError) -> str:
-    """`[Errno 13] Permission denied: '/a'` -> `permission denied`; the message says what of."""
-    return error.strerror.lower() if error.strerror else str(error)
-
-
 def no_space_left(error: OSError) -> str | None:
     """The message for a full disk if there is no more specific one; None for other errors."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

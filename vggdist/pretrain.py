@@ -30,7 +30,6 @@ from vggdist.distributed.rank import on_main, run_rank
 from vggdist.errors import (
     EXIT_STOPPED,
     CheckpointError,
-    plain_reason,
 )
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
@@ -319,7 +318,6 @@ def _report(training: Training, config: Config, val: Manifest, folder: Path) -> 
     except OSError as error:
         raise CheckpointError(
             f"the training is finished and its checkpoint is kept, but the results in {folder} "
-            f"cannot be written: {plain_reason(error)}. Free space there; the same command writes "
-            "them."
+            f"cannot be written: {error}. Free space there; the same command writes them."
         ) from error
     print_result(result, folder)

@@ -24,7 +24,7 @@ from vggdist.artifacts.run_files import (
 from vggdist.artifacts.weights import Weights, load_weights
 from vggdist.config import Config, Precision
 from vggdist.config_file import load_config, to_yaml
-from vggdist.errors import CheckpointError, ConfigError, WeightsError, plain_reason
+from vggdist.errors import CheckpointError, ConfigError, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,7 @@ def lock(folder: Path, patience_seconds: float = 0.0) -> TextIO:
 def not_writable(folder: Path, error: OSError) -> ConfigError:
     """The error for a run folder that cannot be written."""
     return ConfigError(
-        f"run folder {quote(folder)} cannot be written: {plain_reason(error)}. Choose another "
-        "run.folder."
+        f"run folder {quote(folder)} cannot be written: {error}. Choose another run.folder."
     )
 
 

@@ -62,8 +62,8 @@ class Engine:
     Attributes:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
-        exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         factored: names of the layers whose gradients are sent as factors.
+        exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         measure_norm: set it before a step to have `gradient_norm` after it.
     """
 
@@ -73,9 +73,9 @@ class Engine:
         self.config = config
         self.device = process.device
         self.measure_norm = False
-        self.factored: tuple[str, ...] = ()
         self._norm: Tensor | float | None = None
         self._scale_of_step: Tensor | None = None
+        self.factored: tuple[str, ...] = ()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.optimizer = self._build_optimizer(network)

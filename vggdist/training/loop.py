@@ -20,7 +20,7 @@ from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError, StoppedError, plain_reason
+from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
@@ -228,7 +228,7 @@ class Training:
         """The live line: loss and error are of the main rank's images since the last log step."""
         if self.progress.is_due and (images := sums[-1]):
             values = {"loss": sums[0] / images, "top1_error": sums[1] / images}
-            values |= self.throughput.speeds_so_far()
+            values |= self.throughput.so_far()
             self.progress.show(self.step, self.epoch, values, self._seconds_left())
 
     def _diverged(self, what: str, good_until: int) -> NumericError:
@@ -366,8 +366,8 @@ class Training:
             else "There is none before it."
         )
         return (
-            f"the checkpoint of step {self.step} could not be written: {plain_reason(error)}. Free "
-            f"space or fix the permissions of {quote(self.checkpoint_folder)}. {kept}"
+            f"the checkpoint of step {self.step} could not be written: {error}. Free space or fix "
+            f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -21,7 +21,6 @@ from torch.utils.tensorboard import SummaryWriter
 from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.run_files import LOG_FILE, METRICS_FILE
 from vggdist.config import Triple
-from vggdist.errors import plain_reason
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class MetricLog:
                 logger.error(
                     "curves and log in %s cannot be written, training continues without them: %s.",
                     self._folder,
-                    plain_reason(error),
+                    error,
                 )
 
 

@@ -41,17 +41,29 @@ class Throughput:
     def close_window(self) -> dict[str, float]:
         """Images per second of all ranks, with and without waiting; data wait. Starts a window."""
         self.pause()
-        speeds = self._speeds(self._window_seconds)
-        self.seconds += self._window_seconds
-        self.images += self._window_images
+        seconds, wait, images = self._window_seconds, self._window_wait, self._window_images
+        self.seconds += seconds
+        self.images += images
         self._window_seconds = self._window_wait = 0.0
         self._window_images = 0
         self.resume()
-        return speeds
+        if images == 0 or seconds == 0.0:
+            return {}
+        return {
+            "images_per_second": images / seconds,
+            "images_per_second_without_wait": images / max(seconds - wait, 1e-9),
+            "data_wait": min(1.0, wait / seconds),
+        }
 
-    def speeds_so_far(self) -> dict[str, float]:
-        """The same of the window that lasts, by the host's clock: the device is not waited for."""
-        return self._speeds(self._seconds_so_far)
+    def so_far(self) -> dict[str, float]:
+        """Images per second and data wait of the window, by the host's clock: it does not wait."""
+        seconds, images = self._seconds_so_far, self._window_images
+        if images == 0 or seconds == 0.0:
+            return {}
+        return {
+            "images_per_second": images / seconds,
+            "data_wait": min(1.0, self._window_wait / seconds),
+        }
 
     @property
     def seconds_per_image(self) -> float:
@@ -62,16 +74,6 @@ class Throughput:
     @property
     def _seconds_so_far(self) -> float:
         return self._window_seconds + time.monotonic() - self._started_at
-
-    def _speeds(self, seconds: float) -> dict[str, float]:
-        wait, images = self._window_wait, self._window_images
-        if images == 0 or seconds == 0.0:
-            return {}
-        return {
-            "images_per_second": images / seconds,
-            "images_per_second_without_wait": images / max(seconds - wait, 1e-9),
-            "data_wait": min(1.0, wait / seconds),
-        }
 
     @property
     def images_per_second(self) -> float:
