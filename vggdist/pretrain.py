@@ -94,7 +94,8 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
             _announce(config, process, split, dataset, folder)
             announce_data(data, folder)
         network = build_trainable(config, fresh=saved is None)
-        engine = build_engine(network, config, split, process)
+        earlier = saved.state.get("exchange") if saved else None
+        engine = build_engine(network, config, split, process, earlier)
         logger.info("%s", _choices(config, process, why, engine))
         first_step = saved.step if saved else 0
         if first_step < total_steps(config, dataset.train.num_images):
@@ -190,7 +191,7 @@ def _choices(config: Config, process: Process, why: str, engine: Engine) -> str:
     parts = [f"{process.device}, {why.rstrip('.')}", f"images decoded on the {place}, {threads}"]
     if process.world_size > 1:
         parts[-1] += " a rank"
-        factored = f"those of {' and '.join(engine.factored)} as factors"
+        factored = f"those of {', '.join(engine.factored)} as factors"
         parts.append("gradients exchanged whole" + (f", {factored}" if engine.factored else ""))
     return f"chosen for this machine: {'; '.join(parts)}."
 

@@ -201,7 +201,7 @@ def run_in_terminal(*command: str) -> tuple[int, str]:
 def test_two_ranks_speak_as_one_on_a_terminal(tiny_overrides, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "vggdist", "train", "--ranks", "2", *tiny_overrides]
-    code, got = run_in_terminal(*command, "log.every_steps=2")
+    code, got = run_in_terminal(*command, "log.every_steps=2", "exchange=factors")
     assert code == 0, got
     started, *rest = got.replace("\r\x1b[K", "\n").splitlines()
     assert re.fullmatch(rf"..:..:.. starting 2 ranks of configuration custom in {folder}", started)
@@ -209,7 +209,7 @@ def test_two_ranks_speak_as_one_on_a_terminal(tiny_overrides, tmp_path):
     assert told[0] == f"run folder {folder}; its curves: tensorboard --logdir {folder}/tensorboard"
     assert told[2] == "global batch 8 = 2 ranks x 1 micro batch x 4 images; 6 steps, 2.40 epochs"
     assert told[4].startswith("chosen for this machine: cpu, precision fp32, as set; images deco")
-    assert told[4].endswith("; gradients exchanged whole, those of fc6 and fc7 as factors.")
+    assert told[4].endswith("; gradients exchanged whole, those of fc6, fc7, fc8 as factors.")
     live = [line for line in told if line.startswith("step ")]
     whole = r"step (\d)/6  left \d:..:..  loss [\d.]+  top-1 error [\d.]+ %  [\d.]+ images/s  d"
     shown = [int(match.group(1)) for line in live if (match := re.match(whole, line))]
