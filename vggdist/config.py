@@ -19,6 +19,7 @@ from vggdist.model.configurations import (
     Configuration,
     Convolution,
     column_name,
+    configuration_name,
     parse_configuration,
 )
 from vggdist.section import Fixed, Free, Inherited, Knob, Section, knobs_of
@@ -506,7 +507,7 @@ class Config(Section):
         """The run folder: as configured, or named after the configuration."""
         if self.run.folder is not None:
             return self.run.folder
-        name = self.model.configuration if isinstance(self.model.configuration, str) else "custom"
+        name = configuration_name(self.model.configuration)
         return f"runs/vgg_{name.lower().replace('-', '_')}" + (
             "_bn" if self.model.batch_norm else ""
         )

@@ -55,7 +55,7 @@ from vggdist.evaluation.scores import (
 )
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.loading import build_network
-from vggdist.terminal import Progress
+from vggdist.terminal import Progress, counted
 
 logger = logging.getLogger("vggdist")
 
@@ -272,13 +272,13 @@ def _announce(
     weights: Weights, images: Manifest, process: Process, config: Config, num_there: int
 ) -> None:
     logger.info(
-        "%s of %s on %d images of %s; %s, %s on %s",
+        "%s of %s on %s of %s; %s, %s on %s",
         weights.description.name,
         quote(weights.path),
-        images.num_images,
+        counted(images.num_images, "image"),
         quote(images.folder),
         config.precision,
-        "1 rank" if process.world_size == 1 else f"{process.world_size} ranks",
+        counted(process.world_size, "rank"),
         process.device,
     )
     if num_there:

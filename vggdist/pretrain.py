@@ -23,6 +23,7 @@ from vggdist.data.loader import EvaluationLoader, TrainingLoader, open_training_
 from vggdist.data.manifest import Dataset, Manifest
 from vggdist.distributed import process as world
 from vggdist.distributed import srun
+from vggdist.distributed.entry import PYTHON_WARNINGS
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main, run_rank
@@ -33,6 +34,7 @@ from vggdist.errors import (
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_trainable
+from vggdist.terminal import counted
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.dataset import TrainingData, announce_data, copy_to_node, open_training_data
 from vggdist.training.engine import Engine
@@ -102,10 +104,10 @@ def pretrain(
         if process.is_main:
             _announce(config, process, split, dataset, folder)
             announce_data(data, folder)
-            logger.info(why)
         network = build_trainable(config, fresh=saved is None)
         earlier = saved.state.get("exchange") if saved else None
         engine = build_engine(network, config, split, process, earlier)
+        logger.info("%s", _choices(config, process, why, engine))
         if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
@@ -131,9 +133,10 @@ def _open_log(config: Config, folder: Path, stack: ExitStack) -> None:
         handler = LogFile(folder)
     except OSError as error:
         raise run_folder.not_writable(folder, error) from error
-    logger.addHandler(handler)
     stack.callback(handler.close)
-    stack.callback(logger.removeHandler, handler)
+    for source in (logger, PYTHON_WARNINGS):
+        source.addHandler(handler)
+        stack.callback(source.removeHandler, handler)
 
 
 def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack) -> MetricLog:
@@ -163,16 +166,13 @@ def _announce(
         dataset.val.num_images,
     )
     logger.info(
-        "global batch %d = %d ranks x %d micro batches x %d images; %d steps, %.1f epochs; "
-        "%s on %s",
+        "global batch %d = %s x %s x %s; %s, %.2f epochs",
         split.global_batch,
-        split.world_size,
-        split.accumulation_steps,
-        split.micro,
-        steps,
+        counted(split.world_size, "rank"),
+        counted(split.accumulation_steps, "micro batch", "micro batches"),
+        counted(split.micro, "image"),
+        counted(steps, "step"),
         steps * split.global_batch / dataset.train.num_images,
-        config.resolved_precision,
-        process.device,
     )
     if split.global_batch > dataset.train.num_images:
         logger.warning(
@@ -182,10 +182,28 @@ def _announce(
             dataset.train.num_images,
         )
     if dataset.train.quarantine:
+        num_bad = len(dataset.train.quarantine)
         logger.info(
-            "%d training images are in quarantine; the sample plan replaces them",
-            len(dataset.train.quarantine),
+            "%s in quarantine; training shows other images instead",
+            f"{counted(num_bad, 'training image')} {'is' if num_bad == 1 else 'are'}",
         )
+
+
+def _choices(config: Config, process: Process, why: str, engine: Engine) -> str:
+    """What was chosen for this machine.
+
+    Args:
+        why: the precision and its reason, as a sentence.
+        engine: knows what is exchanged.
+    """
+    threads = counted(config.data.num_threads or process.num_cores, "thread")
+    place = "GPU" if process.device.type == "cuda" else "CPU"
+    parts = [f"{process.device}, {why.rstrip('.')}", f"images decoded on the {place}, {threads}"]
+    if process.world_size > 1:
+        parts[-1] += " a rank"
+        factored = f"those of {', '.join(engine.factored)} as factors"
+        parts.append("gradients exchanged whole" + (f", {factored}" if engine.factored else ""))
+    return f"chosen for this machine: {'; '.join(parts)}."
 
 
 def _load_checkpoint(path: Path | None, process: Process) -> checkpoint.Checkpoint | None:

@@ -51,8 +51,8 @@ def test_the_verb_prints_draws_and_writes(
 ) -> None:
     run(f"{COMMAND} --out {tmp_path}/plan.png --json {tmp_path}/plan.json model.fc_width=2048")
     text = capsys.readouterr().out
-    assert "4 nodes x 8 ranks (H100 SXM each), 400 Gb/s between nodes" in text
-    assert "batch: 2048 = 64 x 1 accumulation steps x 32 ranks" in text
+    assert "4 nodes of 8 ranks, 400 Gb/s between nodes" in text
+    assert "batch: 2048 = 32 ranks x 1 micro batch x 64 images" in text
     for word in ("arithmetic", "exchange, not hidden", "memory of a rank", "GPU hours"):
         assert word in text
     with Image.open(tmp_path / "plan.png") as picture:

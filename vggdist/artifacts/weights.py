@@ -25,6 +25,7 @@ from vggdist.artifacts.paths import quote
 from vggdist.config import Config, ModelConfig, Triple
 from vggdist.config_file import load_config
 from vggdist.errors import WeightsError
+from vggdist.model.configurations import configuration_name
 
 METADATA_KEY = "vggdist"
 FORMAT = 1
@@ -53,8 +54,7 @@ class Description:
     @property
     def name(self) -> str:
         """What to call the network: its column of Table 1, or custom."""
-        configuration = self.model.configuration
-        name = configuration if isinstance(configuration, str) else "custom"
+        name = configuration_name(self.model.configuration)
         return f"{name}-BN" if self.model.batch_norm else name
 
     @property

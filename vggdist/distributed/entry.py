@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ from vggdist.errors import (
     no_space_left,
     old_python,
 )
+
+PYTHON_WARNINGS = logging.getLogger("py.warnings")
+"""Has what `warnings.warn` says after `quiet_libraries`."""
 
 
 def run(main: Callable[[], int]) -> int:
@@ -48,6 +52,19 @@ def run(main: Callable[[], int]) -> int:
         return end_of_full_disk(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def quiet_libraries() -> None:
+    """Keeps warnings of torch and others off the terminal, as those of Python for the log file.
+
+    Before they are imported. Settings of the environment stand: `TORCH_CPP_LOG_LEVEL=INFO`,
+    `PYTHONWARNINGS=default`.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.warnoptions:
+        logging.captureWarnings(True)
+        PYTHON_WARNINGS.propagate = False
+        PYTHON_WARNINGS.addHandler(logging.NullHandler())
 
 
 def end_of_full_disk(error: OSError) -> int:

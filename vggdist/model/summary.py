@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 
 from vggdist.config import FULLY_CONNECTED, ModelConfig
-from vggdist.model.configurations import Convolution
+from vggdist.model.configurations import Convolution, configuration_name
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def require_halves(crop_size: int, num_blocks: int) -> None:
 
 def render_summary(summary: ModelSummary) -> str:
     """The summary as a table of text; the caller prints it."""
-    name = summary.configuration if isinstance(summary.configuration, str) else "custom"
+    name = configuration_name(summary.configuration)
     lines = [
         f"{'layer':<10}{'kind':<21}{'output':>15}{'parameters':>14}{'multiply-adds':>17}",
         "-" * 77,

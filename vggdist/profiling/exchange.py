@@ -24,6 +24,7 @@ from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config
 from vggdist.distributed.precision import choose_precision
 from vggdist.errors import ConfigError, VggdistError
+from vggdist.model.configurations import configuration_name
 from vggdist.profiling.hosts import Hosts
 from vggdist.profiling.timing import ratios, take_turns
 from vggdist.terminal import StatusLine, render_table
@@ -152,9 +153,10 @@ def render_exchange(result: Mapping[str, Any]) -> str:
             )
         )
     title = (
-        f"configuration {setting['configuration']}, {setting['images_per_rank']} images of "
-        f"{setting['crop_size']} px per rank, {setting['precision']}, 2 ranks, "
-        f"cable {setting['rate']}, median of {setting['steps']} steps"
+        f"configuration {configuration_name(setting['configuration'])}, "
+        f"{setting['images_per_rank']} images of {setting['crop_size']} px per rank, "
+        f"{setting['precision']}, 2 ranks, cable {setting['rate']}, "
+        f"median of {setting['steps']} steps"
         + (f" in each of {setting['rounds']} rounds" if setting["rounds"] > 1 else "")
     )
     head = ("exchange", "MB/step", "s/step", "exposed", "x ours", "loss", "peak MB", "")

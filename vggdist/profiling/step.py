@@ -27,6 +27,7 @@ from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
 from vggdist.distributed.peak import peak_teraflops
 from vggdist.errors import ConfigError
+from vggdist.model.configurations import configuration_name
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling.bound import Timings, describe, render_bound
 from vggdist.profiling.images import TimedImages, open_training_images
@@ -154,9 +155,9 @@ def render_step(result: dict[str, Any]) -> str:
         ratio += f"; vggdist / tuned: {result['ratio_tuned']:.4f}"
     return "\n".join(
         [
-            f"configuration {result['configuration']}, {result['crop_size']} px, "
-            f"{result['precision']}, micro batch {result['micro_batch']} x "
-            f"{result['accumulation_steps']}, {result['device']}, "
+            f"configuration {configuration_name(result['configuration'])}, "
+            f"{result['crop_size']} px, {result['precision']}, micro batch "
+            f"{result['micro_batch']} x {result['accumulation_steps']}, {result['device']}, "
             f"{result['rounds']} interleaved rounds",
             render_table(("loop", "seconds/step", "images/s/rank", "of the peak"), rows),
             ratio,

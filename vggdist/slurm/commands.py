@@ -21,7 +21,7 @@ from vggdist.config import split_batch
 from vggdist.config_file import to_yaml
 from vggdist.errors import ConfigError
 from vggdist.slurm.settings import ClusterSettings, load_settings
-from vggdist.terminal import plural
+from vggdist.terminal import counted
 
 if TYPE_CHECKING:
     from vggdist.slurm.job import Payload
@@ -175,12 +175,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _render(summary: dict[str, Any]) -> str:
     gpu = "a GPU and " if summary["gpus_per_node"] else ""
     return (
-        f"world size {summary['world_size']} = {plural(summary['nodes'], 'node')} x "
-        f"{plural(summary['ranks_per_node'], 'rank')}, each with {gpu}"
-        f"{plural(summary['cpus_per_rank'], 'CPU')}\n"
-        f"global batch {summary['global_batch']} = {plural(summary['world_size'], 'rank')} x "
-        f"{plural(summary['accumulation_steps'], 'micro batch', 'es')} x "
-        f"{plural(summary['micro_batch'], 'image')}\n"
+        f"world size {summary['world_size']} = {counted(summary['nodes'], 'node')} x "
+        f"{counted(summary['ranks_per_node'], 'rank')}, each with {gpu}"
+        f"{counted(summary['cpus_per_rank'], 'CPU')}\n"
+        f"global batch {summary['global_batch']} = {counted(summary['world_size'], 'rank')} x "
+        f"{counted(summary['accumulation_steps'], 'micro batch', 'micro batches')} x "
+        f"{counted(summary['micro_batch'], 'image')}\n"
         f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
 

@@ -64,6 +64,7 @@ class Engine:
     Attributes:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
+        factored: names of the layers whose gradients are sent as factors.
         exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         exchange_state: what was decided about the exchange; None: nothing was.
         measure_norm: set it before a step to have `gradient_norm` after it.
@@ -87,6 +88,7 @@ class Engine:
         self.measure_norm = False
         self._norm: Tensor | float | None = None
         self._scale_of_step: Tensor | None = None
+        self.factored: tuple[str, ...] = ()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.optimizer = self._build_optimizer(network)
@@ -117,6 +119,7 @@ class Engine:
         if split.world_size > 1:
             ways = choose_ways(self.config, split, process, collectives, exchange_state)
             self.exchange_state = to_state(ways, split)
+            self.factored = tuple(layer for layer, way in ways.items() if way == "factors")
             factored = factored_layers(self.module, ways, self.config, split, tell=process.is_main)
         self.exchange = GradientExchange(
             list(trained_parameters(self.module).values()),

@@ -110,7 +110,7 @@ def factored_layers(
         ways: of `choose_ways`.
         config: the precisions and `exchange`.
         split: how a step's images are divided among the ranks.
-        tell: log the bytes of both ways.
+        tell: note the bytes of both ways in the log file.
     """
     layers = {
         name: module
@@ -134,7 +134,7 @@ def factored_layers(
             )
             for name, layer in layers.items()
         ]
-        logger.info("%s", render_traffic(traffic, ways, rest, config, split))
+        logger.debug("%s", render_traffic(traffic, ways, rest, config, split))
     return [layer for name, layer in layers.items() if ways[name] == "factors"]
 
 

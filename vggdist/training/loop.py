@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vggdist.artifacts import checkpoint
@@ -94,7 +95,7 @@ class Training:
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
         self.utilization = Utilization(config, process.world_size, process.device)
-        self.progress = TrainingProgress(schedule.total_steps)
+        self.progress = TrainingProgress(schedule.total_steps, speaks=process.is_main)
         self._evaluation_interval = self._steps(config.evaluation.every_epochs)
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
             config.checkpoint.every_epochs
@@ -214,8 +215,8 @@ class Training:
         train_step(self.engine, self._shown(waiting), self.meter)
         flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_new)
         self.throughput.add_step(self.split.global_batch, waiting.seconds)
-        self.progress.tick(self.step)
-        return flags
+        # Behind the flags, so that the live line has them without waiting for the device.
+        return torch.cat([flags, self.meter.sums])
 
     def _handle(self, flags: StepFlags | None) -> bool:
         """Whether a rank was asked to stop; raises if the step failed."""
@@ -230,10 +231,19 @@ class Training:
                 good_until=flags.step - 2,
             )
         self.num_masked += flags.masked
+        self._renew_line(flags.sums)
         if flags.found_bad:
             self.progress.clear()
             self.known_bad.agree()
         return flags.stop
+
+    def _renew_line(self, sums: tuple[float, ...]) -> None:
+        """The live line: loss and error are of the main rank's images since the last log step."""
+        if self.progress.is_due and (images := sums[-1]):
+            values = {"loss": sums[0] / images, "top1_error": sums[1] / images}
+            speeds = self.throughput.so_far()
+            values |= speeds | self.utilization.of(speeds["images_per_second"])
+            self.progress.show(self.step, self.epoch, values, self._seconds_left())
 
     def _diverged(self, what: str, good_until: int) -> NumericError:
         """The error for a network that has diverged.
@@ -408,6 +418,6 @@ class Training:
     def _seconds_left(self) -> float:
         """Estimated from the speed so far, evaluations included."""
         steps = self.schedule.total_steps - self.step
-        per_step = self.throughput.seconds / max(1, self.throughput.images)
+        per_step = self.throughput.seconds_per_image * self.split.global_batch
         evaluations = steps / self._evaluation_interval
-        return steps * per_step * self.split.global_batch + evaluations * self._evaluation_seconds
+        return steps * per_step + evaluations * self._evaluation_seconds
