@@ -10,6 +10,7 @@ from PIL import Image
 from tests.ranks import leave_world, run_in_ranks, train_in_ranks
 from tests.run_folders import steps
 from vggdist.artifacts import run_folder
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import BadFile, save_quarantine
@@ -68,6 +69,21 @@ def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(t
     assert "set model.num_classes=3" in message
     corrected = load_config(None, tiny_overrides)
     assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
+
+
+def test_the_number_of_classes_follows_from_the_data_set_and_stands_in_the_run_folder(
+    tiny_overrides,
+):
+    unset = [*tiny_overrides, "model.num_classes=null"]
+    config = load_config(None, [*unset, "schedule.num_steps=1"])
+    folder = Path(config.run_folder)
+    assert pretrain(config) == 0
+    assert load_config(folder / "config.yaml").model.num_classes == 3
+    assert open_weights(str(folder)).description.model.num_classes == 3
+    again = load_config(None, [*unset, "schedule.num_steps=2"])
+    assert run_folder.choose_checkpoint(again, folder) is not None
+    message = refusal([*tiny_overrides, "model.num_classes=4"], CheckpointError)
+    assert "model.num_classes: 3 -> 4" in message
 
 
 @pytest.fixture

@@ -156,11 +156,11 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
         DataError: their classes are not the network's, or some are bad.
     """
     where = f"{quote(request.root)} ({request.split})"
-    if len(images.classes) != network.model.num_classes:
+    if len(images.classes) != network.model.fc8_width:
         raise DataError(
             sentences(
                 f"{where} has {len(images.classes)} classes, and the network tells "
-                f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
+                f"{network.model.fc8_width} apart; evaluate it on images of the classes that it "
                 "was trained on.",
                 explain_nesting(images),
             )

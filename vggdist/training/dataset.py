@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def open_training_data(
     survey = on_main(process, stop.run, _survey, config, root, folder, saved, undo)
     digests = world.from_main(_digests(survey) if survey else {})
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
-    return TrainingData(dataset, digests, survey.remarks if survey else ())
+    remarks = (*survey.remarks, *_remarks(config, survey)) if survey else ()
+    return TrainingData(dataset, digests, remarks)
 
 
 def copy_to_node(
@@ -140,15 +142,22 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
     root = config.data.root
     require_several_classes(dataset.train)
     num_classes = len(dataset.train.classes)
-    if num_classes != config.model.num_classes:
+    if config.model.num_classes not in (None, num_classes):
         raise ConfigError(
             sentences(
                 f"model.num_classes is {config.model.num_classes}, but {quote(root)} has "
-                f"{num_classes} classes; set model.num_classes={num_classes}.",
+                f"{num_classes} classes; set model.num_classes={num_classes}, or leave it out.",
                 explain_nesting(dataset.train),
             )
         )
     require_usable(dataset.val, root)
+
+
+def _remarks(config: Config, survey: Survey) -> Iterator[str]:
+    """What the configuration makes of the images, where that may not be what was meant."""
+    nesting = explain_nesting(survey.dataset.train)
+    if nesting and config.model.num_classes is None:
+        yield nesting
 
 
 def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:

@@ -302,7 +302,7 @@ class Training:
                 "epoch %.2f  validation: top-1 error %.2f %%  %sloss %.4f",
                 self.epoch,
                 100 * self.errors.top1_error,
-                top5 if self.config.model.num_classes > TOP5 else "",
+                top5 if self.config.model.fc8_width > TOP5 else "",
                 self.errors.loss,
             )
         return True
