@@ -29,6 +29,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Exchange = Literal["auto", "all_reduce", "factors"]
+Orientation = Literal["ignore", "apply"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Triple = tuple[float, float, float]
@@ -139,6 +140,12 @@ class DataConfig(Section):
         description="Shorter side Q in evaluations, pixels; null: 0.5 (train_scale_min + "
         "train_scale_max).",
     )
+    orientation: Fixed[Orientation] = Field(
+        "ignore",
+        description="What is done about the EXIF orientation of photos: ignore shows them to the "
+        "network as they are stored, like most readers of ImageNet; apply turns them as a viewer "
+        "does. The weights file keeps it, so that evaluations and predictions do the same.",
+    )
     flip: Fixed[bool] = Field(True, description="Mirror half of the training images (section 3.1).")
     color_shift: Fixed[float] = Field(
         0.1,
@@ -224,6 +231,11 @@ class DataConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned by their EXIF orientation."""
+        return self.orientation == "apply"
 
     @property
     def evaluation_scale(self) -> int:

@@ -261,6 +261,7 @@ def _describe(config: Config, dataset: Dataset) -> Description:
         (data.train_scale_min, data.train_scale_max),
         dataset.train.classes,
         "trained by vggdist",
+        data.orientation,
     )
 
 

@@ -183,7 +183,10 @@ def input_text(description: Description) -> str:
         for values in (description.mean, description.std)
     )
     levels = f"RGB, grey levels 0 to 255 less {mean}"
-    return levels if description.std == (1.0, 1.0, 1.0) else f"{levels}, divided by {std}"
+    if description.std != (1.0, 1.0, 1.0):
+        levels += f", divided by {std}"
+    turned = "; photos turned by their EXIF orientation"
+    return levels + turned * (description.orientation == "apply")
 
 
 def _model(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:

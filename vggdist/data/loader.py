@@ -205,6 +205,7 @@ def _crops(
         device,
         data.crop_size,
         resizes=on_gpu,
+        upright=data.upright,
         hardware_decoder_share=data.hardware_decoder_share,
     )
     return Lanes(

@@ -120,7 +120,12 @@ def _save(survey: Survey, findings: Findings) -> None:
     manifests, contents = [], {}
     for number, manifest in enumerate(survey.splits):
         found = findings.contents(number)
-        known = replace(survey.contents[manifest.split], sizes=found.sizes, sha256=found.sha256)
+        known = replace(
+            survey.contents[manifest.split],
+            sizes=found.sizes,
+            sha256=found.sha256,
+            orientations=found.orientations,
+        )
         contents[manifest.split] = known
         manifests.append(replace(manifest, contents=digest(manifest, known)))
     try:

@@ -93,6 +93,8 @@ class CheckResult:
     largest: Extreme | None
     num_below_crop_size: int
     """Accepted images whose shorter side is below `CROP_SIZE`."""
+    num_turned: int
+    """Accepted images with an EXIF orientation, by which a viewer turns them."""
     duplicates: Duplicates
     tiny_classes: dict[str, int]
     """Class -> its accepted training images, where they are fewer than `TINY_CLASS`."""
@@ -145,6 +147,7 @@ class Findings:
         self._num_bytes = np.zeros(sum(counts), dtype=np.int64)
         self._sizes = np.zeros((sum(counts), 2), dtype=np.int32)
         self._sha256 = np.zeros((sum(counts), 32), dtype=np.uint8)
+        self._orientations = np.ones(sum(counts), dtype=np.uint8)
         self._formats: Counter[str] = Counter()
         self._modes: Counter[str] = Counter()
         self.bad: list[BadFile] = []
@@ -155,6 +158,7 @@ class Findings:
         self._num_bytes[image] = found.num_bytes
         self._sizes[image] = found.width, found.height
         self._sha256[image] = np.frombuffer(found.sha256, dtype=np.uint8)
+        self._orientations[image] = found.orientation or 1
         if found.reason:
             self.bad.append(BadFile(self._file(image), found.reason))
             return
@@ -167,7 +171,8 @@ class Findings:
     def contents(self, split: int) -> Contents:
         """What is in the files of a split, given by its place among the manifests."""
         images = slice(self._first[split], self._first[split + 1])
-        return Contents(self._sizes[images], self._sha256[images])
+        orientations = self._orientations[images]
+        return Contents(self._sizes[images], self._sha256[images], orientations=orientations)
 
     def result(
         self, refused: Sequence[BadFile], left_out: Mapping[str, Counter[str]]
@@ -199,6 +204,7 @@ class Findings:
             smallest=self._extreme(by_pixels[0]) if len(accepted) else None,
             largest=self._extreme(by_pixels[-1]) if len(accepted) else None,
             num_below_crop_size=int((shorter < CROP_SIZE).sum()),
+            num_turned=int((self._orientations[accepted] > 1).sum()),
             duplicates=self._duplicates(accepted),
             tiny_classes={
                 name: count.accepted
@@ -339,6 +345,11 @@ def _warnings(result: CheckResult) -> Iterator[str]:
         "Images in several classes of one split", [_group(group) for group in conflicting]
     )
     yield from _warning(f"Classes with fewer than {TINY_CLASS} training images", tiny)
+    if result.num_turned:
+        yield (
+            f"Images with an EXIF orientation, by which a viewer turns them: {result.num_turned}"
+        )
+        yield "  a network sees them as they are stored, unless data.orientation=apply turns them"
     yield from _warning("Files that have changed since they were last looked at", result.changed)
 
 

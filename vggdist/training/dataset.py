@@ -21,6 +21,7 @@ from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
 from vggdist.data.manifest_file import SPLITS, require_usable, write_classes
 from vggdist.data.survey import Survey, survey_dataset
+from vggdist.data.turned import count_turned
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
@@ -158,6 +159,15 @@ def _remarks(config: Config, survey: Survey) -> Iterator[str]:
     nesting = explain_nesting(survey.dataset.train)
     if nesting and config.model.num_classes is None:
         yield nesting
+    train = survey.dataset.train
+    turned = count_turned(train, survey.contents[train.split].orientations)
+    if turned.num_turned and config.data.upright:
+        yield f"training: {turned}, by which they are turned (data.orientation=apply)."
+    elif turned.num_turned:
+        yield (
+            f"training: {turned}. The network sees them as they are stored, not as a viewer turns "
+            "them; data.orientation=apply turns them."
+        )
 
 
 def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:
