@@ -244,8 +244,8 @@ CASES = {
     "a new image": Case(
         lambda: (train(), Image.new("RGB", (40, 40)).save("data/train/cat/new.png")),
         partial(train, "data", "run2"),
-        r"delete (\S+) to accept the images",
-        "rm {0}",
+        r"as they are now: `vggdist check (\S+) --accept-changes`",
+        lambda: check("data", 1, accept_changes=True),
     ),
     "a lost image": Case(
         lambda: (train(), Path("data/train/cat/0.png").unlink()),

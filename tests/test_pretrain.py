@@ -125,9 +125,11 @@ def test_cut_off_validation_images_end_a_training_before_its_first_step(
     printed = error_of_ranks(DataError, world_size, overrides)
     assert printed.count("error: ") == 1
     assert (
-        f"error: The image {bad[0]} cannot be used: it is cut off: its end is missing. "
-        f"Of the 7 images of this set, neither can '{bad[1]}'. "
-        "Replace them with good copies. An evaluation counts every image, so none takes its "
+        f"error: 2 of the 7 images in {own_dataset / 'val'} cannot be used:\n"
+        f"  {bad[0]}: it is cut off: its end is missing\n"
+        f"  {bad[1]}: it is cut off: its end is missing\n"
+        "Replace them with good copies, or delete them and run `vggdist check "
+        f"{own_dataset} --accept-changes`. An evaluation counts every image, so none takes its "
         "place.\n"
     ) in printed
     assert not (tmp_path / "run" / "config.yaml").exists()
@@ -165,7 +167,7 @@ def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
     save_quarantine(own_dataset, [BadFile("val/red/1.jpg", "it is cut off")])
     open_dataset(own_dataset, write=True)
     message = refusal([*tiny_overrides, f"data.root={own_dataset}"], DataError)
-    assert "lists 1 validation images, such as red/1.jpg" in message
+    assert "lists 1 validation image:\n  red/1.jpg\n" in message
     assert "run `vggdist check` again" in message
 
 

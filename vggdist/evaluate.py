@@ -114,7 +114,7 @@ def evaluate(request: Request) -> Evaluated | None:
         }
         missing = _missing(wanted, request.storage)
         if missing:
-            require_whole(images, process)
+            require_whole([images], process)
         num_bytes = len(missing) * images.num_images * len(images.classes)
         num_bytes *= np.dtype(request.storage).itemsize
         on_main(process, _require_writable, folder, num_bytes)

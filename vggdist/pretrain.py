@@ -87,7 +87,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         config = with_classes(config, len(data.dataset.train.classes))
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
-        require_whole(dataset.val, process)
+        require_whole([dataset.val], process)
         # After all checks have passed: later starts must agree with these files.
         on_main(process, _open_log, config, folder, stack)
         if process.is_main:

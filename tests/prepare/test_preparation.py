@@ -353,7 +353,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_start_goes_on(
         patch.setattr(place, name, full)
         with pytest.raises(DataError) as refusal:
             prepare(FolderSource(tree), out, packing(form, jobs=1))
-    assert "stopped: [Errno 28] No space left on device. What is finished stays there; once" in (
+    assert "stopped: No space left on device. What is finished stays there; once" in (
         str(refusal.value)
     )
     assert list((out / JOURNAL_NAME).glob("part-*"))

@@ -38,6 +38,7 @@ FINISHED_NAME = ".vggdist-prepared.json"
 CLASSES_NAME = "classes.txt"
 SPLITS = ("train", "val")
 _VERSION = 2
+_MOST_NAMED = 100
 _CONTENTS = tuple(field.name for field in fields(Contents))
 
 
@@ -273,10 +274,15 @@ def require_usable(images: Manifest, root: str) -> None:
         DataError: names their number and the first.
     """
     if images.quarantine:
-        kind = "validation images" if images.split == "val" else "of the images"
+        count = len(images.quarantine)
+        kind = "validation image" if images.split == "val" else "image"
+        names = [quote(images.name(image)) for image in sorted(images.quarantine)[:_MOST_NAMED]]
+        listing = "\n  ".join(names)
+        if (more := count - _MOST_NAMED) > 0:
+            listing += f"\n  and {more} more"
         raise DataError(
-            f"{QUARANTINE_NAME} in {quote(root)} lists {len(images.quarantine)} {kind}, such as "
-            f"{quote(images.name(min(images.quarantine)))}. Every image counts here, so each must "
-            "be usable. Replace them with good copies and run `vggdist check` again, or remove "
-            "them and the manifest."
+            f"{QUARANTINE_NAME} in {quote(root)} lists {count} {kind}{'s' * (count > 1)}:\n"
+            f"  {listing}\nEvery image counts here, so each must be usable. Replace them with good "
+            "copies and run `vggdist check` again, or delete them and run "
+            f"`vggdist check {quote(root)} --accept-changes`."
         )

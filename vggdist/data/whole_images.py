@@ -27,6 +27,7 @@ from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
 from vggdist.data.prefetch import Prefetcher
 from vggdist.data.read import Reader
 from vggdist.data.resize import BatchMemory, rescale
+from vggdist.data.search import find_every_bad
 from vggdist.errors import DataError
 from vggdist.terminal import Progress
 
@@ -146,7 +147,7 @@ class WholeImageLoader(Prefetcher[Group]):
         lanes = Lanes(
             manifest,
             samples,
-            BadImages(manifest),
+            BadImages(manifest, search=find_every_bad),
             Graph(
                 group_size,
                 device,

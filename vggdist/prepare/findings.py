@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,14 @@ class CheckResult:
     """Files whose bytes are not those that the manifest knew."""
     damaged: list[BadFile]
     """Accepted images of which the decoder says that they are damaged, sorted by file."""
+    added: list[str] = field(default_factory=list)
+    """Images that the manifest lacked and that were accepted."""
+    removed: list[str] = field(default_factory=list)
+    """Images that it had and that are gone, which was accepted."""
+    moved: list[str] = field(default_factory=list)
+    """Images of the quarantine that were moved away."""
+    not_moved: list[str] = field(default_factory=list)
+    """Those that were not, since there was such a file already."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -312,6 +320,19 @@ def render_check(result: CheckResult, whole_list: Path | None) -> str:
     ):
         if files:
             lines += ["", f"{title}: {len(files)}", *_by_reason(files, whole_list)]
+    if result.quarantine and not result.moved:
+        lines.append(
+            "  Replace them with good copies, or delete them and run `vggdist check "
+            f"{quote(result.data)} --accept-changes`, or let --move-broken DIR move them away."
+        )
+    for title, names in (
+        ("Added since the manifest was written, accepted", result.added),
+        ("Removed since the manifest was written, accepted", result.removed),
+        ("Moved", result.moved),
+        ("Not moved, since there is such a file already", result.not_moved),
+    ):
+        if names:
+            lines += ["", f"{title}: {len(names)}", *_shortened(names, whole_list)]
     return "\n".join(printable(line) for line in lines) + "\n"
 
 
@@ -368,6 +389,17 @@ def _group(files: Sequence[str]) -> str:
     )
 
 
+def _shortened(files: Sequence[str], whole_list: Path | None) -> Iterator[str]:
+    yield from (f"  {file}" for file in files[:_MOST_FILES])
+    if (more := len(files) - _MOST_FILES) > 0:
+        yield f"  and {more} more; {_rest(whole_list)}"
+
+
+def _rest(whole_list: Path | None) -> str:
+    where = f"in {quote(whole_list)}" if whole_list else "what --json FILE writes"
+    return f"the whole list is {where}"
+
+
 def _by_reason(listed: Sequence[BadFile], whole_list: Path | None) -> Iterator[str]:
     by_reason: defaultdict[str, list[str]] = defaultdict(list)
     for image in listed:
@@ -379,5 +411,4 @@ def _by_reason(listed: Sequence[BadFile], whole_list: Path | None) -> Iterator[s
             yield from (f"    {file}" for file in files[:left])
         left -= len(files)
     if left < 0:
-        where = f"in {quote(whole_list)}" if whole_list else "what --json FILE writes"
-        yield f"  and {-left} more; the whole list is {where}"
+        yield f"  and {-left} more; {_rest(whole_list)}"

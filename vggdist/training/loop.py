@@ -19,7 +19,7 @@ from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError, StoppedError
+from vggdist.errors import CheckpointError, NumericError, StoppedError, in_words
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
@@ -357,8 +357,8 @@ class Training:
             else "There is none before it."
         )
         return (
-            f"the checkpoint of step {self.step} could not be written: {error}. Free space or fix "
-            f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
+            f"the checkpoint of step {self.step} could not be written: {in_words(error)}. Free "
+            f"space or fix the permissions of {quote(self.checkpoint_folder)}. {kept}"
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
