@@ -167,7 +167,7 @@ def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
     save_quarantine(own_dataset, [BadFile("val/red/1.jpg", "it is cut off")])
     open_dataset(own_dataset, write=True)
     message = refusal([*tiny_overrides, f"data.root={own_dataset}"], DataError)
-    assert "lists 1 validation image:\n  red/1.jpg\n" in message
+    assert "and here every one counts:\n  val/red/1.jpg\n" in message
     assert "run `vggdist check` again" in message
 
 

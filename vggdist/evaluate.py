@@ -176,7 +176,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 "Name the folders as in training.",
             )
         )
-    require_usable(images, request.root)
+    require_usable([images], request.root)
     return images.with_classes(network.classes) if own else images
 
 

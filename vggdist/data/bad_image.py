@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from vggdist.artifacts.paths import quote
@@ -93,7 +93,7 @@ class BadImages:
                 search = self._search or (lambda _: [])
                 found = {image.image: image for image in search(self._manifest)}
                 found.setdefault(bad.image, bad)
-                self._refusal = refuse_bad(list(found.values()), self._manifest, self._hint)
+                self._refusal = refuse_bad({self._manifest: list(found.values())}, self._hint)
             return self._refusal
 
     def take_new(self) -> tuple[BadImage, ...]:
@@ -103,33 +103,37 @@ class BadImages:
         return new
 
 
-def refuse_bad(bad: Sequence[BadImage], manifest: Manifest, hint: str) -> DataError:
+def refuse_bad(sets: Mapping[Manifest, Sequence[BadImage]], hint: str) -> DataError:
     """The error for images that must all be usable: names every one, and what to do.
 
     Args:
+        sets: the bad images of each, of which there are some.
         hint: why no other image takes their place.
     """
-    them, copies = ("it", "a good copy") if len(bad) == 1 else ("them", "good copies")
+    count, manifest = sum(map(len, sets.values())), next(iter(sets))
+    them, copies = ("it", "a good copy") if count == 1 else ("them", "good copies")
+    otherwise = f", or delete {them}"
     if manifest.shards is not None:
-        remedy = f"Replace {them} with {copies} in the source, and prepare the shards again."
+        otherwise = " in the source, and prepare the shards again"
     elif manifest.split and find_manifest(root := manifest.folder.parent) is not None:
-        remedy = f"Replace {them} with {copies}, or delete {them} and run "
-        remedy += f"`vggdist check {quote(root)} --accept-changes`."
-    else:
-        remedy = f"Replace {them} with {copies}, or delete {them}."
+        otherwise += f" and run `vggdist check {quote(root)} --accept-changes`"
+    said = [_list_bad(images, bad) for images, bad in sets.items() if bad]
+    gap = " " if count == 1 else "\n"
+    return DataError(
+        "\n".join(said) + f"{gap}Replace {them} with {copies}{otherwise}. {hint}",
+    )
+
+
+def _list_bad(images: Manifest, bad: Sequence[BadImage]) -> str:
     if len(bad) == 1:
-        return DataError(f"{bad[0].sentence(manifest)}. {remedy} {hint}")
-    lines = [
-        f"  {manifest.described(image.image)}: {image.reason}"
-        for image in sorted(bad, key=lambda image: image.image)[:_MOST_NAMED]
-    ]
+        return f"{bad[0].sentence(images)}."
+    folder = quote(images.folder)
+    lines = [f"{len(bad)} of the {images.num_images} images in {folder} cannot be used:"]
+    for image in sorted(bad, key=lambda image: image.image)[:_MOST_NAMED]:
+        lines.append(f"  {images.described(image.image)}: {image.reason}")
     if (more := len(bad) - _MOST_NAMED) > 0:
         lines.append(f"  and {more} more, which `vggdist check` lists")
-    listing = "\n".join(lines)
-    return DataError(
-        f"{len(bad)} of the {manifest.num_images} images in {quote(manifest.folder)} cannot be "
-        f"used:\n{listing}\n{remedy} {hint}"
-    )
+    return "\n".join(lines)
 
 
 def too_many_bad(found: int, allowed: int, manifest: Manifest, last: str) -> DataError:

@@ -25,7 +25,6 @@ from vggdist.data.read import BEGINNING_BYTES, Reader, chunks
 from vggdist.data.search import find_every_bad
 from vggdist.distributed.process import Process, gather
 from vggdist.distributed.rank import on_main
-from vggdist.errors import DataError
 
 _END = 64  # bytes; other data may follow the image
 _MANY_PIXELS = 100_000_000  # a header with more is suspicious
@@ -68,13 +67,12 @@ def require_whole(sets: Sequence[Manifest], process: Process) -> None:
 def _refuse(sets: Sequence[Manifest], bad: Sequence[dict[int, BadImage]]) -> None:
     if not any(bad):
         return
-    messages = []
+    every = {}
     for images, found in zip(sets, bad, strict=True):
         # Not those alone: who mends them would be told of the next ones only then.
-        every = {image.image: image for image in find_every_bad(images)} | found
-        if every:
-            messages.append(str(refuse_bad(list(every.values()), images, EVERY_IMAGE_COUNTS)))
-    raise DataError("\n".join(messages))
+        by_number = {image.image: image for image in find_every_bad(images)} | found
+        every[images] = list(by_number.values())
+    raise refuse_bad(every, EVERY_IMAGE_COUNTS)
 
 
 def is_whole(beginning: bytes, end: bytes, num_bytes: int) -> bool:

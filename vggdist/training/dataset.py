@@ -151,7 +151,7 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
                 explain_nesting(dataset.train),
             )
         )
-    require_usable(dataset.val, root)
+    require_usable([dataset.val], root)
 
 
 def _remarks(config: Config, survey: Survey) -> Iterator[str]:

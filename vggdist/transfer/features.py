@@ -29,7 +29,6 @@ from vggdist.data.whole_images import Group, WholeImageLoader, WholeImages
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError
 from vggdist.evaluation.scores import maps_with_mirrored, mean_of_mirrored, most_pixels
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.loading import build_network
@@ -218,14 +217,7 @@ def _open_parts(root: str) -> list[_Part]:
         parts = [_Part(f"{names[0]}/", open_split(folder, names[0]))]
     else:
         parts = [_Part("", from_classes(folder, "", list_classes(folder)))]
-    problems = []
-    for part in parts:
-        try:
-            require_usable(part.images, str(folder))
-        except DataError as problem:
-            problems.append(str(problem))
-    if problems:
-        raise DataError("\n".join(problems))
+    require_usable([part.images for part in parts], str(folder))
     return [_Part(part.prefix, _surveyed(part.images)) for part in parts]
 
 
