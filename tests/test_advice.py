@@ -220,7 +220,7 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "train": [
         ("model.num_classes=3", "(data.root)=/path", "{0}=data model.num_classes=3"),
-        ("data.root=data", "set (model.num_classes=3)", "data.root=data {0}"),
+        ("data.root=data model.num_classes=4", "set (model.num_classes=3)", "data.root=data {0}"),
         (
             FROZEN,
             "set (model.initialize_from) to a trained network",

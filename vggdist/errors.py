@@ -7,6 +7,7 @@ message without a traceback; any other exception is a bug and keeps its tracebac
 from __future__ import annotations
 
 import errno
+import re
 import shlex
 import sys
 from importlib.util import find_spec
@@ -35,6 +36,11 @@ EXIT_STOPPED = 75
 EXIT_NOT_REQUEUED = 76
 """The same in a job that does not restart by itself: its requeues are used up, or the request to
 SLURM failed."""
+
+
+def in_words(problem: object) -> str:
+    """A problem as text, without the numbers with which those of an operating system begin."""
+    return re.sub(r"\[Errno -?\d+\] ", "", str(problem))
 
 
 def no_space_left(error: OSError) -> str | None:
@@ -90,6 +96,9 @@ class VggdistError(Exception):
     """A problem that the user can solve; the command ends with `exit_code`."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(in_words(message))
 
 
 class ConfigError(VggdistError):

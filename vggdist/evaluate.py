@@ -114,7 +114,7 @@ def evaluate(request: Request) -> Evaluated | None:
         }
         missing = _missing(wanted, request.storage)
         if missing:
-            require_whole(images, process)
+            require_whole([images], process)
         num_bytes = len(missing) * images.num_images * len(images.classes)
         num_bytes *= np.dtype(request.storage).itemsize
         on_main(process, _require_writable, folder, num_bytes)
@@ -156,11 +156,11 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
         DataError: their classes are not the network's, or some are bad.
     """
     where = f"{quote(request.root)} ({request.split})"
-    if len(images.classes) != network.model.num_classes:
+    if len(images.classes) != network.model.fc8_width:
         raise DataError(
             sentences(
                 f"{where} has {len(images.classes)} classes, and the network tells "
-                f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
+                f"{network.model.fc8_width} apart; evaluate it on images of the classes that it "
                 "was trained on.",
                 explain_nesting(images),
             )
@@ -176,7 +176,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 "Name the folders as in training.",
             )
         )
-    require_usable(images, request.root)
+    require_usable([images], request.root)
     return images.with_classes(network.classes) if own else images
 
 

@@ -16,6 +16,7 @@ from vggdist.config import (
     scaled_learning_rate,
     split_batch,
     total_steps,
+    with_classes,
 )
 from vggdist.config_file import to_yaml
 from vggdist.data.glance import require_whole
@@ -89,9 +90,10 @@ def pretrain(
         config, why = resolve_precision(config, process, world.from_main(before))
         saved = _load_checkpoint(start, process)
         data = open_training_data(config, folder, process, saved, stop, undo)
+        config = with_classes(config, len(data.dataset.train.classes))
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
-        require_whole(dataset.val, process)
+        require_whole([dataset.val], process)
         first_step = saved.step if saved else 0
         num_steps = total_steps(config, dataset.train.num_images)
         profile = None
@@ -290,6 +292,7 @@ def _describe(config: Config, dataset: Dataset) -> Description:
         (data.train_scale_min, data.train_scale_max),
         dataset.train.classes,
         "trained by vggdist",
+        data.orientation,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from onnx import load as load_onnx
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from torch import Tensor
 
@@ -333,7 +333,7 @@ def test_an_export_is_told_in_lines_and_in_json(weights: Weights, tmp_path: Path
         "[58, 57, 56]"
     )
     assert lines[3] == (
-        "made of an image by: orientation ignore, shorter side 40, filter bilinear, antialias "
+        "made of an image by: orientation apply, shorter side 40, filter bilinear, antialias "
         "true, crop center, crop size 32"
     )
     assert lines[4] == (
@@ -350,12 +350,14 @@ def test_an_export_is_told_in_lines_and_in_json(weights: Weights, tmp_path: Path
 
 def prepare(file: Path, preprocessing: dict[str, Any]) -> Tensor:
     """An image as docs/conversion.md says it, by Pillow."""
-    assert preprocessing["orientation"] == "ignore"
     assert (preprocessing["filter"], preprocessing["antialias"]) == ("bilinear", True)
     assert (preprocessing["crop"], preprocessing["channels"]) == ("center", "RGB")
     size = preprocessing["crop_size"]
     with Image.open(file) as image:
-        picture = image.convert("RGB")
+        turned = (
+            ImageOps.exif_transpose(image) if preprocessing["orientation"] == "apply" else image
+        )
+        picture = turned.convert("RGB")
     side = round(size * min(picture.size) / preprocessing["shorter_side"])
     left, top = ((length - side) // 2 for length in picture.size)
     crop = picture.crop((left, top, left + side, top + side))

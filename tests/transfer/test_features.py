@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,29 @@ def test_what_has_no_features_is_refused_in_a_sentence(
     (tmp_path / "broken" / "one").mkdir(parents=True)
     (tmp_path / "broken" / "one" / "a.jpg").write_bytes(b"no image")
     assert "cannot be used" in refusal(DataError, weights, tmp_path / "broken")
+
+
+def test_every_bad_image_is_named_at_once_with_what_to_do(
+    weights: Path, folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(folder, tmp_path / split)
+    file = next((tmp_path / "train").glob("*/0.png"))
+    with Image.open(file) as image:
+        image.resize((200, 200)).save(file, "JPEG")
+    damaged = bytearray(file.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 4] = b"\xff\x01\xff\x01"
+    file.write_bytes(damaged)  # which its first and last bytes do not tell
+    bad = [file]
+    for split, number in (("train", 3), ("val", 5), ("val", 6)):
+        bad += (tmp_path / split).glob(f"*/{number}.png")
+        bad[-1].write_bytes(b"no image")
+    message = refusal(DataError, weights, tmp_path)
+    assert len(bad) == 4
+    assert all(f"  {path}: " in message for path in bad)
+    assert f"2 of the 9 images in {tmp_path / 'val'} cannot be used" in message
+    assert "Replace them with good copies, or delete them. An evaluation counts" in message
 
 
 @pytest.mark.parametrize("factor", [1e25, 1e38])

@@ -234,6 +234,14 @@ def fraction(text: str) -> float:
     return share
 
 
+def share(text: str) -> float:
+    """`20%` or `0.2` -> 0.2."""
+    number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and less than 100%")
+    return number
+
+
 def show(text: str, values: Mapping[str, Any], path: Path | None) -> None:
     sys.stdout.write(text.rstrip("\n") + "\n")
     if path is not None:

@@ -223,7 +223,7 @@ def _how_to_load(form: Format, description: Description, out: Path) -> str:
             built = f"vgg.VGG(vgg.make_layers({layers}, {model.batch_norm}), "
             if isinstance(model.configuration, str):
                 built = f"{_TORCHVISION[model.configuration]}{'_bn' if model.batch_norm else ''}("
-            network = f"torchvision.models.{built}num_classes={model.num_classes})"
+            network = f"torchvision.models.{built}num_classes={model.fc8_width})"
             return f"{network}.load_state_dict(torch.load({file}))"
         case "onnx":
             return f"onnxruntime.InferenceSession({file})"
@@ -284,7 +284,7 @@ def _write_torchvision(network: nn.Module, description: Description, path: Path)
     torch.save(state, path)
     layers = _torchvision_layers(model.blocks())
     with torch.device("meta"):
-        theirs = TheirVGG(make_layers(layers, model.batch_norm), num_classes=model.num_classes)
+        theirs = TheirVGG(make_layers(layers, model.batch_norm), num_classes=model.fc8_width)
     theirs.load_state_dict(torch.load(path, weights_only=True), strict=True, assign=True)
     reloaded: Network = theirs.eval()
     return reloaded

@@ -111,7 +111,7 @@ def estimate(
                 config = experiment.training(network).config
                 flop = images.num_val * _evaluation_flop(stage, config)
                 num_files = len(stage.protocols) * max(1, len(stage.scales))
-                values = images.num_val * config.model.num_classes
+                values = images.num_val * config.model.fc8_width
                 num_bytes = _BYTES_PER_POSTERIOR * values * num_files
         petaflop = flop / 1e15
         hours = petaflop * 1000 / speed / 3600

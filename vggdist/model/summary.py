@@ -120,7 +120,7 @@ def summarize(config: ModelConfig, crop_size: int, fc6_side: int | None = None) 
         side //= 2
         layers.append(LayerSummary(f"pool{block}", "max-pooling 2x2", (channels, side, side), 0, 0))
     inputs = channels * (fc6_side or side) ** 2
-    widths = (config.fc_width, config.fc_width, config.num_classes)
+    widths = (config.fc_width, config.fc_width, config.fc8_width)
     for name, width in zip(FULLY_CONNECTED, widths, strict=True):
         layers.append(
             LayerSummary(name, "fully connected", (width,), (inputs + 1) * width, inputs * width)

@@ -194,7 +194,7 @@ def synthetic_batch(config: Config, micro: int, device: torch.device, number: in
     generator = torch.Generator().manual_seed(config.seed + number)
     crop = config.data.crop_size
     pixels = torch.randint(256, (micro, crop, crop, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(config.model.num_classes, (micro,), generator=generator)
+    labels = torch.randint(config.model.fc8_width, (micro,), generator=generator)
     keys = torch.randint(-(2**63), 2**63 - 1, (micro,), generator=generator)
     return Batch(
         pixels.to(device).permute(0, 3, 1, 2),

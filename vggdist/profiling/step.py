@@ -15,13 +15,14 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from vggdist.artifacts.paths import quote
-from vggdist.config import Config
+from vggdist.config import Config, with_classes
 from vggdist.data.batch import Batch
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
@@ -75,8 +76,10 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
         VggdistError: the configuration cannot be run here, or the images cannot be read.
     """
     require_rounds(rounds)
-    with open_bench(config) as bench:
-        manifest = _open_images(config)
+    with open_bench(config) as opened:
+        manifest, bench = _open_images(config), opened
+        if manifest is not None:
+            bench = replace(opened, config=with_classes(opened.config, len(manifest.classes)))
         with (
             nullcontext()
             if manifest is None
@@ -173,10 +176,12 @@ def _open_images(config: Config) -> Manifest | None:
     if config.data.root is None:
         return None
     manifest = open_training_images(config)
-    if len(manifest.classes) > config.model.num_classes:
+    given = config.model.num_classes
+    if given is not None and len(manifest.classes) > given:
         raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but {quote(config.data.root)} has "
-            f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}."
+            f"model.num_classes is {given}, but {quote(config.data.root)} has "
+            f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}, or "
+            "leave it out."
         )
     return manifest
 

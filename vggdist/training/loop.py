@@ -20,7 +20,7 @@ from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError, StoppedError
+from vggdist.errors import CheckpointError, NumericError, StoppedError, in_words
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
@@ -242,7 +242,7 @@ class Training:
         if self.progress.is_due and (images := sums[-1]):
             values = {"loss": sums[0] / images, "top1_error": sums[1] / images}
             speeds = self.throughput.so_far()
-            values |= speeds | self.utilization.of(speeds["images_per_second"])
+            values |= speeds | self.utilization.of(speeds.get("images_per_second", 0.0))
             self.progress.show(self.step, self.epoch, values, self._seconds_left())
 
     def _diverged(self, what: str, good_until: int) -> NumericError:
@@ -327,7 +327,7 @@ class Training:
                 "epoch %.2f  validation: top-1 error %.2f %%  %sloss %.4f",
                 self.epoch,
                 100 * self.errors.top1_error,
-                top5 if self.config.model.num_classes > TOP5 else "",
+                top5 if self.config.model.fc8_width > TOP5 else "",
                 self.errors.loss,
             )
         return True
@@ -382,8 +382,8 @@ class Training:
             else "There is none before it."
         )
         return (
-            f"the checkpoint of step {self.step} could not be written: {error}. Free space or fix "
-            f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
+            f"the checkpoint of step {self.step} could not be written: {in_words(error)}. Free "
+            f"space or fix the permissions of {quote(self.checkpoint_folder)}. {kept}"
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
