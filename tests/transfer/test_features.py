@@ -1,8 +1,8 @@
 """The oracle is a loop over the files: Pillow rescales, plain torch applies layer after layer."""
 
 import json
-from dataclasses import replace
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
