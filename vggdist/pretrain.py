@@ -39,6 +39,7 @@ from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
 from vggdist.training.metrics import TENSORBOARD_FOLDER, LogFile, MetricLog
+from vggdist.training.pictures import Pictures
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
@@ -222,8 +223,13 @@ def _build_training(
         images = dataset.val
         with _evaluation_loader(config, process, split, images) as batches:
             shown = until_stopped(batches, batches.num_rounds, stop, process.device)
-            num_classes = len(images.classes)
-            return evaluate(engine, shown, images.num_images, num_classes, process.device)
+            num_classes, num_mistakes = len(images.classes), config.log.num_mistakes
+            return evaluate(
+                engine, shown, images.num_images, num_classes, process.device, num_mistakes
+            )
+
+    def open_crops(only: Sequence[int]) -> EvaluationLoader:
+        return _evaluation_loader(config, process, split, dataset.val, only)
 
     schedule = Schedule(
         config.schedule,
@@ -231,6 +237,10 @@ def _build_training(
         num_images / split.global_batch,
         total_steps(config, num_images),
     )
+    pictures = None
+    if log is not None:
+        classes, num_fed = dataset.val.classes, config.log.num_images
+        pictures = Pictures(log, classes, config.data, num_fed, open_crops)
     return Training(
         config,
         process,
@@ -245,6 +255,7 @@ def _build_training(
         log=log,
         run_folder=folder,
         description=_describe(config, dataset),
+        pictures=pictures,
     )
 
 
@@ -294,12 +305,13 @@ def _report(training: Training, config: Config, val: Manifest, folder: Path) -> 
     try:
         result = write_result(training, val.classes, folder)
         with _evaluation_loader(config, training.process, training.split, val, only) as batches:
-            draw_predictions(
-                training.engine, batches, val.classes, config.data.mean, folder / PREDICTIONS_FILE
-            )
+            sheet = draw_predictions(training.engine, batches, val.classes, config.data.mean)
+        sheet.save(folder / PREDICTIONS_FILE)
     except OSError as error:
         raise CheckpointError(
             f"the training is finished and its checkpoint is kept, but the results in {folder} "
             f"cannot be written: {error}. Free space there; the same command writes them."
         ) from error
+    if training.log is not None:
+        training.log.write_picture("predictions", sheet, training.step)
     print_result(result, folder)

@@ -1,6 +1,7 @@
 """Curves are read back: the lines with `json`, the events with TensorBoard's own reader."""
 
 import errno
+import io
 import json
 import logging
 import math
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vggdist.artifacts.files import JsonLines
-from vggdist.training.metrics import LogFile, MetricLog, displayable
+from vggdist.training.metrics import LogFile, MetricLog
 
 
 @pytest.fixture
@@ -117,30 +119,24 @@ def test_a_text_is_shown_as_it_is(folder: Path) -> None:
     assert text == "    model:\n      dropout: 0.5\n    # *not* Markdown"
 
 
-def test_images_are_shown_in_a_grid(folder: Path) -> None:
-    images = torch.zeros(5, 3, 8, 10, dtype=torch.uint8)
-    with MetricLog(folder, 0) as log:
-        log.write_images("fed", images, 0)
-    (event,) = board(folder).Images("fed")
-    assert event.step == 0
-    assert event.width % 10 < 10
-    assert event.width * event.height >= 5 * 8 * 10
-    assert event.encoded_image_string.startswith(b"\x89PNG")
+def pictures(folder: Path, tag: str) -> list[tuple[int, NDArray[np.uint8]]]:
+    events = board(folder).Images(tag)
+    return [(e.step, np.asarray(Image.open(io.BytesIO(e.encoded_image_string)))) for e in events]
 
 
-def test_what_the_network_is_fed_is_shown_in_its_first_colours() -> None:
-    mean = (123.68, 116.779, 103.939)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
-    fed = torch.from_numpy(pixels) - torch.tensor(mean).reshape(1, 3, 1, 1)
-    std = (60.0, 1.0, 2.0)
-    fed /= torch.tensor(std).reshape(1, 3, 1, 1)
-    shown = displayable(fed.to(memory_format=torch.channels_last), mean, std)
-    assert shown.dtype == torch.uint8
-    assert np.array_equal(shown.numpy(), pixels)
-    rounded = displayable(fed.bfloat16(), mean, std).int() - torch.from_numpy(pixels).int()
-    assert rounded.abs().max() <= 1
-    outside = torch.tensor([-500.0, 500.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
-    assert displayable(outside, mean, (1.0, 1.0, 1.0)).flatten(1).tolist() == [[0] * 3, [255] * 3]
+def test_a_picture_is_shown_as_it_is_and_after_a_resume_once(folder: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))
+    with MetricLog(folder, 0) as log:  # killed at step 6, saved at step 4 before its evaluation
+        for step in (4, 6):
+            log.write("validation", step, 0.5, {"loss": 1.0})
+            log.write_picture("confusion", picture, step)
+    with MetricLog(folder, 4) as log:
+        for step in (4, 6):
+            log.write("validation", step, 0.5, {"loss": 1.0})
+            log.write_picture("confusion", picture, step)
+    (first, shown), (second, _) = pictures(folder, "pictures/confusion")
+    assert (first, second) == (4, 6)
+    assert np.array_equal(shown, np.asarray(picture))
 
 
 def test_a_full_disk_costs_points_of_the_curves_and_is_said_once(

@@ -25,7 +25,8 @@ from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
-from vggdist.training.metrics import MetricLog, displayable
+from vggdist.training.metrics import MetricLog
+from vggdist.training.pictures import Pictures
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
@@ -62,6 +63,7 @@ class Training:
         log: MetricLog | None,
         run_folder: Path,
         description: Description | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         """Assembles the training.
 
@@ -74,13 +76,14 @@ class Training:
             known_bad: images that `open_batches` skips.
             log: curves, on the main rank.
             description: of the network, saved with every checkpoint's weights.
+            pictures: for TensorBoard, on the main rank.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
         self.num_images = num_images
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
-        self.description = description
+        self.description, self.pictures = description, pictures
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.step = 0
         self.num_masked = 0
@@ -94,6 +97,7 @@ class Training:
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
             config.checkpoint.every_epochs
         )
+        self._pictures_interval = self._steps(config.log.images_every_epochs)
         self._flags = SharedFlags(engine)
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0
@@ -305,6 +309,10 @@ class Training:
                 top5 if self.config.model.num_classes > TOP5 else "",
                 self.errors.loss,
             )
+        if self.pictures is not None:
+            self.throughput.pause()
+            self._evaluation_seconds += self.pictures.show_errors(self.errors, self.step)
+            self.throughput.resume()
         return True
 
     def _log_decreases(self) -> None:
@@ -362,13 +370,14 @@ class Training:
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes on batches; logs the first images of a training to TensorBoard."""
+        """Passes on batches; some steps' first images are shown in TensorBoard."""
+        due = (self.step - 1) % self._pictures_interval == 0
         for number, batch in enumerate(batches):
             self.known_bad.note(batch.bad)
-            first = self.step == 1 and number == 0
-            if first and self.log is not None and self.config.log.num_images:
-                images, data = batch.images[: self.config.log.num_images], self.config.data
-                self.log.write_images("fed", displayable(images, data.mean, data.std), 0)
+            if due and number == 0 and self.pictures is not None:
+                self.throughput.pause()
+                self.pictures.show_fed(batch, self.step)
+                self.throughput.resume()
             yield batch
 
     @property

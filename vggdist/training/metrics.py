@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.run_files import LOG_FILE, METRICS_FILE
-from vggdist.config import Triple
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +93,18 @@ class MetricLog:
         shown_at = self._first_step if step is None else step
         self._on_board(lambda board: board.add_text(name, indented, shown_at))
 
-    def write_images(self, name: str, images: Tensor, step: int) -> None:
-        """A grid of images (n, 3, height, width), 8-bit."""
-        self._on_board(lambda board: board.add_images(name, images, step))
+    def write_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture of the training or evaluation of this step."""
+        if ("validation", step) in self._there:  # already written, after the same evaluation
+            return
+        pixels = np.asarray(picture)
+        self._on_board(
+            lambda board: board.add_image(f"pictures/{name}", pixels, step, dataformats="HWC")
+        )
+
+    def write_seconds(self, name: str, seconds: float, step: int) -> None:
+        """How long something of this step took, for TensorBoard only."""
+        self._on_board(lambda board: board.add_scalar(name, seconds, step))
 
     def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
         folder = str(self._folder / TENSORBOARD_FOLDER)
@@ -132,9 +140,3 @@ class MetricLog:
                     self._folder,
                     error,
                 )
-
-
-def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """Network inputs (n, 3, h, w), (pixels - mean) / std -> 8-bit RGB on the CPU."""
-    shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
-    return (images.detach().float().cpu() * scale + shift).round().clamp(0, 255).to(torch.uint8)

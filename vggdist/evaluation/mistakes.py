@@ -1,0 +1,63 @@
+"""The images on which a network errs most surely."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vggdist.distributed.process import gather
+
+
+class Mistake(NamedTuple):
+    """An image that was taken for one of another class."""
+
+    image: int
+    """Its number in the manifest."""
+    truth: int
+    prediction: int
+    confidence: float
+    """The posterior of the predicted class, 0 to 1."""
+
+
+class Mistakes:
+    """This rank's wrong predictions; three numbers per image stay on the device until the end."""
+
+    def __init__(self, count: int) -> None:
+        """Will know the `count` worst."""
+        self._count = count
+        self._found: list[Tensor] = []
+        self._images: list[NDArray[np.int64]] = []
+
+    def add(self, logits: Tensor, labels: Tensor, images: NDArray[np.int64]) -> None:
+        """Notes the wrong predictions among n images, without waiting for the device.
+
+        Args:
+            logits: (n, num_classes) fp32.
+            labels: (n,) int64.
+            images: (n,), their numbers.
+        """
+        if not self._count:
+            return
+        predictions = logits.argmax(dim=1)
+        confidences = logits.softmax(dim=1).gather(1, predictions.unsqueeze(1)).squeeze(1)
+        surely = confidences.masked_fill(predictions == labels, -1.0)
+        self._found.append(torch.stack([surely.double(), labels.double(), predictions.double()]))
+        self._images.append(images)
+
+    def worst(self) -> tuple[Mistake, ...]:
+        """The surest of all ranks, the surest first; collective."""
+        own: list[Mistake] = []
+        if self._found:
+            confidences, truths, predictions = np.array(torch.cat(self._found, dim=1).tolist())
+            images = np.concatenate(self._images)
+            wrong = np.flatnonzero(confidences >= 0)
+            order = wrong[np.lexsort((images[wrong], -confidences[wrong]))][: self._count]
+            columns = (images, truths.astype(int), predictions.astype(int), confidences)
+            own = [Mistake(*row) for row in zip(*(c[order].tolist() for c in columns), strict=True)]
+        found = [mistake for mistakes in gather(own) for mistake in mistakes]
+        found.sort(key=lambda mistake: (-mistake.confidence, mistake.image))
+        return tuple(found[: self._count])
