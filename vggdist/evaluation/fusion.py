@@ -13,6 +13,7 @@ from vggdist.artifacts.posteriors import PosteriorsFile
 from vggdist.errors import WeightsError
 from vggdist.evaluation.confusion import ClassErrors, class_errors
 from vggdist.evaluation.metrics import count_errors
+from vggdist.evaluation.mistakes import Mistake
 
 _VALUES_AT_ONCE = 2**22  # posteriors in memory: 32 MB as float64
 
@@ -69,6 +70,22 @@ def class_errors_of_mean(files: Sequence[PosteriorsFile]) -> ClassErrors:
         predicted = _mean(values, range(len(files))).argmax(axis=1)
         counts += np.bincount(labels * num_classes + predicted, minlength=len(counts))
     return class_errors(counts.reshape(num_classes, num_classes))
+
+
+def mistakes_of_mean(files: Sequence[PosteriorsFile], count: int) -> tuple[Mistake, ...]:
+    """The images on which the mean of all files errs most surely, the surest first."""
+    found: list[Mistake] = []
+    num_seen = 0
+    for values, labels in _parts(files):
+        mean = _mean(values, range(len(files)))
+        predicted = mean.argmax(axis=1)
+        for row in np.flatnonzero(predicted != labels).tolist():
+            label = int(predicted[row])
+            found.append(Mistake(num_seen + row, int(labels[row]), label, float(mean[row, label])))
+        found.sort(key=lambda mistake: (-mistake.confidence, mistake.image))
+        del found[count:]
+        num_seen += len(labels)
+    return tuple(found)
 
 
 def _parts(
