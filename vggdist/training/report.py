@@ -17,8 +17,9 @@ from vggdist.evaluation.confusion import worst_classes
 from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
 from vggdist.evaluation.metrics import TOP5
 from vggdist.terminal import duration, render
+from vggdist.training.board import TENSORBOARD_FOLDER
 from vggdist.training.loop import Training
-from vggdist.training.metrics import TENSORBOARD_FOLDER, displayable
+from vggdist.training.metrics import displayable
 
 PREDICTIONS_FILE = "predictions.png"
 
