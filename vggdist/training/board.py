@@ -8,7 +8,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_SCALAR,
+    DATA_CLASS_TENSOR,
+    HistogramProto,
+    Summary,
+    SummaryMetadata,
+)
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard.summary import custom_scalars
 
@@ -30,6 +36,7 @@ SHOWN = {
 }
 """Settings that the table of trainings shows before others are chosen, which can be five."""
 
+_PLUGINS = {DATA_CLASS_SCALAR: "scalars", DATA_CLASS_TENSOR: "histograms"}
 _METRICS = {
     "validation/top1_error": "top-1 error",
     "validation/best_top1_error": "best top-1 error",
@@ -63,7 +70,7 @@ def scalars(values: Mapping[str, float], described: bool) -> Summary:
     for tag, value in values.items():
         point = summary.value.add(tag=tag, simple_value=value)
         if described:
-            point.metadata.CopyFrom(_described("scalars", tag, curves.description_of(tag)))
+            point.metadata.CopyFrom(_described(DATA_CLASS_SCALAR, tag, curves.description_of(tag)))
     return summary
 
 
@@ -79,7 +86,7 @@ def histograms(group: str, layers: Mapping[str, Histogram]) -> Summary:
             bucket_limit=[histogram.lowest, *histogram.edges()],
             bucket=[0, *histogram.counts],
         )
-        told = _described("histograms", layer, curves.HISTOGRAMS[group])
+        told = _described(DATA_CLASS_TENSOR, layer, curves.HISTOGRAMS[group])
         summary.value.add(tag=f"{group}/{layer}", histo=values, metadata=told)
     return summary
 
@@ -152,11 +159,12 @@ def _hparams(tag: str, **told: object) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)])
 
 
-def _described(plugin: str, tag: str, description: str) -> SummaryMetadata:
+def _described(data_class: int, tag: str, description: str) -> SummaryMetadata:
+    """The title and description of a curve or histogram; without a class they are not shown."""
     name = tag.rpartition("/")[2].replace("_", " ")
-    title = name.replace("top1", "top-1").replace("top5", "top-5")
     return SummaryMetadata(
-        display_name=title,
+        display_name=name.replace("top1", "top-1").replace("top5", "top-5"),
         summary_description=description,
-        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
+        data_class=data_class,
+        plugin_data=SummaryMetadata.PluginData(plugin_name=_PLUGINS[data_class]),
     )

@@ -110,7 +110,7 @@ class MetricLog:
         shown = named.keys() - self._left_out
         tags = {tag_of(split, name): value for name, value in named.items() if name in shown}
         self._write_scalars(tags | dict(details or {}), step)
-        self._on_board(SummaryWriter.flush)
+        self._on_board(lambda board: board.flush())
 
     def write_start(self, config: Config, device: str, texts: Mapping[str, str]) -> None:
         """What a start tells: the charts and settings of a new training, and texts by name."""
