@@ -360,6 +360,12 @@ class LogConfig(Section):
     every_steps: Free[int] = Field(
         20, ge=1, description="Steps between points of the curves, and between log lines."
     )
+    histogram_every_epochs: Free[float] = Field(
+        5.0,
+        ge=0.0,
+        description="Epochs between histograms of weights and gradients in TensorBoard, and at the "
+        "end; 0: none.",
+    )
     num_images: Free[int] = Field(
         16,
         ge=0,

@@ -17,7 +17,6 @@ from vggdist.config import (
     split_batch,
     total_steps,
 )
-from vggdist.config_file import to_yaml
 from vggdist.data.glance import require_whole
 from vggdist.data.loader import EvaluationLoader, TrainingLoader, open_training_loader
 from vggdist.data.manifest import Dataset, Manifest
@@ -31,18 +30,20 @@ from vggdist.errors import (
     CheckpointError,
 )
 from vggdist.evaluation.evaluator import evaluate
-from vggdist.evaluation.metrics import Errors
+from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.model.initialization import build_trainable
 from vggdist.training.bad_images import KnownBad
+from vggdist.training.board import TENSORBOARD_FOLDER
 from vggdist.training.dataset import TrainingData, announce_data, copy_to_node, open_training_data
 from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
-from vggdist.training.metrics import TENSORBOARD_FOLDER, LogFile, MetricLog
+from vggdist.training.metrics import LogFile, MetricLog
 from vggdist.training.pictures import Pictures
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
+from vggdist.training.start_texts import start_texts
 from vggdist.training.zero import build_engine
 
 logger = logging.getLogger("vggdist")
@@ -99,7 +100,7 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         if first_step < total_steps(config, dataset.train.num_images):
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
-        log = on_main(process, _open_curves, config, folder, first_step, stack)
+        log = on_main(process, _open_curves, config, folder, first_step, process, stack)
         data = replace(data, dataset=dataset)
         training = _build_training(config, process, split, engine, data, log, folder)
         if saved is not None:
@@ -110,6 +111,8 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED
+        if log is not None:
+            log.write_end(training.step)
         _report(training, config, dataset.val, folder)
     return 0
 
@@ -126,12 +129,16 @@ def _open_log(config: Config, folder: Path, stack: ExitStack) -> None:
     stack.callback(logger.removeHandler, handler)
 
 
-def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack) -> MetricLog:
+def _open_curves(
+    config: Config, folder: Path, first_step: int, process: Process, stack: ExitStack
+) -> MetricLog:
     try:
-        log = stack.enter_context(MetricLog(folder, first_step))
+        log = stack.enter_context(
+            MetricLog(folder, first_step, has_top5=config.model.num_classes > TOP5)
+        )
     except OSError as error:
         raise run_folder.not_writable(folder, error) from error
-    log.write_text("config", to_yaml(config))
+    log.write_start(config, process.device.type, start_texts(config, process.device))
     return log
 
 

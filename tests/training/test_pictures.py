@@ -34,8 +34,8 @@ class Log(MetricLog):
     def write_picture(self, name: str, picture: Image.Image, step: int) -> None:
         self.pictures[name] = step, picture
 
-    def write_seconds(self, name: str, seconds: float, step: int) -> None:
-        self.seconds[name] = seconds
+    def write_mark(self, tag: str, value: float, step: int) -> None:
+        self.seconds[tag] = value
 
 
 def batch_of(images: Sequence[int]) -> Batch:
@@ -100,7 +100,7 @@ def test_after_an_evaluation_the_mistakes_are_shown_in_their_order_and_the_confu
     assert step == 7
     assert [color_of_cell(sheet, number) for number in range(2)] == [COLORS[2], COLORS[0]]
     assert sheet.getpixel((MARGIN - 2, CELL)) == WRONG
-    assert log.seconds == {"pictures/seconds": seconds}
+    assert log.seconds == {"progress/picture_seconds": seconds}
 
 
 def test_without_mistakes_there_is_no_sheet_and_of_many_classes_no_matrix() -> None:

@@ -30,6 +30,7 @@ from vggdist.training.pictures import Pictures
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
+from vggdist.training.system import SystemReadings
 from vggdist.training.throughput import Throughput, Waiting
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Training:
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
+        self.system = SystemReadings(process.device)
         self.progress = TrainingProgress(schedule.total_steps)
         self._evaluation_interval = self._steps(config.evaluation.every_epochs)
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
@@ -144,6 +146,8 @@ class Training:
                     stopping |= self._handle(delayed.flush())
                 if self._log_due:
                     self._write_log()
+                if self.engine.measure_histograms:
+                    self._write_histograms()
                 # Save first: an evaluation takes time, and may be interrupted or fail. A run
                 # resumed from this checkpoint then evaluates it.
                 if saving or stopping:
@@ -200,6 +204,7 @@ class Training:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
         self.engine.measure_norm = self._log_due
+        self.engine.measure_histograms = self.log is not None and self._histograms_due
         waiting = Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._flags.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
@@ -248,7 +253,7 @@ class Training:
         )
 
     def _write_log(self) -> None:
-        values = self.throughput.close_window()
+        values = self.throughput.close_window(self.engine.exchange_wait)
         loss, top1, top5, images = sum_over_ranks(self.meter.sums.clone()).tolist()
         self.meter.sums.zero_()
         norm = self.engine.gradient_norm()
@@ -260,13 +265,21 @@ class Training:
             "top5_error": top5 / images,
             "learning_rate": self.schedule.learning_rate(self.step - 1),
             "gradient_norm": norm,
+            "images_per_second_overall": self.throughput.images_per_second,
+            "hours_left": self._seconds_left() / 3600,
         }
         if self.known_bad.found:
             values |= {"unusable_images": len(self.known_bad.found)}
         if self.config.resolved_precision == "fp16":
             values |= {"loss_scale": self.engine.loss_scale(), "masked_steps": self.num_masked}
-        self.log.write("train", self.step, self.epoch, values)
+        details = self.system.read() | self.engine.layer_norms()
+        self.log.write("train", self.step, self.epoch, values, details)
         self.progress.log(self.step, self.epoch, values, self._seconds_left())
+
+    def _write_histograms(self) -> None:
+        assert self.log is not None
+        self.log.write_histograms("weights", self.engine.weight_histograms(), self.step)
+        self.log.write_histograms("gradients", self.engine.gradient_histograms, self.step)
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Whether the evaluation was completed; False on all ranks if a signal ended it."""
@@ -298,6 +311,7 @@ class Training:
                 "loss": self.errors.loss,
                 "top1_error": self.errors.top1_error,
                 "top5_error": self.errors.top5_error,
+                "best_top1_error": min([*self.schedule.errors, self.errors.top1_error]),
             }
             self.log.write("validation", self.step, self.epoch, values)
             self.progress.clear()
@@ -323,6 +337,9 @@ class Training:
                 f"the learning rate falls to {decrease.learning_rate:g} at step {decrease.step}: "
                 f"{self.schedule.cause}."
             )
+            if self.log is not None:
+                fallen = decrease.learning_rate
+                self.log.write_mark("optimizer/learning_rate_fell", fallen, self.step)
         self._num_decreases_told = len(decreases)
 
     def _log_event(self, text: str) -> None:
@@ -382,8 +399,18 @@ class Training:
 
     @property
     def _log_due(self) -> bool:
-        always = (1, self.schedule.total_steps)
-        return self._is_due(self.config.log.every_steps) or self.step in always
+        if self.step in (1, self.schedule.total_steps):
+            return True
+        # Fewer steps would remain for the last point: they are added to this one's.
+        interval = self.config.log.every_steps
+        return self._is_due(interval) and self.step + interval <= self.schedule.total_steps
+
+    @property
+    def _histograms_due(self) -> bool:
+        if not self.config.log.histogram_every_epochs:
+            return False
+        interval = self._steps(self.config.log.histogram_every_epochs)
+        return self._is_due(interval) or self.step == self.schedule.total_steps
 
     @property
     def _evaluation_due(self) -> bool:

@@ -52,7 +52,7 @@ class Pictures:
         classes = draw_class_errors(errors.classes, self.classes)
         self.log.write_picture(picture_name(len(self.classes)), classes, step)
         seconds = time.monotonic() - began_at
-        self.log.write_seconds("pictures/seconds", seconds, step)
+        self.log.write_mark("progress/picture_seconds", seconds, step)
         return seconds
 
     def _predictions(self, errors: Errors) -> list[Prediction]:

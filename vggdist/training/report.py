@@ -18,8 +18,8 @@ from vggdist.evaluation.confusion import worst_classes
 from vggdist.evaluation.contact_sheet import Prediction, contact_sheet
 from vggdist.evaluation.metrics import TOP5
 from vggdist.terminal import duration, render
+from vggdist.training.board import TENSORBOARD_FOLDER
 from vggdist.training.loop import Training
-from vggdist.training.metrics import TENSORBOARD_FOLDER
 from vggdist.training.pictures import displayable
 
 PREDICTIONS_FILE = "predictions.png"
