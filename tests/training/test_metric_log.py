@@ -132,7 +132,7 @@ def write_everything(folder: Path, first_step: int, steps: range, ends: bool = F
                 log.write("validation", step, step / 10, {"loss": 1.0})
                 log.write_text("schedule", "falls", step)
                 log.write_mark("optimizer/learning_rate_fell", 0.1, step)
-                log.write_images("fed", torch.zeros(1, 3, 8, 8, dtype=torch.uint8), step)
+                log.write_picture("fed", Image.new("RGB", (8, 8)), step)
         if ends:
             log.write_end(max([first_step, *steps]))
 
@@ -150,7 +150,7 @@ def test_nothing_stands_twice_however_often_a_training_is_resumed(folder: Path) 
         "progress/epoch": every_step,
         **dict.fromkeys(("validation/loss", "validation/epoch", "weights/fc6"), some_steps),
         **dict.fromkeys(("schedule/text_summary", "optimizer/learning_rate_fell"), some_steps),
-        "fed": some_steps,
+        "pictures/fed": some_steps,
         "custom_scalars__config__": [0],
         "_hparams_/experiment": [0],
         "_hparams_/session_start_info": [0],
