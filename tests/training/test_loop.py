@@ -16,7 +16,7 @@ import torch
 from tests.ranks import run_in_ranks
 from tests.run_folders import read_events, records
 from tests.training.small_engine import engine_step, equal, small_engine
-from tests.training.small_training import Part
+from tests.training.small_training import Part, StopAfter
 from vggdist.artifacts import checkpoint
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, DataError, NumericError
@@ -26,22 +26,6 @@ from vggdist.training.report import write_result
 from vggdist.training.signals import StopSignal
 
 pytestmark = pytest.mark.multi_process
-
-
-class StopAfter(StopSignal):
-    """A signal that has come once `step` steps are finished."""
-
-    def __init__(self, training: Training, step: int) -> None:
-        super().__init__()
-        self._training, self._step = training, step
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        return self._training.step >= self._step
-
-    @requested.setter
-    def requested(self, value: bool) -> None:
-        pass
 
 
 def marks(folder: Path) -> list[tuple[int, str]]:

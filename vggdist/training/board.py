@@ -104,12 +104,11 @@ def charts(config: Config, device: str) -> Summary:
         "GPU utilization (%)": device == "cpu",
         "GPU power (W) and clock (MHz)": device == "cpu",
     }
-    return custom_scalars(
-        {
-            category: {title: ["Multiline", [tags]] for title, tags in titles}
-            for category, titles in curves.charts(left_out)
-        }
-    )
+    layout = {
+        category: {title: ["Multiline", [tags]] for title, tags in titles}
+        for category, titles in curves.charts(left_out)
+    }
+    return custom_scalars(layout)  # type: ignore[no-untyped-call]
 
 
 def settings_of(config: Config) -> dict[str, bool | float | str]:

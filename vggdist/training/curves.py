@@ -17,6 +17,7 @@ DESCRIPTIONS = {
     "validation/top1_error": f"Top-1 error {_VALIDATION}; a fraction.",
     "validation/top5_error": f"Top-5 error {_VALIDATION}; a fraction.",
     "validation/best_top1_error": "The lowest top-1 error of the evaluations so far.",
+    "validation/epoch": "Passes over the training images before the evaluation.",
     "progress/epoch": "Passes over the training images so far.",
     "progress/hours_left": "Hours to the last step at the speed so far, evaluations included. The "
     "plateau schedule may end sooner.",

@@ -160,7 +160,10 @@ class MetricLog:
         self._write_summary(of_board.scalars(tags, not described), step)
 
     def _write_summary(self, summary: Summary, step: int) -> None:
-        self._on_board(lambda board: board._get_file_writer().add_summary(summary, step))
+        def write(board: SummaryWriter) -> None:
+            board._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+
+        self._on_board(write)
 
     def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
         return SummaryWriter(
