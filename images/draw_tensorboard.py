@@ -18,7 +18,7 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parent
 PAGES = ("custom_scalars", "images")
 """Left and right half of the picture."""
-WIDTH, HEIGHT, COLORS = 1000, 860, 160
+WIDTH, HEIGHT, COLORS = 1170, 800, 160
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         with (
             tempfile.TemporaryDirectory() as profile,
-            Browser(Path(profile), WIDTH, HEIGHT + 140) as browser,
+            Browser(Path(profile), WIDTH, HEIGHT + 200) as browser,
         ):
             for number, page in enumerate(PAGES):
                 browser.open("about:blank")

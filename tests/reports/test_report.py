@@ -21,7 +21,7 @@ from tests.conftest import MakeTree
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
 from vggdist.artifacts.posteriors import Posteriors, load_posteriors
 from vggdist.data.dataset import open_split
-from vggdist.errors import DataError, VggdistError, WeightsError
+from vggdist.errors import VggdistError, WeightsError
 from vggdist.evaluation.contact_sheet import CELL, MARGIN
 from vggdist.reports import paper
 from vggdist.reports.page import write_report
@@ -520,7 +520,7 @@ def test_the_worst_mistakes_are_shown_where_their_images_are_found(
     write_report(report, tmp_path / "out")
     assert (tmp_path / "out" / "confusion.png").exists()
     assert not (tmp_path / "out" / "mistakes.png").exists()
-    with pytest.raises(DataError, match="does not hold the images of these posteriors files"):
+    with pytest.raises(WeightsError, match="does not hold the images of these posteriors files"):
         write_report(report, tmp_path / "out", str(tmp_path))
     (tmp_path / "run" / "config.yaml").write_text(f"data: {{root: {root}}}")
     page = Page(_read(write_report(report, tmp_path / "out")))

@@ -77,8 +77,8 @@ def _draw_matrix(errors: ClassErrors, classes: Sequence[str]) -> Image.Image:
         draw.rectangle((x, y, x + cell, y + cell), color, _FAINT)
         if number and num_classes <= _MOST_COUNTS:
             ink = "white" if strength > 0.55 else _INK
-            middle = x + cell / 2, y + cell / 2
-            draw.text(middle, f"{number:,}", ink, font, anchor="mm")
+            center = x + cell / 2, y + cell / 2
+            draw.text(center, f"{number:,}", ink, font, anchor="mm")
     for label, (name, rate) in enumerate(zip(names, rates, strict=True)):
         middle = top + cell * label + cell // 2
         draw.text((left - _GAP, middle), name, _INK, font, anchor="rm")

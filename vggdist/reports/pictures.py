@@ -16,7 +16,7 @@ from vggdist.data.dataset import open_split
 from vggdist.data.manifest import Manifest
 from vggdist.data.manifest_file import SPLITS
 from vggdist.data.read import read_encoded
-from vggdist.errors import DataError
+from vggdist.errors import DataError, WeightsError
 from vggdist.evaluation.confusion_picture import draw_class_errors, picture_name
 from vggdist.evaluation.contact_sheet import CELL, Prediction, contact_sheet
 from vggdist.reports.report import Report
@@ -29,7 +29,7 @@ def draw_pictures(report: Report, root: str | None) -> dict[str, Image.Image]:
         root: the data set; None: the one of the run folder in which the files are.
 
     Raises:
-        DataError: `root` is given and does not hold the images.
+        WeightsError: `root` is given and does not hold the images.
     """
     if not report.class_errors.num_images:
         return {}
@@ -54,7 +54,7 @@ def _find_images(report: Report, root: str | None) -> Manifest | None:
             if manifest.digest == report.sources[0].images:
                 return manifest
     if root is not None:
-        raise DataError(
+        raise WeightsError(
             f"--data {quote(root)} does not hold the images of these posteriors files; give the "
             "data set on which they were evaluated."
         )
