@@ -363,8 +363,8 @@ class LogConfig(Section):
     histogram_every_epochs: Free[float] = Field(
         5.0,
         ge=0.0,
-        description="Epochs between histograms of weights and gradients in TensorBoard, and at the "
-        "end; 0: none.",
+        description="Epochs between histograms of weights and gradients in TensorBoard; the last "
+        "of all steps has them, too. 0: none.",
     )
     num_images: Free[int] = Field(
         16,

@@ -135,7 +135,8 @@ class MetricLog:
 
     def write_histograms(self, group: str, layers: Mapping[str, Histogram], step: int) -> None:
         """Histograms of `weights` or `gradients` by layer."""
-        self._write_summary(of_board.histograms(group, layers), step)
+        if layers:
+            self._write_summary(of_board.histograms(group, layers), step)
 
     def write_text(self, name: str, text: str, step: int | None = None) -> None:
         """A text, shown verbatim; without a step it belongs to this start."""
