@@ -46,6 +46,7 @@ setup(
         *NEEDS_CUDA[os.environ.get("VGGDIST_CUDA", "13")],
         "deepspeed>=0.19.8",
         "tensorboard>=2.20",
+        "nvidia-ml-py>=12.560",
         "pyyaml>=6.0",
         "pydantic>=2.11",
         "safetensors>=0.5",

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def records(folder: Path, split: str = "train") -> list[dict[str, float]]:
@@ -21,6 +22,13 @@ def numbers(folder: Path) -> list[tuple[float, ...]]:
     names = ("step", "epoch", "loss", "top1_error", "top5_error")
     both = records(folder) + records(folder, "validation")
     return [tuple(record[name] for name in names) for record in both]
+
+
+def read_events(folder: Path) -> EventAccumulator:
+    """All that TensorBoard shows of a run, by its name."""
+    sizes = {"scalars": 0, "images": 0, "tensors": 0, "histograms": 0}
+    events = folder / "tensorboard" / folder.name
+    return EventAccumulator(str(events), size_guidance=sizes).Reload()
 
 
 def wait_for_step(folder: Path, step: int) -> None:

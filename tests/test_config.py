@@ -265,6 +265,8 @@ def test_gradients_are_sent_in_the_compute_type_unless_fp32_is_asked_for() -> No
 FREE = {
     *("model.initialize_from", "device", "exchange", "exchange_precision", "zero_stage"),
     *("run.folder", "run.resume", "log.every_steps", "log.num_images"),
+    *("log.images_every_epochs", "log.num_mistakes"),
+    "log.histogram_every_epochs",
     *("checkpoint.every_epochs", "checkpoint.every_steps", "checkpoint.keep"),
     *("evaluation.micro", "evaluation.spatial_average", "evaluation.max_megapixels"),
     *("data.root", "data.num_threads", "data.prefetch", "data.read_ahead", "data.policy"),

@@ -70,8 +70,8 @@ ROOMS: dict[str, set[str]] = {
 DOORS = {
     "nvidia": {"data.decode", "data.probe", "profiling.data_baselines"},
     "deepspeed": {"training.engine"},
-    "tensorboard": {"training.metrics"},
-    "torch.utils.tensorboard": {"training.metrics"},
+    "tensorboard": {"training.metrics", "training.board"},
+    "torch.utils.tensorboard": {"training.metrics", "training.board"},
     "yaml": {"config_file"},
     "pebble": {"prepare.processes"},
     "scipy": {"prepare.devkit"},

@@ -386,8 +386,25 @@ class LogConfig(Section):
     every_steps: Free[int] = Field(
         20, ge=1, description="Steps between points of the curves, and between log lines."
     )
+    histogram_every_epochs: Free[float] = Field(
+        5.0,
+        ge=0.0,
+        description="Epochs between histograms of weights and gradients in TensorBoard; the last "
+        "of all steps has them, too. 0: none.",
+    )
     num_images: Free[int] = Field(
-        16, ge=0, description="Images of the first batch shown in TensorBoard; 0: none."
+        16,
+        ge=0,
+        description="Images of a batch that TensorBoard shows as the network is fed them; 0: none.",
+    )
+    images_every_epochs: Free[float] = Field(
+        5.0, gt=0.0, description="Epochs between these pictures; the first is of the first step."
+    )
+    num_mistakes: Free[int] = Field(
+        24,
+        ge=0,
+        description="Validation images on which the network errs most surely that TensorBoard "
+        "shows after each evaluation; 0: none.",
     )
 
 

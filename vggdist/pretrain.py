@@ -18,7 +18,6 @@ from vggdist.config import (
     total_steps,
     with_classes,
 )
-from vggdist.config_file import to_yaml
 from vggdist.data.glance import require_whole
 from vggdist.data.loader import EvaluationLoader, TrainingLoader, open_training_loader
 from vggdist.data.manifest import Dataset, Manifest
@@ -33,19 +32,22 @@ from vggdist.errors import (
     CheckpointError,
 )
 from vggdist.evaluation.evaluator import evaluate
-from vggdist.evaluation.metrics import Errors
+from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.model.initialization import build_trainable
 from vggdist.terminal import counted
 from vggdist.training.bad_images import KnownBad
+from vggdist.training.board import TENSORBOARD_FOLDER
 from vggdist.training.dataset import TrainingData, announce_data, copy_to_node, open_training_data
 from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
-from vggdist.training.metrics import TENSORBOARD_FOLDER, LogFile, MetricLog
+from vggdist.training.metrics import LogFile, MetricLog
+from vggdist.training.pictures import Pictures
 from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
+from vggdist.training.start_texts import start_texts
 from vggdist.training.zero import build_engine
 
 logger = logging.getLogger("vggdist")
@@ -113,7 +115,7 @@ def pretrain(
         if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
-        log = on_main(process, _open_curves, config, folder, first_step, stack)
+        log = on_main(process, _open_curves, config, folder, first_step, process, stack)
         data = replace(data, dataset=dataset)
         training = _build_training(config, process, split, engine, data, log, folder, profile)
         if saved is not None:
@@ -124,6 +126,8 @@ def pretrain(
         if not training.train(stop):
             logger.info("stopped at step %d; the same command continues.", training.step)
             return EXIT_STOPPED
+        if log is not None:
+            log.write_end(training.step)
         _report(training, config, dataset.val, folder)
     return 0
 
@@ -141,12 +145,16 @@ def _open_log(config: Config, folder: Path, stack: ExitStack) -> None:
         stack.callback(source.removeHandler, handler)
 
 
-def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack) -> MetricLog:
+def _open_curves(
+    config: Config, folder: Path, first_step: int, process: Process, stack: ExitStack
+) -> MetricLog:
     try:
-        log = stack.enter_context(MetricLog(folder, first_step))
+        log = stack.enter_context(
+            MetricLog(folder, first_step, has_top5=config.model.num_classes > TOP5)
+        )
     except OSError as error:
         raise run_folder.not_writable(folder, error) from error
-    log.write_text("config", to_yaml(config))
+    log.write_start(config, process.device.type, start_texts(config, process.device))
     return log
 
 
@@ -254,8 +262,13 @@ def _build_training(
         images = dataset.val
         with _evaluation_loader(config, process, split, images) as batches:
             shown = until_stopped(batches, batches.num_rounds, stop, process.device)
-            num_classes = len(images.classes)
-            return evaluate(engine, shown, images.num_images, num_classes, process.device)
+            num_classes, num_mistakes = len(images.classes), config.log.num_mistakes
+            return evaluate(
+                engine, shown, images.num_images, num_classes, process.device, num_mistakes
+            )
+
+    def open_crops(only: Sequence[int]) -> EvaluationLoader:
+        return _evaluation_loader(config, process, split, dataset.val, only)
 
     schedule = Schedule(
         config.schedule,
@@ -263,6 +276,10 @@ def _build_training(
         num_images / split.global_batch,
         total_steps(config, num_images),
     )
+    pictures = None
+    if log is not None:
+        classes, num_fed = dataset.val.classes, config.log.num_images
+        pictures = Pictures(log, classes, config.data, num_fed, open_crops)
     return Training(
         config,
         process,
@@ -278,6 +295,7 @@ def _build_training(
         run_folder=folder,
         description=_describe(config, dataset),
         profile=profile,
+        pictures=pictures,
     )
 
 
@@ -328,12 +346,13 @@ def _report(training: Training, config: Config, val: Manifest, folder: Path) -> 
     try:
         result = write_result(training, val.classes, folder)
         with _evaluation_loader(config, training.process, training.split, val, only) as batches:
-            draw_predictions(
-                training.engine, batches, val.classes, config.data.mean, folder / PREDICTIONS_FILE
-            )
+            sheet = draw_predictions(training.engine, batches, val.classes, config.data.mean)
+        sheet.save(folder / PREDICTIONS_FILE)
     except OSError as error:
         raise CheckpointError(
             f"the training is finished and its checkpoint is kept, but the results in {folder} "
             f"cannot be written: {error}. Free space there; the same command writes them."
         ) from error
+    if training.log is not None:
+        training.log.write_picture("predictions", sheet, training.step)
     print_result(result, folder)

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
@@ -13,14 +15,16 @@ from vggdist.distributed.process import Process
 from vggdist.evaluation.confusion import class_errors
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
+from vggdist.evaluation.mistakes import Mistake
 
-NUM_IMAGES, NUM_CLASSES = 23, 7
+NUM_IMAGES, NUM_CLASSES, NUM_MISTAKES = 23, 7, 5
 
 
 @dataclass(frozen=True)
 class Labelled:
     images: Tensor
     labels: Tensor
+    index: NDArray[np.int64]
 
 
 def network(images: Tensor) -> Tensor:
@@ -32,15 +36,16 @@ def all_images() -> Labelled:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(NUM_IMAGES, 3, 4, 4, generator=generator)
     labels = torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator)
-    return Labelled(images, labels)
+    return Labelled(images, labels, np.arange(NUM_IMAGES))
 
 
 def share(process: Process, micro: int = 4) -> list[Labelled]:
     """Every second image, in batches of which the last is smaller; the ranks' shares differ."""
     data = all_images()
     own = slice(process.rank, None, process.world_size)
-    batches = zip(data.images[own].split(micro), data.labels[own].split(micro), strict=True)
-    return [Labelled(images, labels) for images, labels in batches]
+    parts = (data.images[own], data.labels[own], torch.from_numpy(data.index[own]))
+    batches = zip(*(part.split(micro) for part in parts), strict=True)
+    return [Labelled(images, labels, index.numpy()) for images, labels, index in batches]
 
 
 def expected() -> Errors:
@@ -59,9 +64,9 @@ def expected() -> Errors:
 def evaluate_share(process: Process) -> tuple[Errors, Errors, str, str]:
     """Both ranks' shares; then all images on one rank and none on the other; then too few."""
     device = process.device
-    result = evaluate(network, share(process), NUM_IMAGES, NUM_CLASSES, device)
+    result = evaluate(network, share(process), NUM_IMAGES, NUM_CLASSES, device, NUM_MISTAKES)
     data = [all_images()] if process.rank == 1 else []
-    on_one_rank = evaluate(network, data, NUM_IMAGES, NUM_CLASSES, device)
+    on_one_rank = evaluate(network, data, NUM_IMAGES, NUM_CLASSES, device, NUM_MISTAKES)
     told = []
     for wrong in (share(process)[:-1], share(process) + share(process)[:1]):
         with pytest.raises(RuntimeError) as caught:
@@ -89,6 +94,33 @@ def test_two_ranks_count_every_image_once_and_agree(
         assert result.loss == pytest.approx(expected().loss, rel=1e-6)
         assert result.classes == expected().classes
     assert 0 < first.top5_error < first.top1_error < 1
+
+
+@pytest.mark.multi_process
+def test_the_mistakes_are_the_surest_of_all_ranks_with_the_surest_first(
+    answers: list[tuple[Errors, Errors, str, str]],
+) -> None:
+    data = all_images()
+    posteriors = network(data.images).float().softmax(dim=1)
+    sorted_by_confidence = sorted(
+        (-max(row), image, row.index(max(row)))
+        for image, row in enumerate(posteriors.tolist())
+        if row.index(max(row)) != data.labels[image]
+    )
+    assert len(sorted_by_confidence) > NUM_MISTAKES
+    for result in (errors for first, alone, *_ in answers for errors in (first, alone)):
+        assert [m.image for m in result.mistakes] == [m[1] for m in sorted_by_confidence[:5]]
+        for mistake, (surely, image, prediction) in zip(
+            result.mistakes, sorted_by_confidence, strict=False
+        ):
+            assert mistake.confidence == pytest.approx(-surely)
+            assert (mistake.truth, mistake.prediction) == (data.labels[image], prediction)
+
+
+def test_mistakes_are_in_no_checkpoint() -> None:
+    errors = Errors(3, 0.5, 0.0, 1.0, mistakes=(Mistake(0, 1, 2, 0.9),))
+    assert "mistakes" not in errors.state()
+    assert Errors.from_state(errors.state()) == errors
 
 
 @pytest.mark.multi_process

@@ -36,6 +36,7 @@ def test_what_the_font_lacks_is_an_escape_and_no_box(draw: ImageDraw.ImageDraw) 
     font = load_font(13)
     assert fit(draw, "犬 dog", font, 1000) == "\\u72ac dog"
     assert fit(draw, "a\nb", font, 1000) == "a\\nb"
+    assert fit(draw, "犬猫鳥 dog", font, 90) == "\\u72ac…"
     assert not has_glyph(font, "犬")
 
 

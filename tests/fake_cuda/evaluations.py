@@ -12,7 +12,7 @@ from tests.fake_cuda.watch import Watch
 from vggdist.config import Config
 from vggdist.data import resize
 from vggdist.data.whole_images import Group, WholeImages
-from vggdist.evaluation import evaluator, scores
+from vggdist.evaluation import evaluator, mistakes, scores
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.initialization import build_initialized
 from vggdist.transfer.features import Request, describe
@@ -82,6 +82,7 @@ def finished_group(device: torch.device) -> Group:
 def look_at_validation(num_batches: int) -> list[str]:
     """What makes the host wait in an evaluation while training, of so many batches."""
     device = start(RANKS).device
+    mistakes.gather = lambda found: [found]  # sending objects needs true tensors
     watch = Watch(device)
     with PretendedTensors(integers=1), watch:
         network = build_initialized(Config().model, 224, seed=0).eval().to(device)
@@ -89,5 +90,7 @@ def look_at_validation(num_batches: int) -> list[str]:
         batches = [synthetic_batch(config, 64, device) for _ in range(num_batches)]
         watch.start()
         # Whatever is counted is read as 1, number by number, so that few classes must do.
-        evaluator.evaluate(network, batches, num_images=1, num_classes=3, device=device)
+        evaluator.evaluate(
+            network, batches, num_images=1, num_classes=3, device=device, num_mistakes=2
+        )
     return watch.faults

@@ -83,7 +83,7 @@ def test_python_torchrun_and_deepspeed_train_and_resume_each_other(tiny_override
     assert result["images_per_second"] > 0
     assert result["seconds"] > 0
     assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
-    assert list((folder / "tensorboard").glob("events.*"))
+    assert list((folder / "tensorboard" / folder.name).glob("events.*"))
     for text in ("top-1 error", "images/s", str(folder), "tensorboard --logdir"):
         assert text in deepspeed.stdout.replace("\n", ""), deepspeed.stdout
 

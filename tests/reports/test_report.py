@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -13,11 +14,15 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import processes
+from tests.conftest import MakeTree
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
 from vggdist.artifacts.posteriors import Posteriors, load_posteriors
+from vggdist.data.dataset import open_split
 from vggdist.errors import VggdistError, WeightsError
+from vggdist.evaluation.contact_sheet import CELL, MARGIN
 from vggdist.reports import paper
 from vggdist.reports.page import write_report
 from vggdist.reports.report import Report, find_posteriors, make_report
@@ -399,7 +404,7 @@ def test_names_of_files_and_networks_are_text_everywhere(tmp_path: Path) -> None
     report = make_report([odd, unprintable])
     page = Page(write_report(report, tmp_path).read_text(encoding="utf-8"))
     assert "script" not in page.tags
-    assert "img" not in page.tags
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert name in page.text
     assert network in page.text
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -434,26 +439,95 @@ def test_the_picture_has_every_file_and_the_papers_points_at_their_height(
     assert np.abs(slope * errors + offset - heights).max() < 0.006 * -slope
 
 
-def test_errors_on_other_classes_stand_beside_the_papers_and_are_not_judged(tmp_path: Path) -> None:
-    given = posteriors_of("D", S256, "dense", 256, num_classes=7)
-    report = report_on(tmp_path, given)
-    top1, top5 = errors_of_mean([given])
-    (line,) = (line for line in rows_of(report, 3) if line["files"])
-    assert (line["top1_error"], line["top5_error"]) == (top1, top5)
-    assert line["top1_difference"] == pytest.approx(top1 - 0.27)
-    assert any("7 classes" in note and "says nothing" in note for note in report.notes)
+def test_only_differences_from_the_papers_errors_are_judged(tmp_path: Path) -> None:
+    report = report_on(tmp_path, posteriors_of("D", S256, "dense", 256))
+    assert re.search('class="number (less|more)', _read(write_report(report, tmp_path)))
+
+
+@pytest.fixture
+def few_classes(tmp_path: Path) -> tuple[Report, list[Posteriors]]:
+    """The report on two files of 200 images in 7 classes, and what is in them."""
+    given = [random_posteriors(seed, 200, 7, scale=q) for seed, q in enumerate((256, 384))]
+    return report_on(tmp_path, *given), given
+
+
+def test_a_report_of_other_classes_has_none_of_the_papers_rows_and_points(
+    few_classes: tuple[Report, list[Posteriors]], tmp_path: Path
+) -> None:
+    report, _ = few_classes
     page = _read(write_report(report, tmp_path))
-    assert f">{signed_percent(top1 - 0.27)}<" in page
-    assert not re.search('class="[^"]*(less|more)', page)
-    few = report_on(tmp_path, posteriors_of("D", S256, "dense", 256))
-    assert re.search('class="number (less|more)', _read(write_report(few, tmp_path)))
-
-
-def test_a_report_of_other_classes_shows_none_of_the_papers_points(tmp_path: Path) -> None:
-    report = report_on(tmp_path, random_posteriors(num_classes=7))
-    write_report(report, tmp_path)
     assert "paper" not in re.sub("<style.*?</style>", "", _read(tmp_path / "top1_error.svg"))
-    assert any("7 classes" in note for note in report.notes)
+    assert not re.search('class="[^"]*(less|more)', page)
+    for text in (page, render_report(report), _read(tmp_path / "report.md")):
+        assert "Table 3" not in text
+        assert "no run" not in text
+        assert "paper" not in re.sub("<style.*?</style>", "", text)
+    assert report.to_dict()["tables"] == {}
+
+
+def test_a_report_of_other_classes_tells_which_classes_and_images_fail(
+    few_classes: tuple[Report, list[Posteriors]],
+) -> None:
+    report, given = few_classes
+    mean = np.mean([posteriors.values.astype(np.float64) for posteriors in given], axis=0)
+    labels, predicted = given[0].labels, mean.argmax(axis=1)
+    tables = {table.title.partition(",")[0]: table.rows for table in report_tables(report)}
+    by_class = {row[0]: row[1:] for row in tables["Errors by class"]}
+    for label in range(7):
+        own = labels == label
+        wrong = np.count_nonzero(predicted[own] != label)
+        taken = np.bincount(predicted[own & (predicted != labels)], minlength=7)
+        images, num_wrong, error, most = by_class[f"c{label}"]
+        assert (int(images), int(num_wrong)) == (own.sum(), wrong)
+        assert float(error) == pytest.approx(100 * wrong / own.sum(), abs=0.005)
+        assert most == f"c{taken.argmax()} ({taken.max()})"
+    errors = [float(row[3]) for row in tables["Errors by class"]]
+    assert errors == sorted(errors, reverse=True)
+    confidences = np.where(predicted == labels, -1, mean.max(axis=1))
+    worst = np.argsort(-confidences)[:32]
+    assert [row[0] for row in tables["Worst mistakes"]] == [given[0].names[i] for i in worst]
+    assert [row[1:3] for row in tables["Worst mistakes"]] == [
+        (f"c{labels[i]}", f"c{predicted[i]}") for i in worst
+    ]
+    (_, _, number) = tables["Most often taken for another"][0]
+    matrix = np.bincount(labels * 7 + predicted, minlength=49).reshape(7, 7)
+    np.fill_diagonal(matrix, 0)
+    assert int(number) == matrix.max()
+    assert "12 more are in the files that --out writes" in render_report(report)
+
+
+def test_of_five_classes_no_top5_error_is_told(tmp_path: Path) -> None:
+    report = report_on(tmp_path, random_posteriors(0, 50, 5))
+    write_report(report, tmp_path)
+    assert "top-5" not in render_report(report) + _read(tmp_path / "report.html")
+    assert not (tmp_path / "top5_error.svg").exists()
+
+
+def test_the_worst_mistakes_are_shown_where_their_images_are_found(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    """Without --data, those of the run in whose folder the files lie."""
+    root = tmp_path / "data"
+    counts = {"c0": 9, "c1": 5, "c2": 6}
+    for split in ("train", "val"):
+        make_tree(root / split, counts)
+    images = open_split(root, "val")
+    random = random_posteriors(0, 20, 3, images=images.digest)
+    names = tuple(images.name(number) for number in range(20))
+    given = replace(random, labels=images.labels, names=names)
+    (tmp_path / "run" / "posteriors").mkdir(parents=True)
+    report = report_on(tmp_path / "run" / "posteriors", given)
+    write_report(report, tmp_path / "out")
+    assert (tmp_path / "out" / "confusion.png").exists()
+    assert not (tmp_path / "out" / "mistakes.png").exists()
+    with pytest.raises(WeightsError, match="does not hold the images of these posteriors files"):
+        write_report(report, tmp_path / "out", str(tmp_path))
+    (tmp_path / "run" / "config.yaml").write_text(f"data: {{root: {root}}}")
+    page = Page(_read(write_report(report, tmp_path / "out")))
+    assert [link.partition(",")[0] for link in page.links] == ["data:image/png;base64"] * 2
+    with Image.open(tmp_path / "out" / "mistakes.png") as sheet:
+        assert sheet.width == min(8, len(report.mistakes)) * (CELL + 2 * MARGIN)
+    assert "](mistakes.png)" in _read(tmp_path / "out" / "report.md")
 
 
 def _read(path: Path) -> str:

@@ -99,7 +99,10 @@ class Part:
         engine = build_engine(small_network(config, network_seed), config, split, process)
         newest = checkpoint.newest(folder / "checkpoints")
         saved = checkpoint.load(newest) if newest is not None else None
-        self.log = MetricLog(folder, saved.step if saved else 0) if process.is_main else None
+        self.log = None
+        if process.is_main:
+            self.log = MetricLog(folder, saved.step if saved else 0, has_top5=False)
+            self.log.write_start(config, "cpu", {"config": "of this start"})
         self.training = Training(
             config,
             process,
@@ -144,6 +147,22 @@ class Part:
         batches = until_stopped(validation_batches(process), rounds, stop, process.device)
         engine, num_classes = self.training.engine, self.training.config.model.num_classes
         return evaluate(engine, batches, NUM_VALIDATION_IMAGES, num_classes, process.device)
+
+
+class StopAfter(StopSignal):
+    """A signal that has come once `step` steps are finished."""
+
+    def __init__(self, training: Training, step: int) -> None:
+        super().__init__()
+        self._training, self._step = training, step
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        return self._training.step >= self._step
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        pass
 
 
 def _images() -> Manifest:

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.ranks import run_in_ranks
-from tests.run_folders import records
+from tests.run_folders import read_events, records
 from tests.training.small_engine import engine_step, equal, small_engine
-from tests.training.small_training import Part
+from tests.training.small_training import Part, StopAfter
 from vggdist.artifacts import checkpoint
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, DataError, NumericError
@@ -29,25 +28,9 @@ from vggdist.training.signals import StopSignal
 pytestmark = pytest.mark.multi_process
 
 
-class StopAfter(StopSignal):
-    """A signal that has come once `step` steps are finished."""
-
-    def __init__(self, training: Training, step: int) -> None:
-        super().__init__()
-        self._training, self._step = training, step
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        return self._training.step >= self._step
-
-    @requested.setter
-    def requested(self, value: bool) -> None:
-        pass
-
-
 def marks(folder: Path) -> list[tuple[int, str]]:
     """Texts of the schedule in TensorBoard, with their steps."""
-    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    board = read_events(folder)
     if "schedule/text_summary" not in board.Tags()["tensors"]:
         return []
     return [
@@ -281,7 +264,7 @@ def repeated_evaluation(process: Process, folder: Path) -> None:
 def test_an_evaluation_that_is_made_again_is_written_once(tmp_path: Path) -> None:
     run_in_ranks(repeated_evaluation, 1, tmp_path)
     assert [r["step"] for r in records(tmp_path, "validation")] == [3, 6, 9, 12]
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    board = read_events(tmp_path)
     assert [event.step for event in board.Scalars("validation/top1_error")] == [3, 6, 9, 12]
     assert [step for step, _ in marks(tmp_path)] == [9, 12]
 

@@ -1,6 +1,7 @@
 """Curves are read back: the lines with `json`, the events with TensorBoard's own reader."""
 
 import errno
+import io
 import json
 import logging
 import math
@@ -10,11 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR
+from torch.utils.tensorboard import SummaryWriter
 
+from tests.run_folders import read_events
 from vggdist.artifacts.files import JsonLines
-from vggdist.training.metrics import LogFile, MetricLog, displayable
+from vggdist.config import Config
+from vggdist.training.layer_values import Histogram
+from vggdist.training.metrics import LogFile, MetricLog
 
 
 @pytest.fixture
@@ -35,17 +43,12 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
-def board(folder: Path) -> EventAccumulator:
-    sizes = {"scalars": 0, "images": 0, "tensors": 0}
-    return EventAccumulator(str(folder / "tensorboard"), size_guidance=sizes).Reload()
-
-
 def points(folder: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in board(folder).Scalars(tag)]
+    return [(event.step, event.value) for event in read_events(folder).Scalars(tag)]
 
 
 def texts(folder: Path, tag: str) -> list[tuple[int, str]]:
-    events = board(folder).Tensors(f"{tag}/text_summary")
+    events = read_events(folder).Tensors(f"{tag}/text_summary")
     return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events]
 
 
@@ -60,7 +63,7 @@ def test_a_point_is_a_line_and_one_event_per_number(folder: Path) -> None:
     ]
     assert points(folder, "train/loss") == [(3, 1.5)]
     assert points(folder, "train/top1_error") == [(3, 0.75)]
-    assert points(folder, "train/epoch") == [(3, 0.25)]
+    assert points(folder, "progress/epoch") == [(3, 0.25)]
     assert points(folder, "validation/loss") == [(3, 2.0)]
 
 
@@ -85,7 +88,7 @@ def test_after_a_start_without_any_checkpoint_nothing_of_the_first_one_is_left(
 def test_every_start_shows_its_text_where_it_began(folder: Path) -> None:
     write_steps(folder, 0, range(1, 4), value=0.0)
     write_steps(folder, 3, range(4, 6), value=100.0)
-    assert texts(folder, "config") == [(0, "    start: 0.0"), (3, "    start: 100.0")]
+    assert texts(folder, "config") == [(0, "    start: 0.0"), (4, "    start: 100.0")]
     assert len(points(folder, "train/loss")) == 5
 
 
@@ -110,6 +113,90 @@ def test_nan_and_infinity_are_null(folder: Path) -> None:
     assert math.isnan(value)
 
 
+def steps_of_everything(folder: Path) -> dict[str, list[int]]:
+    """Tag -> the steps at which TensorBoard shows something, as its server reads the events."""
+    path = str(folder / "tensorboard" / folder.name)
+    events = plugin_event_accumulator.EventAccumulator(path, {"tensors": 0}).Reload()
+    return {tag: [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+
+
+def write_everything(folder: Path, first_step: int, steps: range, ends: bool = False) -> None:
+    """A start that continues after `first_step`, and writes all that a training does."""
+    with MetricLog(folder, first_step) as log:
+        log.write_start(Config(precision="fp32"), "cpu", {"config": "text"})
+        for step in steps:
+            details = {"weight_norm/fc6": 1.0}
+            log.write("train", step, step / 10, {"loss": 1.0, "data_wait": 0.5}, details)
+            if step % 3 == 0:
+                log.write_histograms("weights", {"fc6": Histogram(0.0, 1.0, (1, 2))}, step)
+                log.write("validation", step, step / 10, {"loss": 1.0})
+                log.write_text("schedule", "falls", step)
+                log.write_mark("optimizer/learning_rate_fell", 0.1, step)
+                log.write_picture("fed", Image.new("RGB", (8, 8)), step)
+        if ends:
+            log.write_end(max([first_step, *steps]))
+
+
+def test_nothing_stands_twice_however_often_a_training_is_resumed(folder: Path) -> None:
+    write_everything(folder, 0, range(1, 3))  # killed before its first checkpoint
+    write_everything(folder, 0, range(1, 8))  # killed at step 7, saved at step 4
+    write_everything(folder, 4, range(5, 7))  # killed at step 6, with no other checkpoint
+    write_everything(folder, 4, range(5, 10))
+    write_everything(folder, 9, range(10, 13), ends=True)
+    write_everything(folder, 12, range(0), ends=True)  # only reports
+    every_step, some_steps = list(range(1, 13)), [3, 6, 9, 12]
+    assert steps_of_everything(folder) == {
+        **dict.fromkeys(("train/loss", "throughput/data_wait", "weight_norm/fc6"), every_step),
+        "progress/epoch": every_step,
+        **dict.fromkeys(("validation/loss", "validation/epoch", "weights/fc6"), some_steps),
+        **dict.fromkeys(("schedule/text_summary", "optimizer/learning_rate_fell"), some_steps),
+        "pictures/fed": some_steps,
+        "custom_scalars__config__": [0],
+        "_hparams_/experiment": [0],
+        "_hparams_/session_start_info": [0],
+        "_hparams_/session_end_info": [13],
+        "config/text_summary": [0, 5, 10, 13],
+    }
+
+
+@pytest.mark.parametrize("place", ["above", "another name"])
+def test_events_that_stand_elsewhere_go_on_as_one_run(folder: Path, place: str) -> None:
+    """Earlier versions wrote them into `tensorboard` itself; and a run folder can be renamed."""
+    elsewhere = folder / "tensorboard" / ("old" if place == "another name" else "")
+    with SummaryWriter(str(elsewhere), purge_step=0) as old:
+        for step in range(1, 8):
+            old.add_scalar("train/loss", step, step)
+        old.add_text("config", "    old", 0)
+    for _ in range(2):  # the second one is from the same checkpoint
+        write_everything(folder, 4, range(5, 8))
+    shown = steps_of_everything(folder)
+    assert shown["train/loss"] == [1, 2, 3, 4, 5, 6, 7]
+    assert shown["config/text_summary"] == [0, 5]
+    assert shown["custom_scalars__config__"] == shown["_hparams_/session_start_info"] == [5]
+    assert [file.name for file in folder.glob("tensorboard/*") if not file.is_dir()] == []
+
+
+def test_a_curve_says_what_it_shows(folder: Path) -> None:
+    with MetricLog(folder, 0) as log:
+        for step in (1, 2):
+            log.write("train", step, 0.1, {"loss": 1.0, "another": 2.0}, {"weight_norm/fc6": 1.0})
+    events = EventFileLoader(str(*folder.glob("tensorboard/*/events.*"))).Load()
+    values = [value for event in events for value in event.summary.value]
+    described = {v.tag: v.metadata for v in values if v.metadata.summary_description}
+    assert described.keys() == {"train/loss", "progress/epoch", "weight_norm/fc6"}
+    assert described["weight_norm/fc6"].summary_description == "Norm of this layer's weights."
+    assert described["train/loss"].display_name == "loss"
+    # TensorBoard's own server leaves out descriptions of what has no class.
+    assert described["train/loss"].data_class == DATA_CLASS_SCALAR
+
+
+def test_top_5_errors_of_few_classes_stand_in_the_lines_only(folder: Path) -> None:
+    with MetricLog(folder, 0, has_top5=False) as log:
+        log.write("validation", 1, 0.1, {"top1_error": 0.5, "top5_error": 0.0})
+    assert records(folder)[0]["top5_error"] == 0.0
+    assert steps_of_everything(folder).keys() == {"validation/top1_error", "validation/epoch"}
+
+
 def test_a_text_is_shown_as_it_is(folder: Path) -> None:
     with MetricLog(folder, 0) as log:
         log.write_text("config", "model:\n  dropout: 0.5\n# *not* Markdown")
@@ -117,30 +204,24 @@ def test_a_text_is_shown_as_it_is(folder: Path) -> None:
     assert text == "    model:\n      dropout: 0.5\n    # *not* Markdown"
 
 
-def test_images_are_shown_in_a_grid(folder: Path) -> None:
-    images = torch.zeros(5, 3, 8, 10, dtype=torch.uint8)
-    with MetricLog(folder, 0) as log:
-        log.write_images("fed", images, 0)
-    (event,) = board(folder).Images("fed")
-    assert event.step == 0
-    assert event.width % 10 < 10
-    assert event.width * event.height >= 5 * 8 * 10
-    assert event.encoded_image_string.startswith(b"\x89PNG")
+def pictures(folder: Path, tag: str) -> list[tuple[int, NDArray[np.uint8]]]:
+    events = read_events(folder).Images(tag)
+    return [(e.step, np.asarray(Image.open(io.BytesIO(e.encoded_image_string)))) for e in events]
 
 
-def test_what_the_network_is_fed_is_shown_in_its_first_colours() -> None:
-    mean = (123.68, 116.779, 103.939)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
-    fed = torch.from_numpy(pixels) - torch.tensor(mean).reshape(1, 3, 1, 1)
-    std = (60.0, 1.0, 2.0)
-    fed /= torch.tensor(std).reshape(1, 3, 1, 1)
-    shown = displayable(fed.to(memory_format=torch.channels_last), mean, std)
-    assert shown.dtype == torch.uint8
-    assert np.array_equal(shown.numpy(), pixels)
-    rounded = displayable(fed.bfloat16(), mean, std).int() - torch.from_numpy(pixels).int()
-    assert rounded.abs().max() <= 1
-    outside = torch.tensor([-500.0, 500.0]).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)
-    assert displayable(outside, mean, (1.0, 1.0, 1.0)).flatten(1).tolist() == [[0] * 3, [255] * 3]
+def test_a_picture_is_shown_as_it_is_and_after_a_resume_once(folder: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))
+    with MetricLog(folder, 0) as log:  # killed at step 6, saved at step 4 before its evaluation
+        for step in (4, 6):
+            log.write("validation", step, 0.5, {"loss": 1.0})
+            log.write_picture("confusion", picture, step)
+    with MetricLog(folder, 4) as log:
+        for step in (4, 6):
+            log.write("validation", step, 0.5, {"loss": 1.0})
+            log.write_picture("confusion", picture, step)
+    (first, shown), (second, _) = pictures(folder, "pictures/confusion")
+    assert (first, second) == (4, 6)
+    assert np.array_equal(shown, np.asarray(picture))
 
 
 def test_a_full_disk_costs_points_of_the_curves_and_is_said_once(

@@ -163,11 +163,7 @@ def load_posteriors(path: Path) -> Posteriors:
     """
     file = open_posteriors(path)
     (values,) = file.rows(len(file.labels))
-    with _archive(path) as archive:
-        names = unpack_names(_read_part(archive, "names"))
-        if len(names) != len(file.labels):
-            raise ValueError("its parts do not belong together")
-    return Posteriors(file.source, values, file.labels, names, file.classes)
+    return Posteriors(file.source, values, file.labels, read_names(file), file.classes)
 
 
 def open_posteriors(path: Path) -> PosteriorsFile:
@@ -187,6 +183,19 @@ def open_posteriors(path: Path) -> PosteriorsFile:
         if not (len(labels) and labels.min() >= 0 and labels.max() < len(classes)):
             raise ValueError("it has no images, or labels beyond its classes")
     return PosteriorsFile(path, source, labels, classes, dtype)
+
+
+def read_names(file: PosteriorsFile) -> tuple[str, ...]:
+    """The names of the images, class/file.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    with _archive(file.path) as archive:
+        names = unpack_names(_read_part(archive, "names"))
+        if len(names) != len(file.labels):
+            raise ValueError("its parts do not belong together")
+    return names
 
 
 def holds_posteriors(path: Path) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -34,12 +35,14 @@ class Collectives:
     Attributes:
         world_size: ranks.
         nodes: the ranks of each node, by node.
+        waiting: the time spent waiting for them.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Collective: the ranks exchange their host names."""
         self.world_size = distributed.get_world_size()
         self.nodes = nodes_of(gather(os.uname().nodename))
+        self.waiting = WaitClock(device)
         self._between: _BetweenNodes | None = None
         if is_regular(self.nodes):
             self._between = _BetweenNodes(self.nodes, device)
@@ -47,10 +50,10 @@ class Collectives:
     def all_reduce(self, flat: Tensor) -> Wait:
         """Sums a contiguous tensor (n,) over all ranks, in place."""
         if self._between is not None:
-            return self._between.all_reduce(flat)
+            return self.waiting.timed(self._between.all_reduce(flat))
         work = distributed.all_reduce(flat, async_op=True)
         assert work is not None
-        return work.wait
+        return self.waiting.timed(work.wait)
 
     def all_gather(self, own: Tensor) -> tuple[Tensor, Wait]:
         """The rows (n, d) of all ranks, n the same everywhere -> (world_size n, d).
@@ -61,10 +64,43 @@ class Collectives:
         # A layer's inputs require a gradient, which autograd would track in the other thread.
         own = own.detach().contiguous()
         if self._between is not None:
-            return gathered, self._between.all_gather(gathered, own)
+            return gathered, self.waiting.timed(self._between.all_gather(gathered, own))
         work = distributed.all_gather_single(gathered, own, async_op=True)
         assert work is not None
-        return gathered, work.wait
+        return gathered, self.waiting.timed(work.wait)
+
+
+class WaitClock:
+    """Sums the time of waits: the host's on a CPU, the stream's on a GPU, where no host waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def timed(self, wait: Wait) -> Wait:
+        """The same wait, whose time counts."""
+        return partial(self._time_on_gpu if self._on_gpu else self._time, wait)
+
+    def take(self) -> float:
+        """Seconds since the last call; on a GPU, whose work must be done."""
+        spans, self._spans = self._spans, []
+        seconds, self._seconds = self._seconds, 0.0
+        milliseconds: float = sum(start.elapsed_time(end) for start, end in spans)
+        return seconds + milliseconds / 1000
+
+    def _time(self, wait: Wait) -> None:
+        started_at = time.monotonic()
+        wait()
+        self._seconds += time.monotonic() - started_at
+
+    def _time_on_gpu(self, wait: Wait) -> None:
+        stream = torch.cuda.current_stream()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        stream.record_event(start)
+        wait()
+        stream.record_event(end)
+        self._spans.append((start, end))
 
 
 def nodes_of(hosts: Sequence[str]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Pictures of predictions: next to the true class, or with the most probable classes."""
+"""Sheets of images: with their classes, with predictions, or with the most probable classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vggdist.evaluation.lettering import fit, load_font
 
-CELL, MARGIN, TEXT_HEIGHT = 128, 8, 40
+CELL, MARGIN, LINE_HEIGHT = 128, 8, 16
 RIGHT, WRONG = (24, 128, 56), (200, 30, 40)
 
 PICTURE = 220
@@ -32,26 +32,56 @@ class Prediction:
     confidence: float
 
 
-def draw_contact_sheet(predictions: Sequence[Prediction], path: Path, columns: int = 8) -> None:
-    """Writes a PNG of all predictions, correct ones framed green and wrong ones red."""
-    rows = -(-len(predictions) // columns)
-    width, height = CELL + 2 * MARGIN, CELL + 2 * MARGIN + TEXT_HEIGHT
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+def contact_sheet(predictions: Sequence[Prediction], columns: int = 8) -> Image.Image:
+    """All predictions, correct ones framed green and wrong ones red."""
+    captions: list[list[_Line]] = []
+    for prediction in predictions:
+        color = RIGHT if prediction.truth == prediction.prediction else WRONG
+        percent = f"{100 * prediction.confidence:.0f} %"
+        captions.append(
+            [(prediction.prediction, percent, color), (f"is {prediction.truth}", "", _INK)]
+        )
+    frames = [lines[0][2] for lines in captions]
+    return _sheet([prediction.image for prediction in predictions], captions, frames, columns)
+
+
+def labelled_sheet(
+    images: Sequence[NDArray[np.uint8]], names: Sequence[str], columns: int = 8
+) -> Image.Image:
+    """Images (height, width, 3), 8-bit RGB, with the name of its class under each."""
+    captions: list[list[_Line]] = [[(name, "", _INK)] for name in names]
+    return _sheet(images, captions, [_EDGE] * len(names), columns)
+
+
+_Color = tuple[int, int, int]
+_Line = tuple[str, str, _Color]
+"""What may be cut, what stands behind it whole, and the colour of both."""
+
+
+def _sheet(
+    images: Sequence[NDArray[np.uint8]],
+    captions: Sequence[Sequence[_Line]],
+    frames: Sequence[_Color],
+    columns: int,
+) -> Image.Image:
+    """Rows of images, each with as many lines of text below it."""
+    columns = min(columns, len(images))
+    num_lines = max(map(len, captions))
+    width, height = CELL + 2 * MARGIN, CELL + 2 * MARGIN + 8 + LINE_HEIGHT * num_lines
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
     draw = ImageDraw.Draw(sheet)
     font = load_font(13)
-    for index, prediction in enumerate(predictions):
-        left, top = index % columns * width + MARGIN, index // columns * height + MARGIN
-        picture = Image.fromarray(prediction.image).resize((CELL, CELL), Image.Resampling.BICUBIC)
+    for number, (image, lines, frame) in enumerate(zip(images, captions, frames, strict=True)):
+        left, top = number % columns * width + MARGIN, number // columns * height + MARGIN
+        draw.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), outline=frame, width=3)
+        picture = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left, top))
-        color = RIGHT if prediction.truth == prediction.prediction else WRONG
-        draw.rectangle((left - 3, top - 3, left + CELL + 2, top + CELL + 2), outline=color, width=3)
-        percent = f"{100 * prediction.confidence:.0f} %"
-        caption = f"{fit(draw, prediction.prediction, font, CELL - 44)}  {percent}"
-        draw.text((left, top + CELL + 5), caption, fill=color, font=font)
-        truth = f"is {fit(draw, prediction.truth, font, CELL - 16)}"
-        draw.text((left, top + CELL + 21), truth, fill=(70, 70, 70), font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+        for line, (text, behind, color) in enumerate(lines):
+            y = top + CELL + 5 + LINE_HEIGHT * line
+            room = CELL - (round(draw.textlength(f" {behind}", font=font)) if behind else 0)
+            draw.text((left, y), fit(draw, text, font, room), fill=color, font=font)
+            draw.text((left + CELL, y), behind, fill=color, font=font, anchor="ra")
+    return sheet
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.posteriors import PosteriorsFile
 from vggdist.errors import WeightsError
+from vggdist.evaluation.confusion import ClassErrors, class_errors
 from vggdist.evaluation.metrics import count_errors
+from vggdist.evaluation.mistakes import Mistake
 
 _VALUES_AT_ONCE = 2**22  # posteriors in memory: 32 MB as float64
 
@@ -64,6 +66,29 @@ def errors_of_fusions(
         members: ErrorRates(num_images, *(count / num_images).tolist())
         for members, count in counts.items()
     }
+
+
+def class_errors_of_mean(files: Sequence[PosteriorsFile]) -> ClassErrors:
+    """The errors by class of the mean of all files, which are of the same images."""
+    confusion = np.zeros((len(files[0].classes),) * 2, np.int64)
+    errors_of_fusions(files, [range(len(files))], confusion=confusion)
+    return class_errors(confusion)
+
+
+def mistakes_of_mean(files: Sequence[PosteriorsFile], count: int) -> tuple[Mistake, ...]:
+    """The images on which the mean of all files errs most surely, the surest first."""
+    found: list[Mistake] = []
+    num_seen = 0
+    for values, labels in _parts(files):
+        mean = _mean(values, range(len(files)))
+        predicted = mean.argmax(axis=1)
+        for row in np.flatnonzero(predicted != labels).tolist():
+            label = int(predicted[row])
+            found.append(Mistake(num_seen + row, int(labels[row]), label, float(mean[row, label])))
+        found.sort(key=lambda mistake: (-mistake.confidence, mistake.image))
+        del found[count:]
+        num_seen += len(labels)
+    return tuple(found)
 
 
 def _parts(

@@ -34,13 +34,14 @@ def fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
     """`text`, shortened in its middle to `width` pixels.
 
     Names of classes differ at the beginning or at the end. Characters that the font lacks become
-    escapes such as `\\u72ac`, and line breaks too, which cannot be measured.
+    escapes such as `\\u72ac`, which are never cut, and line breaks too, which cannot be measured.
     """
-    text = "".join(c if has_glyph(font, c) else ascii(c)[1:-1] for c in printable(text))
-    if draw.textlength(text, font=font) <= width:
-        return text
-    for length in range(len(text) - 1, 0, -1):
-        cut = text[: length - length // 3] + _ELLIPSIS + text[len(text) - length // 3 :]
+    parts = [c if has_glyph(font, c) else ascii(c)[1:-1] for c in printable(text)]
+    if draw.textlength("".join(parts), font=font) <= width:
+        return "".join(parts)
+    for length in range(len(parts) - 1, 0, -1):
+        end = parts[len(parts) - length // 3 :]
+        cut = "".join([*parts[: length - length // 3], _ELLIPSIS, *end])
         if draw.textlength(cut, font=font) <= width:
             return cut
     return _ELLIPSIS

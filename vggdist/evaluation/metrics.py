@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vggdist.evaluation.confusion import ClassErrors
+from vggdist.evaluation.mistakes import Mistake
 
 TOP5 = 5
 """With so many classes or fewer the top-5 error is always 0, and people are not told it."""
@@ -24,10 +25,14 @@ class Errors:
     top5_error: float
     loss: float
     classes: ClassErrors = field(default_factory=ClassErrors)
+    mistakes: tuple[Mistake, ...] = field(default=(), compare=False)
+    """The surest first; for pictures, and in no checkpoint."""
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return asdict(self)
+        state = asdict(self)
+        del state["mistakes"]
+        return state
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Errors:

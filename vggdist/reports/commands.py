@@ -1,10 +1,10 @@
-"""The verb report: the paper's tables beside ours, from posteriors files."""
+"""The verb report: from posteriors files the paper's tables beside ours, or what fails."""
 
 import argparse
 from typing import Any
 
 from vggdist.artifacts.paths import quote
-from vggdist.commands.arguments import add_input, add_json, add_output, show
+from vggdist.commands.arguments import add_data, add_input, add_json, add_output, show
 
 DESCRIPTION = """\
 Fuses posteriors files, which `vggdist evaluate` writes, and prints Tables 3 to 7 of the paper: its
@@ -12,6 +12,10 @@ error, ours and the difference for every row. A row whose files are not given sa
 them stand the errors of every network at all its scales, of every file, and of the mean of all
 files. Files of one table are of the same images; of several trainings of the same network, each
 gets a line of its own.
+
+Of other classes than ImageNet's it prints errors by protocol and scale, the error of each class,
+which are taken for which, and the images on which the networks err most surely; with --out it draws
+the confusion of classes and a sheet of these images.
 """
 
 
@@ -37,6 +41,11 @@ def add_verbs(verbs: Any) -> None:
         metavar="DIR",
         help="also write report.html (one file, pictures included), report.md and its pictures",
     )
+    add_data(
+        report,
+        "the images of the worst mistakes (default: those that the run was trained on)",
+        required=False,
+    )
     add_json(report)
     report.set_defaults(run=_report)
 
@@ -54,6 +63,6 @@ def _report(arguments: argparse.Namespace) -> None:
     progress.close()
     text = render_report(report)
     if arguments.out is not None:
-        page = write_report(report, arguments.out)
+        page = write_report(report, arguments.out, arguments.data)
         text += f"\n\nWritten to {quote(page)} and {quote(page.with_suffix('.md'))}"
     show(text, report.to_dict(), arguments.json)

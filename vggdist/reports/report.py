@@ -1,35 +1,77 @@
-"""The paper's Tables 3 to 7 beside ours, computed from posteriors files."""
+"""What posteriors files say: the paper's Tables 3 to 7 beside ours, or of other classes than
+ImageNet's which classes and images fail.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vggdist.artifacts.contents import UNKNOWN
 from vggdist.artifacts.names import printable, shortened
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.posteriors import Protocol, Source, holds_posteriors, open_posteriors
+from vggdist.artifacts.posteriors import (
+    PosteriorsFile,
+    Protocol,
+    Source,
+    holds_posteriors,
+    open_posteriors,
+    read_names,
+)
 from vggdist.errors import WeightsError
-from vggdist.evaluation.fusion import ErrorRates, Members, errors_of_fusions
+from vggdist.evaluation.confusion import ClassErrors
+from vggdist.evaluation.fusion import (
+    ErrorRates,
+    Members,
+    class_errors_of_mean,
+    errors_of_fusions,
+    mistakes_of_mean,
+)
 from vggdist.reports import paper
 from vggdist.reports.matching import Line, find_averages, find_lines
+
+NUM_MISTAKES = 32
+"""Worst mistakes in a report."""
+
+
+class NamedMistake(NamedTuple):
+    """An image that was taken for one of another class."""
+
+    image: str
+    """class/file."""
+    truth: str
+    prediction: str
+    confidence: float
 
 
 @dataclass(frozen=True)
 class Report:
     """What posteriors files of the same images say."""
 
+    paths: tuple[Path, ...]
+    """The files."""
     names: tuple[str, ...]
-    """The files, for people."""
+    """The same, for people."""
     sources: tuple[Source, ...]
-    num_classes: int
+    classes: tuple[str, ...]
     errors: Mapping[Members, ErrorRates]
     """Of each file, of the mean of all, and of all other means below."""
     averages: tuple[Members, ...]
     """Files of one network at all its scales."""
     tables: tuple[tuple[paper.PaperTable, tuple[Line, ...]], ...]
+    """None where the classes are not ImageNet's."""
     notes: tuple[str, ...]
+    class_errors: ClassErrors = field(default_factory=ClassErrors)
+    """Of the mean of all files, where the classes are not ImageNet's."""
+    mistakes: tuple[NamedMistake, ...] = ()
+    """Its worst, the surest first."""
+
+    @property
+    def num_classes(self) -> int:
+        """Of the images."""
+        return len(self.classes)
 
     @property
     def fused(self) -> ErrorRates:
@@ -38,7 +80,7 @@ class Report:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether the paper's errors are of as many classes, so that differences mean something."""
+        """Whether the paper's errors are of as many classes; else its tables are left out."""
         return self.num_classes == paper.NUM_CLASSES
 
     def protocols(self, files: Members) -> tuple[Protocol, ...]:
@@ -65,6 +107,8 @@ class Report:
                 for table, lines in self.tables
             },
             "notes": self.notes,
+            **self.class_errors.to_dict(self.classes),
+            "mistakes": [mistake._asdict() for mistake in self.mistakes],
         }
 
     def _average_to_dict(self, files: Members) -> dict[str, object]:
@@ -142,23 +186,33 @@ def make_report(
     names, sources = _names(paths), tuple(file.source for file in files)
     distinct = {n: source for n, source in enumerate(sources) if sources.index(source) == n}
     averages = tuple(find_averages(distinct))
+    classes = files[0].classes
+    is_imagenet = len(classes) == paper.NUM_CLASSES
     tables = tuple(
         (table, tuple(line for row in table.rows for line in find_lines(row, distinct)))
-        for table in paper.TABLES
+        for table in (paper.TABLES if is_imagenet else ())
     )
     every_file = [(number,) for number in range(len(files))]
     means = {line.files for _, lines in tables for line in lines if line.files}
     means |= {*every_file, tuple(range(len(files))), *averages}
-    num_classes = len(files[0].classes)
     return Report(
+        paths=tuple(paths),
         names=names,
         sources=sources,
-        num_classes=num_classes,
+        classes=classes,
         errors=errors_of_fusions(files, means, advance),
         averages=averages,
         tables=tables,
-        notes=tuple(_notes(names, sources, num_classes, len(files[0].labels))),
+        notes=tuple(_notes(names, sources, is_imagenet, len(files[0].labels))),
+        class_errors=ClassErrors() if is_imagenet else class_errors_of_mean(files),
+        mistakes=() if is_imagenet else tuple(_mistakes(files)),
     )
+
+
+def _mistakes(files: Sequence[PosteriorsFile]) -> Iterator[NamedMistake]:
+    images, classes = read_names(files[0]), files[0].classes
+    for image, truth, prediction, confidence in mistakes_of_mean(files, NUM_MISTAKES):
+        yield NamedMistake(images[image], classes[truth], classes[prediction], confidence)
 
 
 def _names(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -170,15 +224,10 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _notes(
-    names: Sequence[str], sources: Sequence[Source], num_classes: int, num_images: int
+    names: Sequence[str], sources: Sequence[Source], is_imagenet: bool, num_images: int
 ) -> Iterator[str]:
     """What a reader of the numbers has to know."""
-    if num_classes != paper.NUM_CLASSES:
-        yield (
-            f"These files are of {num_classes:,} classes and the paper's tables of "
-            f"{paper.NUM_CLASSES:,}: which error is smaller says nothing."
-        )
-    elif num_images != paper.NUM_VALIDATION_IMAGES:
+    if is_imagenet and num_images != paper.NUM_VALIDATION_IMAGES:
         yield (
             f"The paper's errors are of {paper.NUM_VALIDATION_IMAGES:,} validation images, ours of "
             f"{num_images:,}."

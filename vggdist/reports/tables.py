@@ -13,14 +13,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vggdist.artifacts.names import printable
 from vggdist.artifacts.posteriors import format_train_scale
 from vggdist.evaluation.fusion import ErrorRates, Members
+from vggdist.evaluation.metrics import TOP5
 from vggdist.reports import paper
 from vggdist.reports.matching import Line
 from vggdist.reports.report import Report, difference
 from vggdist.terminal import render
 
 NO_RUN = "no run"
+MOST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class TextTable:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    is_long: bool = False
+    """Whether a terminal shows the first `MOST_ROWS` rows only."""
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -53,11 +58,14 @@ class TextTable:
 
 
 def report_tables(report: Report) -> list[TextTable]:
-    """The paper's tables, then what there is beyond them."""
+    """The paper's tables, or which classes and images fail; then what there is beyond them."""
     tables = [_paper_table(table, lines, report) for table, lines in report.tables]
     if report.averages:
         tables.append(_averages_table(report))
-    return [*tables, _files_table(report), _fused_table(report)]
+    tables += [_files_table(report), _fused_table(report)]
+    if report.class_errors.num_images:
+        tables += [_classes_table(report), _pairs_table(report), _mistakes_table(report)]
+    return [table for table in tables if table.rows]
 
 
 def heading(report: Report) -> str:
@@ -85,7 +93,6 @@ def signed_percent(fraction: float | None) -> str:
 
 
 _text_column = partial(Column, kind="text")
-_OWN_ERRORS = (Column("top-1 %"), Column("top-5 %"))
 _TRAINED = (_text_column("network"), _text_column("S"), _text_column("weights"))
 
 
@@ -149,6 +156,16 @@ def _errors(line: Line, ours: ErrorRates | None) -> tuple[str, ...]:
     return cells
 
 
+def _error_columns(report: Report) -> tuple[Column, ...]:
+    """Of few classes the top-5 error says nothing."""
+    return (Column("top-1 %"), Column("top-5 %"))[: 1 + (report.num_classes > TOP5)]
+
+
+def _error_cells(report: Report, errors: ErrorRates) -> tuple[str, ...]:
+    cells = percent(errors.top1_error), percent(errors.top5_error)
+    return cells[: len(_error_columns(report))]
+
+
 def _own_cells(report: Report, files: Members) -> tuple[str, ...]:
     """From the network's name to the errors."""
     source, errors = report.sources[files[0]], report.errors[files]
@@ -159,8 +176,7 @@ def _own_cells(report: Report, files: Members) -> tuple[str, ...]:
         " & ".join(report.protocols(files)),
         ",".join(map(str, report.scales(files))),
         "yes" if source.flip else "no",
-        percent(errors.top1_error),
-        percent(errors.top5_error),
+        *_error_cells(report, errors),
     )
 
 
@@ -168,7 +184,7 @@ def _averages_table(report: Report) -> TextTable:
     tested = _text_column("protocol", wraps=True), _text_column("Q", wraps=True)
     return TextTable(
         "Every network at all its scales",
-        (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS),
+        (*_TRAINED, *tested, _text_column("flip"), *_error_columns(report)),
         tuple(_own_cells(report, files) for files in report.averages),
         ("Means of the posteriors of one network over Q; multi-crop & dense at the Q of both.",),
     )
@@ -178,7 +194,7 @@ def _files_table(report: Report) -> TextTable:
     tested, file = (_text_column("protocol"), Column("Q")), _text_column("file", wraps=True)
     return TextTable(
         "All files",
-        (*_TRAINED, *tested, _text_column("flip"), *_OWN_ERRORS, file),
+        (*_TRAINED, *tested, _text_column("flip"), *_error_columns(report), file),
         tuple((*_own_cells(report, (n,)), name) for n, name in enumerate(report.names)),
     )
 
@@ -186,8 +202,50 @@ def _files_table(report: Report) -> TextTable:
 def _fused_table(report: Report) -> TextTable:
     count = len(report.names)
     what = "the file as it is" if count == 1 else f"mean of all {count} files"
-    errors = percent(report.fused.top1_error), percent(report.fused.top5_error)
-    return TextTable("Fused", (_text_column(""), *_OWN_ERRORS), ((what, *errors),))
+    errors = _error_cells(report, report.fused)
+    return TextTable("Fused", (_text_column(""), *_error_columns(report)), ((what, *errors),))
+
+
+def _classes_table(report: Report) -> TextTable:
+    """Every class, the largest error first, and for what its images are taken most often."""
+    errors = report.class_errors
+    taken = {pair.truth: pair for pair in reversed(errors.pairs)}
+    shown = [label for label, number in enumerate(errors.num_images) if number]
+    rows = []
+    for label in sorted(shown, key=lambda label: -errors.error(label)):
+        pair = taken.get(label)
+        most = "" if pair is None else f"{_name(report, pair.prediction)} ({pair.num_images:,})"
+        counts = f"{errors.num_images[label]:,}", f"{errors.num_wrong[label]:,}"
+        rows.append((_name(report, label), *counts, percent(errors.error(label)), most))
+    numbers = Column("images"), Column("wrong"), Column("top-1 %")
+    columns = (_text_column("class"), *numbers, _text_column("most often taken for", wraps=True))
+    return TextTable("Errors by class, of all files together", columns, tuple(rows), is_long=True)
+
+
+def _pairs_table(report: Report) -> TextTable:
+    columns = _text_column("is"), _text_column("taken for"), Column("images")
+    rows = tuple(
+        (_name(report, pair.truth), _name(report, pair.prediction), f"{pair.num_images:,}")
+        for pair in report.class_errors.pairs[:MOST_ROWS]
+    )
+    return TextTable("Most often taken for another", columns, rows)
+
+
+def _mistakes_table(report: Report) -> TextTable:
+    texts = _text_column("image", wraps=True), _text_column("is"), _text_column("taken for")
+    rows = tuple(
+        (
+            *map(printable, (found.image, found.truth, found.prediction)),
+            percent(found.confidence, 1),
+        )
+        for found in report.mistakes
+    )
+    title = "Worst mistakes, the surest first"
+    return TextTable(title, (*texts, Column("confidence %")), rows, is_long=True)
+
+
+def _name(report: Report, label: int) -> str:
+    return printable(report.classes[label])
 
 
 def render_report(report: Report) -> str:
@@ -217,7 +275,8 @@ def _rich(table: TextTable) -> RenderableType:
             no_wrap=not column.wraps,
             overflow="fold",
         )
-    for row in table.rows:
+    rows = table.rows[:MOST_ROWS] if table.is_long else table.rows
+    for row in rows:
         shown.add_row(
             *(
                 Text(cell, _COLORS.get(cell_kind(column, cell), ""))
@@ -225,6 +284,8 @@ def _rich(table: TextTable) -> RenderableType:
             )
         )
     notes = [Text(note) for note in table.notes]
+    if num_left := len(table.rows) - len(rows):
+        notes.append(Text(f"{num_left:,} more are in the files that --out writes."))
     return Group(shown, *notes, Text()) if notes else shown
 
 

@@ -22,6 +22,7 @@ from vggdist.errors import CheckpointError
 from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
 from vggdist.training.factors import factored_layers
 from vggdist.training.gradients import GradientExchange
+from vggdist.training.layer_values import Histogram, histograms, layer_weights, norms
 from vggdist.training.optimizer import MaskedSGD, build_optimizer, norm, trained_parameters
 from vggdist.training.ranges import named
 from vggdist.training.speeds import choose_ways, to_state
@@ -67,7 +68,10 @@ class Engine:
         factored: names of the layers whose gradients are sent as factors.
         exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         exchange_state: what was decided about the exchange; None: nothing was.
-        measure_norm: set it before a step to have `gradient_norm` after it.
+        measure_norm: set it before a step to have `gradient_norm` and `layer_norms` after it.
+        measure_histograms: set it before a step to have `gradient_histograms` after it.
+        gradient_histograms: of the latest step for which it was set, by layer; none where a
+            gradient is not in memory as a whole.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class Engine:
         """
         self.config = config
         self.device = process.device
-        self.measure_norm = False
+        self.measure_norm = self.measure_histograms = False
+        self.gradient_histograms: dict[str, Histogram] = {}
         self._norm: Tensor | float | None = None
+        self._norms: dict[int, Tensor] = {}
         self._scale_of_step: Tensor | None = None
         self.factored: tuple[str, ...] = ()
         if self.device.type == "cpu":
@@ -103,6 +109,7 @@ class Engine:
         self.exchange_state: dict[str, Any] | None = None
         self._loss_share = 1.0
         self._scaler: torch.amp.GradScaler | None = self._set_up(split, process, exchange_state)
+        self._layer_weights = layer_weights(self.module)
         self.train()
 
     def _build_optimizer(self, network: nn.Module) -> MaskedSGD:
@@ -168,9 +175,18 @@ class Engine:
         with named("update"):
             # Before the engine's step, which may unscale and clip the gradients.
             if self.measure_norm:
-                gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
-                self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
+                self._measure_norms()
+            if self.measure_histograms:
+                weights = self._layer_weights.items()
+                gradients = {name: w.grad for name, w in weights if w.grad is not None}
+                self.gradient_histograms = histograms(gradients, self._scale())
             self._engine.step()
+
+    def _measure_norms(self) -> None:
+        gradients = {id(p): p.grad for p in self.module.parameters() if p.grad is not None}
+        self._norms = dict(zip(gradients, norms(gradients.values()), strict=True))
+        self._norms |= {id(each.weight): each.norm() for each in self.optimizer.products}
+        self._norm = norm(self._norms.values())
 
     def train(self) -> None:
         """Training mode: dropout and batch statistics; frozen layers keep their statistics."""
@@ -203,8 +219,46 @@ class Engine:
         """Norm of the whole gradient of the latest step, before clipping; nan if not measured."""
         if not self.measure_norm or self._norm is None:
             return float("nan")
-        scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
-        return float(self._norm) / scale
+        return float(self._norm) / self._scale()
+
+    def _scale(self) -> float:
+        """The factor of the latest step's gradients."""
+        return 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+
+    @torch.no_grad()
+    def layer_norms(self) -> dict[str, float]:
+        """Norms of a step by layer, such as `weight_norm/conv1_1`; waits for the device once.
+
+        `gradient_norm`, if measured; `weight_norm`; and with momentum `update_ratio`, the norm of
+        the step's change of the weights over theirs. ZeRO has only the second.
+        """
+        layers = list(self._layer_weights.values())
+        found = {"weight_norm": torch.stack(norms(layers))}
+        if all(id(weights) in self._norms for weights in layers):
+            of_gradients = torch.stack([self._norms[id(weights)] for weights in layers])
+            scale = 1.0 if self._scale_of_step is None else self._scale_of_step
+            found["gradient_norm"] = of_gradients / scale
+        states = (self.optimizer.state.get(weights, {}) for weights in layers)
+        momentum = [state.get("momentum_buffer") for state in states]
+        if all(buffer is not None for buffer in momentum):
+            # SGD changes weights by the learning rate times the momentum.
+            learning_rate = self.optimizer.param_groups[0]["lr"]
+            changes = learning_rate * torch.stack(norms(momentum))
+            found["update_ratio"] = changes / found["weight_norm"]
+        rows = torch.stack([*found.values()]).tolist()
+        return {
+            f"{group}/{layer}": value
+            for group, row in zip(found, rows, strict=True)
+            for layer, value in zip(self._layer_weights, row, strict=True)
+        }
+
+    def weight_histograms(self) -> dict[str, Histogram]:
+        """Of the weights of each trained layer; waits for the device."""
+        return histograms(self._layer_weights)
+
+    def exchange_wait(self) -> float | None:
+        """Seconds since the last call in which this rank waited for gradients, if known."""
+        return self.exchange.waited()
 
     def loss_scale(self) -> float:
         """fp16's loss scale, else 1; waits for the device."""

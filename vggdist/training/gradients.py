@@ -73,6 +73,13 @@ class GradientExchange:
                 if id(parameter) not in apart:
                     parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
 
+    def waited(self) -> float | None:
+        """Seconds since the last call in which this rank waited for others; None on one rank.
+
+        On a GPU, whose work must be done, those of its stream.
+        """
+        return self._collectives.waiting.take() if self.world_size > 1 else None
+
     def wait(self) -> None:
         """Returns when every gradient of this step is that of all ranks.
 

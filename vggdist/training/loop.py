@@ -26,11 +26,13 @@ from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
-from vggdist.training.metrics import MetricLog, displayable
+from vggdist.training.metrics import MetricLog
+from vggdist.training.pictures import Pictures
 from vggdist.training.profile import StepProfile
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
 from vggdist.training.step import Meter, train_step
+from vggdist.training.system import SystemReadings
 from vggdist.training.throughput import Throughput, Waiting
 from vggdist.training.utilization import Utilization
 
@@ -66,6 +68,7 @@ class Training:
         run_folder: Path,
         description: Description | None = None,
         profile: StepProfile | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         """Assembles the training.
 
@@ -79,13 +82,14 @@ class Training:
             log: curves, on the main rank.
             description: of the network, saved with every checkpoint's weights.
             profile: records some of the steps.
+            pictures: for TensorBoard, on the main rank.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
         self.num_images = num_images
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
-        self.description, self._profile = description, profile
+        self.description, self.pictures, self._profile = description, pictures, profile
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.step = 0
         self.num_masked = 0
@@ -96,10 +100,12 @@ class Training:
         self.throughput = Throughput(process.device)
         self.utilization = Utilization(config, process.world_size, process.device)
         self.progress = TrainingProgress(schedule.total_steps, speaks=process.is_main)
+        self.system = SystemReadings(process.device)
         self._evaluation_interval = self._steps(config.evaluation.every_epochs)
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
             config.checkpoint.every_epochs
         )
+        self._pictures_interval = self._steps(config.log.images_every_epochs)
         self._flags = SharedFlags(engine)
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0
@@ -147,6 +153,8 @@ class Training:
                     stopping |= self._handle(delayed.flush())
                 if self._log_due:
                     self._write_log()
+                if self.engine.measure_histograms:
+                    self._write_histograms()
                 # Save first: an evaluation takes time, and may be interrupted or fail. A run
                 # resumed from this checkpoint then evaluates it.
                 if saving or stopping:
@@ -210,6 +218,7 @@ class Training:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
         self.engine.measure_norm = self._log_due
+        self.engine.measure_histograms = self.log is not None and self._histograms_due
         waiting = Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._flags.begin()
         train_step(self.engine, self._shown(waiting), self.meter)
@@ -267,7 +276,7 @@ class Training:
         )
 
     def _write_log(self) -> None:
-        values = self.throughput.close_window()
+        values = self.throughput.close_window(self.engine.exchange_wait)
         if "images_per_second" in values:
             values |= self.utilization.of(values["images_per_second"])
         loss, top1, top5, images = sum_over_ranks(self.meter.sums.clone()).tolist()
@@ -281,13 +290,21 @@ class Training:
             "top5_error": top5 / images,
             "learning_rate": self.schedule.learning_rate(self.step - 1),
             "gradient_norm": norm,
+            "images_per_second_overall": self.throughput.images_per_second,
+            "hours_left": self._seconds_left() / 3600,
         }
         if self.known_bad.found:
             values |= {"unusable_images": len(self.known_bad.found)}
         if self.config.resolved_precision == "fp16":
             values |= {"loss_scale": self.engine.loss_scale(), "masked_steps": self.num_masked}
-        self.log.write("train", self.step, self.epoch, values)
+        details = self.system.read() | self.engine.layer_norms()
+        self.log.write("train", self.step, self.epoch, values, details)
         self.progress.log(self.step, self.epoch, values, self._seconds_left())
+
+    def _write_histograms(self) -> None:
+        assert self.log is not None
+        self.log.write_histograms("weights", self.engine.weight_histograms(), self.step)
+        self.log.write_histograms("gradients", self.engine.gradient_histograms, self.step)
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Whether the evaluation was completed; False on all ranks if a signal ended it."""
@@ -319,6 +336,7 @@ class Training:
                 "loss": self.errors.loss,
                 "top1_error": self.errors.top1_error,
                 "top5_error": self.errors.top5_error,
+                "best_top1_error": min([*self.schedule.errors, self.errors.top1_error]),
             }
             self.log.write("validation", self.step, self.epoch, values)
             self.progress.clear()
@@ -330,6 +348,10 @@ class Training:
                 top5 if self.config.model.fc8_width > TOP5 else "",
                 self.errors.loss,
             )
+        if self.pictures is not None:
+            self.throughput.pause()
+            self._evaluation_seconds += self.pictures.show_errors(self.errors, self.step)
+            self.throughput.resume()
         return True
 
     def _log_decreases(self) -> None:
@@ -340,6 +362,9 @@ class Training:
                 f"the learning rate falls to {decrease.learning_rate:g} at step {decrease.step}: "
                 f"{self.schedule.cause}."
             )
+            if self.log is not None:
+                fallen = decrease.learning_rate
+                self.log.write_mark("optimizer/learning_rate_fell", fallen, self.step)
         self._num_decreases_told = len(decreases)
 
     def _log_event(self, text: str) -> None:
@@ -387,19 +412,30 @@ class Training:
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes on batches; logs the first images of a training to TensorBoard."""
+        """Passes on batches; some steps' first images are shown in TensorBoard."""
+        due = (self.step - 1) % self._pictures_interval == 0
         for number, batch in enumerate(batches):
             self.known_bad.note(batch.bad)
-            first = self.step == 1 and number == 0
-            if first and self.log is not None and self.config.log.num_images:
-                images, data = batch.images[: self.config.log.num_images], self.config.data
-                self.log.write_images("fed", displayable(images, data.mean, data.std), 0)
+            if due and number == 0 and self.pictures is not None:
+                self.throughput.pause()
+                self.pictures.show_fed(batch, self.step)
+                self.throughput.resume()
             yield batch
 
     @property
     def _log_due(self) -> bool:
-        always = (1, self.schedule.total_steps)
-        return self._is_due(self.config.log.every_steps) or self.step in always
+        if self.step in (1, self.schedule.total_steps):
+            return True
+        # Fewer steps would remain for the last point: they are added to this one's.
+        interval = self.config.log.every_steps
+        return self._is_due(interval) and self.step + interval <= self.schedule.total_steps
+
+    @property
+    def _histograms_due(self) -> bool:
+        if not self.config.log.histogram_every_epochs:
+            return False
+        interval = self._steps(self.config.log.histogram_every_epochs)
+        return self._is_due(interval) or self.step == self.schedule.total_steps
 
     @property
     def _evaluation_due(self) -> bool:

@@ -1,8 +1,9 @@
 """Curves: TensorBoard events and `metrics.jsonl`, written by the main rank.
 
-After a resume no step appears twice: TensorBoard purges the points after the checkpoint, and later
-lines of `metrics.jsonl` are dropped. If the checkpoint itself is evaluated again, because its
-result was not saved, the evaluation is not written again.
+After a resume nothing appears twice: TensorBoard purges what stands after the checkpoint, and later
+lines of `metrics.jsonl` are dropped. What belongs to a start stands one step after its checkpoint,
+and so is purged by the next start from the same one. If the checkpoint itself is evaluated again,
+because its result was not saved, the evaluation is not written again.
 """
 
 import contextlib
@@ -14,18 +15,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.run_files import LOG_FILE, METRICS_FILE
-from vggdist.config import Triple
+from vggdist.config import Config
 from vggdist.errors import in_words
+from vggdist.training import board as of_board
+from vggdist.training.board import EVENT_FILES, event_folder
+from vggdist.training.curves import tag_of
+from vggdist.training.layer_values import Histogram
 
 logger = logging.getLogger(__name__)
 
-TENSORBOARD_FOLDER = "tensorboard"
+_SUFFIX = ".from-"
+"""Ends the name of an event file, before the step where its start began."""
 
 
 class LogFile(logging.FileHandler):
@@ -47,19 +54,28 @@ class LogFile(logging.FileHandler):
 
 
 class MetricLog:
-    """Writes named numbers at a step; also texts and pictures, to TensorBoard only."""
+    """Writes named numbers at a step; also texts, pictures and others, to TensorBoard only."""
 
-    def __init__(self, run_folder: Path, first_step: int) -> None:
-        """Continues the curves of `run_folder` after step `first_step`."""
-        self._first_step = first_step
+    def __init__(self, run_folder: Path, first_step: int, has_top5: bool = True) -> None:
+        """Continues the curves of `run_folder` after step `first_step`.
+
+        Args:
+            has_top5: with five classes or fewer it says nothing, and TensorBoard is not told.
+        """
+        self._left_out = set() if has_top5 else {"top5_error"}
+        # From 0, if an earlier start ended before its first checkpoint.
+        self._start = first_step + 1 if first_step else 0
         self._failed = False
         self._folder = run_folder
         self._lines = JsonLines(run_folder / METRICS_FILE)
         kept = self._lines.keep(lambda point: point["step"] <= first_step and "split" in point)
         self._there = {(point["split"], point["step"]) for point in kept}
         self._usual_hook, threading.excepthook = threading.excepthook, self._without_board
-        # From 0, if an earlier start ended before its first checkpoint.
-        self._board: SummaryWriter | None = self._open_board(first_step + 1 if first_step else 0)
+        self._described: set[str] = set()
+        self._event_folder = event_folder(run_folder)
+        starts = (file.name.rpartition(_SUFFIX) for file in self._event_folder.glob(EVENT_FILES))
+        self._is_begun = any(suffix and int(step) < self._start for _, suffix, step in starts)
+        self._board: SummaryWriter | None = self._open_board(self._start)
 
     def __enter__(self) -> Self:
         return self
@@ -68,8 +84,19 @@ class MetricLog:
         self._on_board(SummaryWriter.close)
         threading.excepthook = self._usual_hook
 
-    def write(self, split: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """A point of every curve; `split` is train or validation and groups them."""
+    def write(
+        self,
+        split: str,
+        step: int,
+        epoch: float,
+        values: Mapping[str, float],
+        details: Mapping[str, float] | None = None,
+    ) -> None:
+        """A point of every curve; `split` is train or validation.
+
+        Args:
+            details: points of further curves by tag, which only TensorBoard has.
+        """
         if (split, step) in self._there:
             return
         # JSON has no nan or infinity.
@@ -80,28 +107,73 @@ class MetricLog:
             if self._board is None:  # there is room again
                 self._board = self._open_board()
 
-        def write(board: SummaryWriter) -> None:
-            for name, value in {"epoch": epoch, **values}.items():
-                board.add_scalar(f"{split}/{name}", value, step)
-            board.flush()
+        named = {"epoch": epoch, **values}
+        shown = named.keys() - self._left_out
+        tags = {tag_of(split, name): value for name, value in named.items() if name in shown}
+        self._write_scalars(tags | dict(details or {}), step)
+        self._on_board(lambda board: board.flush())
 
-        self._on_board(write)
+    def write_start(self, config: Config, device: str, texts: Mapping[str, str]) -> None:
+        """What a start tells: the charts and settings of a new training, and texts by name."""
+        if not self._is_begun:
+            for summary in (
+                of_board.charts(config, device),
+                of_board.experiment(config),
+                of_board.start(config),
+            ):
+                self._write_summary(summary, self._start)
+        for name, text in texts.items():
+            self.write_text(name, text)
+
+    def write_end(self, step: int) -> None:
+        """The training is finished with `step` steps."""
+        self._write_summary(of_board.end(), step + 1)  # where the next start purges it
+
+    def write_mark(self, tag: str, value: float, step: int) -> None:
+        """A point of a curve that is seldom written."""
+        if ("validation", step) not in self._there:
+            self._write_scalars({tag: value}, step)
+
+    def write_histograms(self, group: str, layers: Mapping[str, Histogram], step: int) -> None:
+        """Histograms of `weights` or `gradients` by layer."""
+        if layers:
+            self._write_summary(of_board.histograms(group, layers), step)
 
     def write_text(self, name: str, text: str, step: int | None = None) -> None:
         """A text, shown verbatim; without a step it belongs to this start."""
         if ("validation", step) in self._there:  # already written, after the same evaluation
             return
         indented = "\n".join("    " + line for line in text.splitlines())
-        shown_at = self._first_step if step is None else step
+        shown_at = self._start if step is None else step
         self._on_board(lambda board: board.add_text(name, indented, shown_at))
 
-    def write_images(self, name: str, images: Tensor, step: int) -> None:
-        """A grid of images (n, 3, height, width), 8-bit."""
-        self._on_board(lambda board: board.add_images(name, images, step))
+    def write_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture of the training or evaluation of this step."""
+        if ("validation", step) in self._there:  # already written, after the same evaluation
+            return
+        pixels = np.asarray(picture)
+        self._on_board(
+            lambda board: board.add_image(f"pictures/{name}", pixels, step, dataformats="HWC")
+        )
+
+    def _write_scalars(self, tags: Mapping[str, float], step: int) -> None:
+        described = tags.keys() <= self._described
+        self._described |= tags.keys()
+        self._write_summary(of_board.scalars(tags, not described), step)
+
+    def _write_summary(self, summary: Summary, step: int) -> None:
+        def write(board: SummaryWriter) -> None:
+            board._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]
+
+        self._on_board(write)
 
     def _open_board(self, purge_step: int | None = None) -> SummaryWriter:
-        folder = str(self._folder / TENSORBOARD_FOLDER)
-        return SummaryWriter(folder, purge_step=purge_step, flush_secs=10)
+        return SummaryWriter(
+            str(self._event_folder),
+            purge_step=purge_step,
+            flush_secs=10,
+            filename_suffix=f"{_SUFFIX}{self._start}",
+        )
 
     def _on_board(self, write: Callable[[SummaryWriter], None]) -> None:
         """Writes to TensorBoard, whose thread is dead after a failure."""
@@ -133,9 +205,3 @@ class MetricLog:
                     self._folder,
                     in_words(error),
                 )
-
-
-def displayable(images: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """Network inputs (n, 3, h, w), (pixels - mean) / std -> 8-bit RGB on the CPU."""
-    shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
-    return (images.detach().float().cpu() * scale + shift).round().clamp(0, 255).to(torch.uint8)

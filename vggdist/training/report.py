@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -14,11 +15,12 @@ from vggdist.artifacts import run_files
 from vggdist.artifacts.paths import quote
 from vggdist.data.batch import Batch
 from vggdist.evaluation.confusion import worst_classes
-from vggdist.evaluation.contact_sheet import Prediction, draw_contact_sheet
+from vggdist.evaluation.contact_sheet import Prediction, contact_sheet
 from vggdist.evaluation.metrics import TOP5
 from vggdist.terminal import duration, render
+from vggdist.training.board import TENSORBOARD_FOLDER
 from vggdist.training.loop import Training
-from vggdist.training.metrics import TENSORBOARD_FOLDER, displayable
+from vggdist.training.pictures import displayable
 
 PREDICTIONS_FILE = "predictions.png"
 
@@ -59,24 +61,22 @@ def draw_predictions(
     batches: Iterable[Batch],
     classes: tuple[str, ...],
     mean: tuple[float, float, float],
-    path: Path,
-) -> None:
-    """Writes a contact sheet of the images in `batches` with their predictions."""
+) -> Image.Image:
+    """A contact sheet of the images in `batches` with their predictions."""
     predictions = []
     for batch in batches:
         confidences, labels = network(batch.images).float().softmax(dim=1).max(dim=1)
-        pictures = displayable(batch.images, mean, batch.std).permute(0, 2, 3, 1).numpy()
         predictions += [
             Prediction(picture, classes[truth], classes[label], confidence)
             for picture, truth, label, confidence in zip(
-                pictures,
+                displayable(batch.images, mean, batch.std),
                 batch.labels.tolist(),
                 labels.tolist(),
                 confidences.tolist(),
                 strict=True,
             )
         ]
-    draw_contact_sheet(predictions, path)
+    return contact_sheet(predictions)
 
 
 def print_result(result: Mapping[str, Any], folder: Path) -> None:

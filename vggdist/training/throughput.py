@@ -1,7 +1,7 @@
 """Training speed, and the time spent waiting for images."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -39,9 +39,17 @@ class Throughput:
         """Restarts the clock."""
         self._started_at = time.monotonic()
 
-    def close_window(self) -> dict[str, float]:
-        """Images per second of all ranks, with and without waiting; data wait. Starts a window."""
+    def close_window(
+        self, exchange_wait: Callable[[], float | None] = lambda: None
+    ) -> dict[str, float]:
+        """Images per second of all ranks, with and without waiting; waits. Starts a window.
+
+        Args:
+            exchange_wait: tells the seconds of the window in which this rank waited for others, if
+                they are known; called when the device is done.
+        """
         self.pause()
+        waited = exchange_wait()
         seconds, wait, images = self._window_seconds, self._window_wait, self._window_images
         self.seconds += seconds
         self.images += images
@@ -50,11 +58,14 @@ class Throughput:
         self.resume()
         if images == 0 or seconds == 0.0:
             return {}
-        return {
+        values = {
             "images_per_second": images / seconds,
             "images_per_second_without_wait": images / max(seconds - wait, 1e-9),
             "data_wait": min(1.0, wait / seconds),
         }
+        if waited is not None:
+            values["exchange_wait"] = min(1.0, waited / seconds)
+        return values
 
     def so_far(self) -> dict[str, float]:
         """Images per second and data wait of the window, by the host's clock: it does not wait."""

@@ -65,6 +65,9 @@ class ZeroEngine(Engine):
             lower = {"scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0}
             self._scaler.load_state_dict(state | lower)
 
+    def exchange_wait(self) -> None:
+        """Only DeepSpeed knows it."""
+
     @property
     def masked(self) -> Tensor:
         """Float (1,) on the device, equal on all ranks: 1 if the latest update was skipped."""
