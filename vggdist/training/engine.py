@@ -149,7 +149,8 @@ class Engine:
             self._measure_norms()
         if self.measure_histograms:
             gradients = {n: w.grad for n, w in self._layer_weights.items() if w.grad is not None}
-            self.gradient_histograms = histograms(gradients, self._scale())
+            scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+            self.gradient_histograms = histograms(gradients, scale)
         self._engine.step()
 
     def _measure_norms(self) -> None:
@@ -189,11 +190,8 @@ class Engine:
         """Norm of the whole gradient of the latest step, before clipping; nan if not measured."""
         if not self.measure_norm or self._norm is None:
             return float("nan")
-        return float(self._norm) / self._scale()
-
-    def _scale(self) -> float:
-        """The factor of the latest step's gradients."""
-        return 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+        scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+        return float(self._norm) / scale
 
     @torch.no_grad()
     def layer_norms(self) -> dict[str, float]:
