@@ -150,7 +150,7 @@ def _open_curves(
 ) -> MetricLog:
     try:
         log = stack.enter_context(
-            MetricLog(folder, first_step, has_top5=config.model.num_classes > TOP5)
+            MetricLog(folder, first_step, has_top5=config.model.fc8_width > TOP5)
         )
     except OSError as error:
         raise run_folder.not_writable(folder, error) from error

@@ -81,7 +81,7 @@ def measured(process: Process, changes: dict[str, Any]) -> dict[str, Any]:
         (1, {"precision": "fp16"}, {"gradient_norm", "weight_norm", "update_ratio"}),
         (2, {"exchange": "factors"}, {"gradient_norm", "weight_norm", "update_ratio"}),
         (1, {"momentum": 0.0}, {"gradient_norm", "weight_norm"}),
-        (2, {"zero_stage": 1}, {"weight_norm"}),
+        (2, {"zero_stage": 1, "exchange": "auto"}, {"weight_norm"}),
     ],
 )
 def test_norms_by_layer_are_those_of_the_step(

@@ -99,7 +99,7 @@ def charts(config: Config, device: str) -> Summary:
         device: `cpu` or `cuda`.
     """
     left_out = {
-        "Top-5 error": config.model.num_classes <= TOP5,
+        "Top-5 error": config.model.fc8_width <= TOP5,
         "Loss scale": config.resolved_precision != "fp16",
         "GPU utilization (%)": device == "cpu",
         "GPU power (W) and clock (MHz)": device == "cpu",
@@ -127,7 +127,7 @@ def experiment(config: Config) -> Summary:
     for key in settings_of(config):
         told.hparam_infos.add(name=key, differs=key in SHOWN)
     for tag, title in _METRICS.items():
-        if tag != "validation/top5_error" or config.model.num_classes > TOP5:
+        if tag != "validation/top5_error" or config.model.fc8_width > TOP5:
             told.metric_infos.add(
                 name=api_pb2.MetricName(tag=tag),
                 display_name=title,

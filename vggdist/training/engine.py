@@ -179,7 +179,8 @@ class Engine:
             if self.measure_histograms:
                 weights = self._layer_weights.items()
                 gradients = {name: w.grad for name, w in weights if w.grad is not None}
-                self.gradient_histograms = histograms(gradients, self._scale())
+                scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+                self.gradient_histograms = histograms(gradients, scale)
             self._engine.step()
 
     def _measure_norms(self) -> None:
@@ -219,11 +220,8 @@ class Engine:
         """Norm of the whole gradient of the latest step, before clipping; nan if not measured."""
         if not self.measure_norm or self._norm is None:
             return float("nan")
-        return float(self._norm) / self._scale()
-
-    def _scale(self) -> float:
-        """The factor of the latest step's gradients."""
-        return 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+        scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
+        return float(self._norm) / scale
 
     @torch.no_grad()
     def layer_norms(self) -> dict[str, float]:
