@@ -71,7 +71,7 @@ def errors_of_fusions(
 def class_errors_of_mean(files: Sequence[PosteriorsFile]) -> ClassErrors:
     """The errors by class of the mean of all files, which are of the same images."""
     confusion = np.zeros((len(files[0].classes),) * 2, np.int64)
-    errors_of_fusions(files, [range(len(files))], confusion=confusion)
+    errors_of_fusions(files, [tuple(range(len(files)))], confusion=confusion)
     return class_errors(confusion)
 
 
