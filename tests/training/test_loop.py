@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.ranks import run_in_ranks
@@ -19,6 +20,7 @@ from tests.run_folders import records
 from tests.training.small_engine import engine_step, equal, small_engine
 from tests.training.small_training import Part
 from vggdist.artifacts import checkpoint
+from vggdist.artifacts.run_files import Best
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, DataError, NumericError
 from vggdist.evaluation.metrics import Errors
@@ -242,6 +244,77 @@ def test_a_signal_in_an_evaluation_saves_on_all_ranks_and_the_evaluation_is_made
             assert whole == parts
     evaluated = [record["step"] for record in records(tmp_path / "parts", "validation")]
     assert evaluated == [3, 6, 7]
+
+
+ERRORS = {3: 60, 6: 40, 9: 40, 12: 50, 15: 30, 18: 30}
+"""Images of 100 that an evaluation errs on, after each step."""
+
+
+def scripted(training: Training, stop: StopSignal) -> Errors:
+    return Errors(100, ERRORS[training.step] / 100, 0.25, 1.0)
+
+
+def best_network(process: Process, folder: Path) -> list[tuple[Any, ...]]:
+    """Parts of a training: what is best after each, and whether its weights are kept."""
+
+    def train_until(num_steps: int, at: int) -> tuple[Any, ...]:
+        part = Part(
+            process,
+            folder,
+            scripted,
+            schedule={"num_steps": num_steps},
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": 5},
+        )
+        if part.training.step == 0:
+            snapshot(part, at)
+        part.train()
+        best = part.training.best.known
+        assert best is not None
+        assert best.folder is not None
+        kept = load_file(best.folder / "weights.safetensors")
+        return best.step, best.top1_error, equal(kept, weights), names_of(folder)
+
+    def snapshot(part: Part, at: int) -> None:
+        def evaluate(stop: StopSignal) -> Errors:
+            if part.training.step == at:
+                weights.update({n: t.clone() for n, t in part.weights().items()})
+            return scripted(part.training, stop)
+
+        part.training.evaluate = evaluate
+
+    weights: dict[str, Any] = {}
+    first = train_until(12, at=6)
+    again = train_until(12, at=6)
+    shutil.rmtree(folder / "checkpoints" / "best-00000006")  # as an earlier version leaves it
+    older = Part(
+        process,
+        folder,
+        scripted,
+        schedule={"num_steps": 18},
+        evaluation=EVERY_THREE_STEPS,
+        checkpoint={"every_steps": 5},
+    )
+    known = older.training.best.known
+    older.train()
+    best = older.training.best.known
+    return [first, again, (known,), (best,)]
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_best_network_is_that_of_the_lowest_error_and_the_first_of_equal_ones(
+    tmp_path: Path,
+) -> None:
+    (result,) = run_in_ranks(best_network, 1, tmp_path)
+    first, again, (older,), (best,) = result
+    names = ["best-00000006", "step-00000010", "step-00000012"]
+    assert first == (6, 0.4, True, names)
+    assert again == first, "a start that has nothing to do leaves it"
+    assert older == Best(6, 1.5, 0.4)
+    assert best == Best(15, 3.75, 0.3, tmp_path / "checkpoints" / "best-00000015")
 
 
 def broken_evaluation(_: Training, stop: StopSignal) -> Errors:

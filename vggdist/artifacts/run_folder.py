@@ -13,11 +13,14 @@ from typing import TextIO
 from vggdist.artifacts import checkpoint, files
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import (
+    BEST_SUFFIX,
     CHECKPOINTS,
     CONFIG_FILE,
     LOCK_FILE,
+    best_folders,
     changed_settings,
     has_begun,
+    read_best,
     read_config,
 )
 from vggdist.artifacts.weights import Weights, load_weights
@@ -161,6 +164,8 @@ def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
     free = shutil.disk_usage(folder).free
     there = len(checkpoint.committed(folder / CHECKPOINTS))
     needed = max(1, keep + 1 - there) * checkpoint_bytes
+    if not best_folders(folder / CHECKPOINTS):
+        needed += checkpoint_bytes // 2  # it has no momentum
     if free < checkpoint_bytes:
         raise ConfigError(
             f"run folder {folder} has {free / 1e6:,.1f} MB free, and a checkpoint takes "
@@ -169,8 +174,8 @@ def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
     if free < needed:
         logger.warning(
             "run folder %s has %s MB free, and checkpoints will take %s MB more: %d are kept "
-            "(checkpoint.keep), and one more is written before the oldest goes. Later ones may not "
-            "fit.",
+            "(checkpoint.keep) and the weights of the best network, and one more is written before "
+            "the oldest goes. Later ones may not fit.",
             folder,
             f"{free / 1e6:,.1f}",
             f"{needed / 1e6:,.1f}",
@@ -179,19 +184,21 @@ def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
 
 
 def weights_file(path: str) -> Path:
-    """A run folder, a checkpoint or a .safetensors file -> its weights.
+    """A run folder, `RUN@best`, a checkpoint or a .safetensors file -> its weights.
 
     Raises:
         ConfigError: there are none.
     """
-    given = Path(path)
-    if given.is_file():
+    given, wants_best = _split(path)
+    if given.is_file() and not wants_best:
         return given
     if not given.exists():
         raise ConfigError(
-            f"{quote(path)} does not exist; give a run folder, a checkpoint, or a .safetensors "
+            f"{quote(given)} does not exist; give a run folder, a checkpoint, or a .safetensors "
             "file."
         )
+    if wants_best:
+        return _best_weights(given)
     candidates = [given, *checkpoint.committed(given / CHECKPOINTS)]
     for candidate in candidates:
         if (candidate / checkpoint.WEIGHTS).is_file():
@@ -202,8 +209,33 @@ def weights_file(path: str) -> Path:
     )
 
 
+def _split(network: str) -> tuple[Path, bool]:
+    """`RUN@best` -> RUN, True; another path, or one that really ends so -> itself, False."""
+    path = Path(network)
+    if path.exists() or not network.endswith(BEST_SUFFIX):
+        return path, False
+    return Path(network.removesuffix(BEST_SUFFIX)), True
+
+
+def _best_weights(folder: Path) -> Path:
+    best = read_best(folder)
+    if best is not None and best.folder is not None:
+        return best.folder / checkpoint.WEIGHTS
+    if best is not None:
+        reason = (
+            f"the lowest error, {100 * best.top1_error:.2f} %, was that of step {best.step}, and "
+            "its weights were not kept"
+        )
+    else:
+        reason = "no evaluation of a training has been made there"
+    raise ConfigError(
+        f"{quote(folder)} has no best network: {reason}. {quote(folder)} alone is the newest "
+        "checkpoint of a run."
+    )
+
+
 def open_weights(network: str) -> Weights:
-    """The weights of a run folder, a checkpoint or a .safetensors file.
+    """The weights of a run folder, `RUN@best`, a checkpoint or a .safetensors file.
 
     Raises:
         VggdistError: there are none, they are invalid, or they differ from what the training wrote.
@@ -222,9 +254,9 @@ def config_of(network: str) -> Config | None:
     """The configuration of the training that a network is of; None: a weights file on its own.
 
     Args:
-        network: a run folder, a checkpoint, or a weights file.
+        network: a run folder, `RUN@best`, a checkpoint, or a weights file.
     """
-    path = Path(network).absolute()
+    path = _split(network)[0].absolute()
     folders = [path, *(step.parent for step in path.parents if step.name == CHECKPOINTS)]
     return next((config for folder in folders if (config := read_config(folder))), None)
 

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from vggdist.artifacts import checkpoint
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.run_files import CHECKPOINTS, Best
 from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
-from vggdist.distributed.process import Process, all_agree, sum_over_ranks
+from vggdist.distributed.process import Process, all_agree, from_main, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
+from vggdist.training.best import BestNetwork
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
 from vggdist.training.metrics import MetricLog, displayable
@@ -43,6 +44,7 @@ class Training:
         step: finished steps.
         errors: result of the latest evaluation.
         evaluated_step: the step after which it was made; -1: none yet.
+        best: the best network so far.
         elapsed_seconds: from the start of the first step to the end of the last, with evaluations.
     """
 
@@ -86,6 +88,7 @@ class Training:
         self.num_masked = 0
         self.errors: Errors | None = None
         self.evaluated_step = -1
+        self.best = BestNetwork(run_folder, process)
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
@@ -95,6 +98,7 @@ class Training:
             config.checkpoint.every_epochs
         )
         self._flags = SharedFlags(engine)
+        self._latest_save = (-1, False)  # the step, and whether it was written
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0
 
@@ -146,7 +150,7 @@ class Training:
                     self._save(last=ended or stopping)
                 if self._evaluation_due and not stopping:
                     stopping = not self._evaluate(stop)
-                    if not saving and (stopping or self.finished):
+                    if not self._is_saved and (stopping or self.finished):
                         self._save(last=True)
                 self._log_decreases()
                 if stopping:
@@ -182,6 +186,9 @@ class Training:
         self.schedule.load({"steps": steps, **of_schedule})
         self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
+        self.best.load()
+        is_here = checkpoint.path_of(self.checkpoint_folder, self.step).exists()
+        self._latest_save = (self.step if from_main(is_here) else -1, True)
         self._num_decreases_told = len(self.schedule.decreases(self.step))
         self.errors = Errors.from_state(state["errors"]) if state["errors"] is not None else None
         self.evaluated_step = state.get("evaluated_step", saved.step)
@@ -305,7 +312,16 @@ class Training:
                 top5 if self.config.model.num_classes > TOP5 else "",
                 self.errors.loss,
             )
+        self._keep_if_best(self.errors.top1_error)
         return True
+
+    def _keep_if_best(self, top1_error: float) -> None:
+        if not self.best.is_beaten(self.step, top1_error):
+            return
+        if self._latest_save[0] != self.step:
+            self._save(last=False)
+        if self._is_saved:
+            self.best.keep(Best(self.step, self.epoch, top1_error))
 
     def _log_decreases(self) -> None:
         """Reports each decrease of the learning rate once."""
@@ -341,10 +357,10 @@ class Training:
                 checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
             except OSError as error:
                 problem = self._not_saved(error)
-        if last:  # all ranks end with the main rank
-            if not all_agree(not problem, self.process.device):
-                raise CheckpointError(problem)
-        elif problem:
+        self._latest_save = (self.step, all_agree(not problem, self.process.device))
+        if last and not self._is_saved:  # all ranks end with the main rank
+            raise CheckpointError(problem)
+        if problem:
             self.progress.clear()
             logger.error("%s Training continues.", problem)
         self.throughput.resume()
@@ -370,6 +386,10 @@ class Training:
                 images, data = batch.images[: self.config.log.num_images], self.config.data
                 self.log.write_images("fed", displayable(images, data.mean, data.std), 0)
             yield batch
+
+    @property
+    def _is_saved(self) -> bool:
+        return self._latest_save == (self.step, True)
 
     @property
     def _log_due(self) -> bool:
