@@ -35,7 +35,17 @@ Triple = tuple[float, float, float]
 """Numbers for red, green and blue."""
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 
-_LENGTH = Knob(lambda config: config.schedule.name != "cosine")  # else it sets the learning rate
+_LENGTH = Knob(
+    lambda _, new: new.schedule.name != "cosine",
+    rule="unless schedule.name is cosine, where every learning rate follows from the length",
+)
+_MICRO = Knob(
+    lambda _, new: not new.model.batch_norm,
+    rule="unless model.batch_norm is true, which sees one micro batch at a time",
+)
+_MORE = Knob(
+    lambda old, new: new.schedule.num_decreases >= old.schedule.num_decreases, rule="to more"
+)
 
 
 class ModelConfig(Section):
@@ -224,7 +234,7 @@ class BatchConfig(Section):
     global_: Fixed[int] = Field(
         256, ge=1, alias="global", description="Images of one step over all ranks (paper: 256)."
     )
-    micro: Annotated[int | None, Knob(lambda config: not config.model.batch_norm)] = Field(
+    micro: Annotated[int | None, _MICRO] = Field(
         None,
         ge=1,
         description="Images that a rank sends through the network at once; null: the largest "
@@ -307,7 +317,7 @@ class ScheduleConfig(Section):
         ge=1,
         description="plateau: evaluations without a new lowest top-1 error before a decrease.",
     )
-    num_decreases: Fixed[int] = Field(
+    num_decreases: Annotated[int, _MORE] = Field(
         3,
         ge=0,
         description="plateau: decreases before the next plateau ends the training (paper: 3).",
@@ -392,7 +402,10 @@ class Config(Section):
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
     precision: Annotated[
-        PrecisionSetting, Knob(lambda config: config.precision == "auto", as_trained=True)
+        PrecisionSetting,
+        Knob(
+            lambda _, new: new.precision == "auto", rule="to auto, which keeps it", as_trained=True
+        ),
     ] = Field(
         "auto",
         description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 if the "

@@ -100,8 +100,15 @@ def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
         "  - model.configuration: 'D' -> 'E'\n"
         "  - optimizer.learning_rate: 0.01 -> 0.02\n"
         "  - seed: 0 -> 1\n"
-        "Choose another run.folder for this one, or take these changes back to continue that one."
+        "Take these changes back to continue it, or choose another run.folder to begin anew with "
+        f"them. To train on from its newest network with them, add run.folder={folder}-2 "
+        f"model.initialize_from={folder} to the command."
     )
+    folder.with_name("run-2").mkdir()
+    assert f"add run.folder={folder}-3 " in refusal(CheckpointError, choose, folder, seed=1)
+    shutil.rmtree(folder / "checkpoints")
+    write_points(folder, {10: 0.25})
+    assert refusal(CheckpointError, choose, folder, seed=1).endswith("begin anew with them.")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +127,7 @@ def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
         {"model__initialize_from": "runs/vgg_a"},
         {"schedule__num_epochs": 80.0},
         {"schedule__num_steps": 5},
+        {"schedule__num_decreases": 4},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -166,7 +174,10 @@ def test_a_cosine_training_may_not_change_its_length(tmp_path: Path) -> None:
     save(tmp_path, 10)
     changes = {"schedule__name": "cosine", "schedule__num_epochs": 80.0}
     message = refusal(CheckpointError, choose, tmp_path, **changes)
-    assert "schedule.num_epochs: 74.0 -> 80.0" in message
+    assert (
+        "schedule.num_epochs: 74.0 -> 80.0 (may change unless schedule.name is cosine, where every "
+        "learning rate follows from the length)"
+    ) in message
 
 
 def test_micro_batches_may_change_but_not_where_batch_normalization_sees_them(

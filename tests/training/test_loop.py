@@ -246,6 +246,68 @@ def test_a_signal_in_an_evaluation_saves_on_all_ranks_and_the_evaluation_is_made
     assert evaluated == [3, 6, 7]
 
 
+# Each schedule and its changes. In the last, no evaluation but the first is a new low: a decrease
+# comes after every further one, and the training ends at step 9 or 12.
+LONGER: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    (PLATEAU | {"patience": 1, "num_decreases": 9}, {"num_epochs": 3.0}, {"num_epochs": 4.0}),
+    (
+        {"name": "step", "step_epochs": 1.5, "warmup_epochs": 0.75},
+        {"num_epochs": 3.0},
+        {"num_epochs": 4.0},
+    ),
+    (
+        PLATEAU | {"patience": 1, "num_epochs": 20.0},
+        {"num_decreases": 1},
+        {"num_decreases": 2},
+    ),
+]
+
+
+def made_longer(process: Process, folder: Path, case: int) -> dict[str, Any]:
+    """A training that is made longer once it has ended, and one that was so from the start."""
+    usual, shorter, longer = LONGER[case]
+
+    def part(name: str, changes: dict[str, Any]) -> Part:
+        return Part(
+            process,
+            folder / name,
+            never_better if case == 2 else None,
+            batch_norm=True,
+            dropout=0.5,
+            schedule=usual | changes,
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": 5},
+        )
+
+    first = part("parts", shorter)
+    assert first.train()
+    second, whole = part("parts", longer), part("whole", longer)
+    assert second.train()
+    assert whole.train()
+    return {
+        "steps": (first.training.step, second.training.step, whole.training.step),
+        "falls": [each.training.schedule.decreases(99) for each in (whole, second)],
+        "weights": equal(whole.weights(), second.weights()),
+        "momentum": equal(whole.momentum(), second.momentum()),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "steps"), [(0, (12, 16, 16)), (1, (12, 16, 16)), (2, (9, 12, 12))]
+)
+def test_a_training_that_is_made_longer_is_to_the_bit_one_that_was_so_from_the_start(
+    tmp_path: Path, case: int, steps: tuple[int, ...]
+) -> None:
+    (found,) = run_in_ranks(made_longer, 1, tmp_path, case)
+    assert found["steps"] == steps
+    whole, parts = found["falls"]
+    assert whole == parts
+    assert whole, "else the learning rate proves nothing"
+    assert found["weights"]
+    assert found["momentum"]
+
+
 ERRORS = {3: 60, 6: 40, 9: 40, 12: 50, 15: 30, 18: 30}
 """Images of 100 that an evaluation errs on, after each step."""
 

@@ -63,7 +63,7 @@ def changed_settings(before: Config, now: Config) -> dict[str, tuple[object, obj
     return {
         key: values
         for key, values in differences(before, now).items()
-        if not KNOBS[key].may_change_to(now)
+        if not KNOBS[key].may_change_to(now, before)
     }
 
 

@@ -4,6 +4,7 @@ Holds `config.yaml` (resolved), `checkpoints/`, `metrics.jsonl`, `tensorboard/`,
 the end `result.json` and `predictions.png`.
 """
 
+import itertools
 import logging
 import shutil
 from contextlib import ExitStack, suppress
@@ -24,7 +25,7 @@ from vggdist.artifacts.run_files import (
     read_config,
 )
 from vggdist.artifacts.weights import Weights, load_weights
-from vggdist.config import Config, Precision
+from vggdist.config import KNOBS, Config, Precision
 from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError, WeightsError
 
@@ -292,9 +293,29 @@ def _check_same_training(config: Config, config_file: Path) -> None:
         ) from error
     changed = changed_settings(before, config)
     if changed:
-        listing = "\n".join(f"  - {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        folder = config_file.parent
+        lines = [f"{key}: {old!r} -> {new!r}{_rule(key)}" for key, (old, new) in changed.items()]
+        listing = "\n".join(f"  - {line}" for line in lines)
         raise CheckpointError(
-            f"{quote(config_file.parent)} holds a training of another "
-            f"configuration:\n{listing}\nChoose another run.folder for this one, or take these "
-            "changes back to continue that one."
+            f"{quote(folder)} holds a training of another configuration:\n{listing}\nTake these "
+            "changes back to continue it, or choose another run.folder to begin anew with them."
+            + _train_on(folder)
         )
+
+
+def _train_on(folder: Path) -> str:
+    """How to train on from a run's network with other settings, if there is one yet."""
+    if not checkpoint.committed(folder / CHECKPOINTS):
+        return ""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    return (
+        " To train on from its newest network with them, add "
+        f"run.folder={quote(free)} model.initialize_from={quote(folder)} to the command."
+    )
+
+
+def _rule(key: str) -> str:
+    """When a key may change, of one that sometimes may."""
+    rule = KNOBS[key].rule
+    return f" (may change {rule})" if rule else ""

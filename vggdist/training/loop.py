@@ -128,6 +128,8 @@ class Training:
             return False
         self._log_decreases()
         if self.finished:
+            schedule = self.schedule
+            logger.info("finished before: %s. %s", schedule.end(self.step), schedule.way_on)
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         delayed = DelayedFlags()
