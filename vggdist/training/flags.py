@@ -10,6 +10,7 @@ change.
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -94,9 +95,9 @@ def until_stopped(
 
     Raises:
         StoppedError: a rank was asked to stop; raised on all ranks after the same number of
-            batches.
+            batches: the current one, or on a GPU the next.
     """
-    delayed = DelayedFlags()
+    delayed = DelayedFlags(device)
     for number in range(num_rounds):
         yield from itertools.islice(batches, 1)
         flags = torch.zeros(4, device=device)
@@ -111,6 +112,19 @@ def end_if_asked(stop: StopSignal, process: Process) -> None:
     """Ends all ranks if any has received a signal before there was anything to save; collective."""
     if not all_agree(not stop.requested, process.device):
         raise StoppedError(NOTHING_SAVED)
+
+
+def first_of(batches: Iterator[T], stop: StopSignal, process: Process) -> Iterator[T]:
+    """The same batches once the first is there, for which a signal does not wait; collective.
+
+    Raises:
+        StoppedError: on all ranks, if any has been asked to stop until then.
+    """
+    first: list[T] = []
+    with suppress(StoppedError):
+        first = stop.run(list, itertools.islice(batches, 1))
+    end_if_asked(stop, process)
+    return itertools.chain(first, batches)
 
 
 class SentFlags:
@@ -133,14 +147,19 @@ class SentFlags:
 
 
 class DelayedFlags:
-    """Returns each step's flags one step later, when the host need not wait for them."""
+    """Returns each step's flags one step later, when the host need not wait for a GPU; those of a
+    CPU at once.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._delays = device.type != "cpu"
         self._latest: SentFlags | None = None
 
     def push(self, flags: Tensor, step: int) -> StepFlags | None:
-        """Takes the flags of this step; returns those of the step before, if any are left."""
+        """Takes the flags of this step; returns those that can be read, if there are any."""
         before, self._latest = self._latest, SentFlags(flags, step)
+        if not self._delays:
+            return self.flush()
         return None if before is None else before.read()
 
     def flush(self) -> StepFlags | None:

@@ -25,10 +25,10 @@ from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.best import BestNetwork
 from vggdist.training.engine import Engine
-from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
+from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags, first_of
 from vggdist.training.metrics import MetricLog, displayable
 from vggdist.training.schedule import Schedule
-from vggdist.training.signals import StopSignal
+from vggdist.training.signals import SAVING, StopSignal
 from vggdist.training.step import Meter, train_step
 from vggdist.training.throughput import Throughput, Waiting
 
@@ -116,9 +116,10 @@ class Training:
         """Trains to the end (True), or until a rank is asked to stop and all have saved (False).
 
         Args:
-            stop: this rank's signals; one received before the first step counts too.
+            stop: this rank's signals.
 
         Raises:
+            StoppedError: on all ranks, if one was asked to stop before its first batch was there.
             NumericError: on all ranks, if a loss, a gradient or the weights are not finite.
             DataError: on all ranks, if too many images are bad.
             CheckpointError: the last checkpoint could not be written.
@@ -132,12 +133,14 @@ class Training:
             logger.info("finished before: %s. %s", schedule.end(self.step), schedule.way_on)
             return True
         began_at = time.monotonic() - self.elapsed_seconds
-        delayed = DelayedFlags()
-        with self.open_batches(self.step) as batches:
+        delayed = DelayedFlags(self.process.device)
+        with self.open_batches(self.step) as opened:
+            batches = first_of(opened, stop, self.process)
             self.throughput.resume()
             while not self.finished:
-                flags = self._take_step(batches, stop)
-                stopping = self._handle(delayed.push(flags, self.step))
+                with stop.answering(SAVING):
+                    flags = self._take_step(batches, stop)
+                    stopping = self._handle(delayed.push(flags, self.step))
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
                 saving = ended or self._is_due(self._checkpoint_interval)
@@ -279,7 +282,8 @@ class Training:
         started_at = time.monotonic()
         self.engine.eval()
         try:
-            errors = self.evaluate(stop)
+            with stop.answering("stopping after these images; the evaluation is repeated later"):
+                errors = self.evaluate(stop)
         except StoppedError:
             return False
         finally:
