@@ -79,8 +79,8 @@ class ModelConfig(Section):
     )
     initialize_from: Free[WeightsPath | None] = Field(
         None,
-        description="Run folder or .safetensors file of a trained shallower network: its layers of "
-        "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
+        description="Run folder, RUN@best or .safetensors file of a trained shallower network: its "
+        "layers of equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
     )
 
     @field_validator("configuration", mode="before")
@@ -351,7 +351,10 @@ class CheckpointConfig(Section):
     """When checkpoints are written, and how many are kept."""
 
     every_epochs: Free[float] = Field(
-        1.0, gt=0.0, description="Epochs between checkpoints; there is always one at the end."
+        1.0,
+        gt=0.0,
+        description="Epochs between checkpoints; there is always one at the end, and of a network "
+        "with a new lowest validation error.",
     )
     every_steps: Free[int | None] = Field(
         None, ge=1, description="Steps between checkpoints, instead of every_epochs."

@@ -73,7 +73,7 @@ class Request:
     """What to evaluate, and how."""
 
     network: str
-    """A run folder, a checkpoint or a weights file."""
+    """A run folder, RUN@best, a checkpoint or a weights file."""
     root: str
     """The data set."""
     split: Literal["train", "val"] = "val"

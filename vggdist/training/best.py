@@ -33,10 +33,10 @@ class BestNetwork:
         # It was evaluated before, by a process that was killed before it had kept the weights.
         return best.folder is None and best.step == step
 
-    def keep(self, best: Best) -> None:
-        """Keeps the weights of the committed checkpoint of `best.step`; collective."""
-        kept = None
-        if self._process.is_main:
+    def keep(self, best: Best, is_saved: bool) -> None:
+        """Keeps the weights of the checkpoint of `best.step`, if that was saved; collective."""
+        kept = best
+        if is_saved and self._process.is_main:
             try:
                 kept = checkpoint.keep_best(self._folder / CHECKPOINTS, best)
             except OSError as error:
@@ -46,4 +46,4 @@ class BestNetwork:
                     best.step,
                     error,
                 )
-        self.known = from_main(kept) or self.known
+        self.known = from_main(kept)

@@ -130,7 +130,7 @@ class Training:
         self._log_decreases()
         if self.finished:
             schedule = self.schedule
-            logger.info("finished before: %s. %s", schedule.end(self.step), schedule.way_on)
+            logger.info("this training has ended: %s. %s", schedule.end(self.step), schedule.way_on)
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         delayed = DelayedFlags(self.process.device)
@@ -326,8 +326,7 @@ class Training:
             return
         if self._latest_save[0] != self.step:
             self._save(last=False)
-        if self._is_saved:
-            self.best.keep(Best(self.step, self.epoch, top1_error))
+        self.best.keep(Best(self.step, self.epoch, top1_error), self._is_saved)
 
     def _log_decreases(self) -> None:
         """Reports each decrease of the learning rate once."""
