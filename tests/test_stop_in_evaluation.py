@@ -63,7 +63,7 @@ def test_all_ranks_end_after_the_same_images_and_finished_files_are_kept(
     )
     assert run_in_ranks(stopped, 2, request, rank) == [(EXIT_STOPPED, 2)] * 2
     told = capfd.readouterr().err
-    answer = "SIGINT received: stopping after these images; files that are finished are kept."
+    answer = "SIGINT received: stopping; files that are finished are kept."
     assert told.count(answer) == (rank == 0)
     assert told.count("stopped in an evaluation; the same command continues.") == 1
     assert "Traceback" not in told

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -46,7 +46,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
-from vggdist.errors import DataError, WeightsError
+from vggdist.errors import DataError, StoppedError, WeightsError
 from vggdist.evaluation.report import Evaluated
 from vggdist.evaluation.scores import (
     center_crop_posteriors,
@@ -146,7 +146,7 @@ def evaluate(request: Request, heeds_signals: bool = False) -> Evaluated | None:
         run = PosteriorsOfRank(config, process, dense, images, request.storage, stop)
         end_if_asked(stop, process)
         started_at = time.monotonic()
-        with stop.answering("stopping after these images; files that are finished are kept"):
+        with stop.answering("stopping; files that are finished are kept"):
             for posteriors in run.compute(missing):
                 on_main(process, _save, folder, posteriors)
         seconds = time.monotonic() - started_at
@@ -353,10 +353,15 @@ class PosteriorsOfRank:
             **self._loading,
         ) as batches:
             for batch in self._until_stopped(batches, batches.num_rounds):
-                found = center_crop_posteriors(
-                    self._network, batch.images, source.flip, self._max_pixels
-                )
-                yield source, batch.index, found
+                with suppress(StoppedError):  # which all ranks learn after this batch
+                    found = self._stop.run(
+                        center_crop_posteriors,
+                        self._network,
+                        batch.images,
+                        source.flip,
+                        self._max_pixels,
+                    )
+                    yield source, batch.index, found
 
     def _whole_images(self, sources: Sequence[Source]) -> Iterator[_Part]:
         """Reads and decodes every image once for all `sources`."""
@@ -368,10 +373,12 @@ class PosteriorsOfRank:
             **self._loading,
         ) as groups:
             for group in self._until_stopped(groups, groups.num_rounds):
-                for source in sources:
-                    parts = [part for part in group if part.scale == source.scale]
-                    for part, posteriors in zip(parts, self._apply(source, parts), strict=True):
-                        yield source, part.index, posteriors
+                with suppress(StoppedError):
+                    for source in sources:
+                        parts = [part for part in group if part.scale == source.scale]
+                        found = self._stop.run(self._apply, source, parts)
+                        for part, posteriors in zip(parts, found, strict=True):
+                            yield source, part.index, posteriors
 
     def _until_stopped(self, batches: Iterator[T], num_rounds: int) -> Iterator[T]:
         return until_stopped(batches, num_rounds, self._stop, self._process.device)

@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import StoppedError
 from vggdist.training.engine import Engine, normalizations
-from vggdist.training.signals import NOTHING_SAVED, StopSignal
+from vggdist.training.signals import NOTHING_SAVED, STARTING, StopSignal
 
 T = TypeVar("T")
 
@@ -103,9 +103,13 @@ def until_stopped(
         flags = torch.zeros(4, device=device)
         # `StepFlags.stop`. Not `[2] = ...`, a copy from the host, which waits for the device.
         flags[2:3].fill_(float(stop.requested))
-        before = delayed.push(sum_over_ranks(flags), number)
-        if before is not None and before.stop:
-            raise StoppedError("stopped in an evaluation; the same command continues.")
+        _end_evaluation(delayed.push(sum_over_ranks(flags), number))
+    _end_evaluation(delayed.flush())
+
+
+def _end_evaluation(flags: StepFlags | None) -> None:
+    if flags is not None and flags.stop:
+        raise StoppedError("stopped in an evaluation; the same command continues.")
 
 
 def end_if_asked(stop: StopSignal, process: Process) -> None:
@@ -121,7 +125,7 @@ def first_of(batches: Iterator[T], stop: StopSignal, process: Process) -> Iterat
         StoppedError: on all ranks, if any has been asked to stop until then.
     """
     first: list[T] = []
-    with suppress(StoppedError):
+    with suppress(StoppedError), stop.answering(STARTING):
         first = stop.run(list, itertools.islice(batches, 1))
     end_if_asked(stop, process)
     return itertools.chain(first, batches)

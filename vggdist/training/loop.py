@@ -134,13 +134,12 @@ class Training:
             return True
         began_at = time.monotonic() - self.elapsed_seconds
         delayed = DelayedFlags(self.process.device)
-        with self.open_batches(self.step) as opened:
+        with self.open_batches(self.step) as opened, stop.answering(SAVING):
             batches = first_of(opened, stop, self.process)
             self.throughput.resume()
             while not self.finished:
-                with stop.answering(SAVING):
-                    flags = self._take_step(batches, stop)
-                    stopping = self._handle(delayed.push(flags, self.step))
+                flags = self._take_step(batches, stop)
+                stopping = self._handle(delayed.push(flags, self.step))
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
                 saving = ended or self._is_due(self._checkpoint_interval)

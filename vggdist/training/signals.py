@@ -23,6 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NOTHING_SAVED = "stopped before there was anything to save; the same command starts again."
+STARTING = "stopping as soon as possible"
 SAVING = "saving after this step"
 _PATIENCE_SECONDS = 2.0
 """For the main thread to leave a library and end the process itself after a second SIGINT."""
@@ -49,7 +50,8 @@ class StopSignal:
 
     def __init__(self, speaks: bool = True) -> None:
         self.requested = self.interrupted = self.terminated = False
-        self.answer = "stopping as soon as possible"
+        self.answer = STARTING
+        self._given = ""
         self._speaks = speaks
         self._ends_at_once = False
         self._before: dict[int, Any] = {}
@@ -112,7 +114,9 @@ class StopSignal:
                 raise KeyboardInterrupt
             self.interrupted = True
         self.terminated |= number == signal.SIGTERM
-        self.requested = True
+        if not self.requested:
+            # Before what it ends takes back the answer.
+            self.requested, self._given = True, self.answer
         self._end()
 
     def _report_all(self) -> None:
@@ -133,10 +137,11 @@ class StopSignal:
         os._exit(EXIT_INTERRUPTED)
 
     def _report(self, number: int) -> None:
-        line = f"{time.strftime('%H:%M:%S')} {signal.Signals(number).name} received: {self.answer}."
+        answer = self._given or self.answer
+        line = f"{time.strftime('%H:%M:%S')} {signal.Signals(number).name} received: {answer}."
         if number == signal.SIGINT:
             line += " Ctrl-C again ends at once"
-            line += ", losing it." if self.answer == SAVING else "."
+            line += ", losing it." if answer == SAVING else "."
         if sys.stderr.isatty():
             line = f"\r\x1b[K{line}"  # replaces the live line
         # Not `sys.stderr`: the main thread may be in the middle of its `write`.
