@@ -93,7 +93,8 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
             announce_data(data, folder)
             logger.info(why)
         network = build_trainable(config, fresh=saved is None)
-        engine = build_engine(network, config, split, process)
+        earlier = saved.state.get("exchange") if saved else None
+        engine = build_engine(network, config, split, process, earlier)
         first_step = saved.step if saved else 0
         if first_step < total_steps(config, dataset.train.num_images):
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep

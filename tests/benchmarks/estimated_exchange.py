@@ -20,8 +20,8 @@ from typing import Any
 
 from vggdist.config import split_batch
 from vggdist.config_file import load_config
+from vggdist.model.layer_costs import Layer, count_layers
 from vggdist.planning.devices import Device, load_device
-from vggdist.planning.layers import Layer, count_layers
 from vggdist.planning.links import Cluster, parse_rate
 from vggdist.planning.messages import Way, Work
 from vggdist.planning.step import StepTime, time_step

@@ -8,8 +8,8 @@ docs/planning.md.
 from dataclasses import dataclass
 
 from vggdist.config import Config
+from vggdist.model.layer_costs import count_layers
 from vggdist.planning.devices import DEVICES, Device
-from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
 from vggdist.planning.messages import Work
 from vggdist.planning.step import StepTime, time_step

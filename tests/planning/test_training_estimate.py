@@ -15,9 +15,9 @@ from vggdist.cli import parse
 from vggdist.config import Config
 from vggdist.config_file import make_config
 from vggdist.errors import ConfigError, VggdistError
+from vggdist.model.layer_costs import count_layers
 from vggdist.planning.devices import DEVICES
 from vggdist.planning.estimate import Estimate, estimate_training
-from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
 from vggdist.planning.memory import estimate_memory
 from vggdist.planning.run import Images, estimate_checkpoints

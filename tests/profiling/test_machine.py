@@ -11,8 +11,8 @@ from vggdist.config import split_batch
 from vggdist.config_file import make_config
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
+from vggdist.model.layer_costs import count_layers
 from vggdist.planning.devices import DEVICES, load_device
-from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
 from vggdist.planning.messages import Work
 from vggdist.planning.step import compute_seconds

@@ -42,6 +42,7 @@ def small_config(**changes: object) -> Config:
             "gradient_clipping": changes.pop("clip", 0.0),
         },
         "precision": "fp32",
+        "exchange": "factors",  # `auto` measures, and need not decide alike twice
     }
     return Config.model_validate(values | changes)
 

@@ -20,11 +20,11 @@ from tests.training.small_engine import (
     small_network,
 )
 from vggdist.artifacts import checkpoint
-from vggdist.config import split_batch
+from vggdist.config import Exchange, split_batch
 from vggdist.distributed import collectives
 from vggdist.distributed.process import Process
 from vggdist.training.engine import Engine
-from vggdist.training.factors import choose_factored, render_traffic
+from vggdist.training.factors import factored_layers, render_traffic
 from vggdist.training.zero import build_engine
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -292,35 +292,21 @@ def test_a_checkpoint_moves_between_the_two_ways(world: list[dict[str, Any]]) ->
 # Without ranks
 
 
-def chosen(world_size: int, **changes: Any) -> list[bool]:
-    """For fc6 (512 x 12), fc7 (12 x 12) and fc8 (12 x 5): whether it is to be factored."""
-    config = small_config(**changes)
-    network = small_network(config)
-    factored = choose_factored(network, config, split_batch(config.batch, world_size), tell=False)
-    return [layer in factored for layer in (network.fc6, network.fc7, network.fc8)]
-
-
-def test_auto_factors_the_layers_whose_break_even_is_above_the_global_batch() -> None:
-    """8 images; break-even at 23, 12 and 7."""
-    assert chosen(2) == [True, True, False]
-    assert chosen(8) == [True, True, False]
-    assert chosen(2, exchange="factors") == [True, True, True]
-    assert chosen(2, exchange="all_reduce") == [False, False, False]
-
-
 def test_frozen_layers_are_never_factored() -> None:
-    config = small_config(exchange="factors")
+    config = small_config()
     network = small_network(config)
     network.fc6.requires_grad_(False)
-    factored = choose_factored(network, config, split_batch(config.batch, 2), tell=False)
-    assert factored == [network.fc7, network.fc8]
-
-
-def test_the_table_says_what_was_decided_on(caplog: pytest.LogCaptureFixture) -> None:
-    config = small_config()
+    ways: dict[str, Exchange] = {"fc7": "factors", "fc8": "all_reduce"}
     split = split_batch(config.batch, 2)
+    assert factored_layers(network, ways, config, split, tell=False) == [network.fc7]
+
+
+def test_the_table_has_the_bytes_of_both_ways(caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config(exchange="auto")
+    split = split_batch(config.batch, 2)
+    ways: dict[str, Exchange] = {"fc6": "factors", "fc7": "factors", "fc8": "all_reduce"}
     with caplog.at_level(logging.INFO, logger="vggdist"):
-        choose_factored(small_network(config), config, split, tell=True)
+        factored_layers(small_network(config), ways, config, split, tell=True)
     lines = caplog.messages[0].splitlines()
     assert lines[0] == (
         "Gradient exchange, MB sent by each of 2 ranks in a step of 4 images of its own:"
@@ -337,4 +323,4 @@ def test_the_table_says_what_was_decided_on(caplog: pytest.LogCaptureFixture) ->
     assert [line.split()[0] for line in lines[2:]] == ["fc6", "fc7", "fc8", "all", "together"]
     assert lines[2].split()[1:] == ["0.02", "0.01", "the", "factors"]
     assert lines[4].split()[-2:] == ["the", "matrix"]
-    assert render_traffic([], 1_000_000, config, split).splitlines()[-1].split()[1] == "4.00"
+    assert render_traffic([], {}, 1_000_000, config, split).splitlines()[-1].split()[1] == "4.00"

@@ -6,13 +6,12 @@ its matrix or these two factors, from which all ranks compute the same matrix (s
 broadcasting; Xie et al., UAI 2016; Zhang et al., Poseidon, USENIX ATC 2017).
 
 If a node has several ranks, both ways send less between nodes by the same factor (the ranks per
-node), so the cheaper way does not depend on the nodes.
+node). Which way is sooner is decided in `exchange_time.py`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vggdist.config import Exchange, Precision
+from vggdist.config import Precision
 
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
@@ -77,11 +76,6 @@ class LayerTraffic:
     all_reduce: float
     factors: float
 
-    @property
-    def fewer(self) -> Exchange:
-        """The way that costs fewer bytes."""
-        return "factors" if self.factors < self.all_reduce else "all_reduce"
-
 
 def layer_traffic(
     name: str,
@@ -114,8 +108,3 @@ def layer_traffic(
             in_features, out_features, images_per_rank, world_size, ELEMENT_BYTES[factor_precision]
         ),
     )
-
-
-def choose(exchange: Exchange, layers: Iterable[LayerTraffic]) -> dict[str, Exchange]:
-    """How each layer's gradient is sent: as configured, or for `auto` in the fewer bytes."""
-    return {layer.name: layer.fewer if exchange == "auto" else exchange for layer in layers}

@@ -8,7 +8,7 @@ from typing import Any
 
 from vggdist.config import BatchConfig, Config, split_batch
 from vggdist.errors import ConfigError
-from vggdist.planning.layers import count_layers
+from vggdist.model.layer_costs import count_layers
 from vggdist.planning.links import Cluster
 from vggdist.planning.memory import estimate_memory
 from vggdist.planning.messages import Way, Work

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from vggdist.distributed import traffic
@@ -73,6 +74,13 @@ class Cluster:
     @property
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def slowness(self) -> float:
+        """By which factor the slowest rank's step is longer than the mean (Blom 1958)."""
+        count = self.world_size
+        largest = NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+        return 1.0 + self.device.step_spread * largest
 
     def of_world(self, world_size: int) -> Cluster:
         """The same machines with so many ranks: as few nodes as can share them equally."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from vggdist.config import BatchSplit, Config, Precision
-from vggdist.distributed import traffic
+from vggdist.distributed import exchange_time, traffic
 from vggdist.distributed.traffic import BUCKET_ELEMENTS, ELEMENT_BYTES
-from vggdist.planning.layers import Layer
+from vggdist.model.layer_costs import Layer
 from vggdist.planning.links import Cluster, Leg
 from vggdist.planning.timeline import Message
 
@@ -19,6 +19,10 @@ Way = Literal["fp32_ring", "all_reduce", "factors", "auto"]
 
 HOROVOD_CYCLE_SECONDS, HOROVOD_BUCKET_BYTES = 5e-3, 64e6
 """Of 2017: what becomes ready within a cycle of 5 ms is sent together, up to 64 MB."""
+
+
+_LARGE = 1 << 24
+"""Elements of an all-reduce whose time is that of its bytes."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,46 @@ class Work:
         )
 
 
-def choose_ways(work: Work, world_size: int, way: Way) -> dict[str, str]:
+def choose_ways(work: Work, cluster: Cluster, way: Way) -> dict[str, str]:
     """How each trained fully connected layer's gradient is sent, by the layer's name."""
-    if way == "fp32_ring" or world_size == 1:
+    if way == "fp32_ring" or cluster.world_size == 1:
         return {}
-    layers = [
-        traffic.layer_traffic(
-            layer.name,
-            *layer.matrix,
-            images_per_rank=work.images_per_rank,
-            world_size=world_size,
-            precision=work.exchange_precision,
-            factor_precision=work.factor_precision,
-        )
-        for layer in work.layers
-        if layer.matrix is not None and layer.is_trained
-    ]
-    return dict(traffic.choose(way, layers))
+    if way == "auto":
+        return dict(exchange_time.soonest(*_figures(work, cluster)))
+    return {
+        layer.name: way for layer in work.layers if layer.matrix is not None and layer.is_trained
+    }
+
+
+def _figures(
+    work: Work, cluster: Cluster
+) -> tuple[list[exchange_time.Gradient], exchange_time.Step, exchange_time.Speeds]:
+    """What a training on the cluster would decide by, and measures at its start."""
+    gradients = [layer.gradient for layer in reversed(work.layers)]
+    size, factor_size = (
+        ELEMENT_BYTES[precision] for precision in (work.exchange_precision, work.factor_precision)
+    )
+    step = exchange_time.Step(
+        cluster.world_size, work.micro, work.images_per_rank, size, factor_size, work.by_blocks
+    )
+    device, slowness = cluster.device, cluster.slowness
+    nothing = _seconds(cluster.node_all_reduce(1, size))
+    large = _seconds(cluster.node_all_reduce(_LARGE, size)) - nothing
+    rate = device.teraflops(work.precision)[0] * 1e12 / 2 / slowness
+    speeds = exchange_time.Speeds(
+        all_reduce_latency=nothing,
+        all_gather_latency=_seconds(cluster.gather_factors((1, 1), 1, factor_size)),
+        sent_bytes_per_second=traffic.all_reduce_bytes(_LARGE, cluster.world_size, size) / large,
+        held_up_seconds_per_byte=device.exchange_seconds_per_gigabyte / 1e9,
+        multiply_adds_per_second=rate,
+        product_multiply_adds_per_second=rate,
+        memory_bytes_per_second=device.memory_rate / slowness,
+    )
+    return gradients, step, speeds
+
+
+def _seconds(legs: Iterable[Leg]) -> float:
+    return sum(leg.seconds for leg in legs)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from vggdist.config import Config, steps_of_epochs, total_steps
+from vggdist.model.layer_costs import Layer
 from vggdist.planning.devices import Device
-from vggdist.planning.layers import Layer
 from vggdist.planning.links import Cluster
 
 IMAGE_BYTES = 115_400

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from vggdist.planning.layers import Layer
+from vggdist.model.layer_costs import Layer
 from vggdist.planning.links import Cluster
 from vggdist.planning.messages import Exchange, Way, Work, choose_ways
 from vggdist.planning.timeline import Message, Task, Timeline, ready_times, simulate
@@ -46,15 +45,21 @@ class StepTime:
 
 def time_step(work: Work, cluster: Cluster, way: Way) -> StepTime:
     """Simulates a step of `work` on every rank of `cluster`."""
-    ways = choose_ways(work, cluster.world_size, way)
-    slowest = 1.0 + cluster.device.step_spread * largest_of(cluster.world_size)
+    return simulate_step(work, cluster, choose_ways(work, cluster, way), way == "fp32_ring")
+
+
+def simulate_step(
+    work: Work, cluster: Cluster, ways: Mapping[str, str], fp32_ring: bool = False
+) -> StepTime:
+    """As `time_step`, with a way for each fully connected layer."""
+    slowest = cluster.slowness
     rank = _Rank(work, cluster, ways, slowest)
     forward, backward = rank.tasks()
     messages: list[Message] = []
     if cluster.world_size > 1:
         exchange = Exchange(work, cluster, ways, rank.multiply_seconds())
         ready = ready_times(forward, backward)
-        messages = list(exchange.fp32_ring(ready) if way == "fp32_ring" else exchange.messages())
+        messages = list(exchange.fp32_ring(ready) if fp32_ring else exchange.messages())
     timeline = simulate(forward, backward, messages, rank.update_seconds())
     compute = compute_seconds(work, cluster)
     exposed = max(0.0, timeline.seconds - slowest * compute)
@@ -64,7 +69,7 @@ def time_step(work: Work, cluster: Cluster, way: Way) -> StepTime:
         straggling_seconds=timeline.seconds - exposed - compute,
         exposed_seconds=exposed,
         hidden_seconds=max(0.0, timeline.exchange_seconds - exposed),
-        ways=ways,
+        ways=dict(ways),
         sent_bytes=sum(message.sent_bytes for message in messages),
         timeline=timeline,
     )
@@ -75,11 +80,6 @@ def compute_seconds(work: Work, cluster: Cluster) -> float:
     rank = _Rank(work, cluster, {}, 1.0)
     forward, backward = rank.tasks()
     return sum(task.seconds for task in (*forward, *backward)) + rank.update_seconds()
-
-
-def largest_of(count: int) -> float:
-    """Expected largest of so many standard normal numbers (Blom 1958)."""
-    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
 @dataclass(frozen=True)

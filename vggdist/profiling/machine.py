@@ -28,9 +28,9 @@ from vggdist.distributed import process as world
 from vggdist.distributed import traffic
 from vggdist.distributed.precision import DTYPES
 from vggdist.errors import ConfigError
+from vggdist.model.layer_costs import count_layers
 from vggdist.model.vgg import build_vgg
 from vggdist.planning.devices import NETWORK_LATENCY_MICROSECONDS, Device, load_device
-from vggdist.planning.layers import count_layers
 from vggdist.planning.links import Cluster
 from vggdist.planning.messages import Work
 from vggdist.planning.step import UPDATE_PASSES, WEIGHT_BYTES, compute_seconds

@@ -20,9 +20,10 @@ from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError
 from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
-from vggdist.training.factors import choose_factored
+from vggdist.training.factors import factored_layers
 from vggdist.training.gradients import GradientExchange
 from vggdist.training.optimizer import MaskedSGD, build_optimizer, norm, trained_parameters
+from vggdist.training.speeds import choose_ways, to_state
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,23 @@ class Engine:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
         exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
+        exchange_state: what was decided about the exchange; None: nothing was.
         measure_norm: set it before a step to have `gradient_norm` after it.
     """
 
     def __init__(
-        self, network: nn.Module, config: Config, split: BatchSplit, process: Process
+        self,
+        network: nn.Module,
+        config: Config,
+        split: BatchSplit,
+        process: Process,
+        exchange_state: Mapping[str, Any] | None = None,
     ) -> None:
+        """Collective.
+
+        Args:
+            exchange_state: of an earlier engine, which `exchange: auto` keeps if it fits.
+        """
         self.config = config
         self.device = process.device
         self.measure_norm = False
@@ -85,24 +97,29 @@ class Engine:
                 dist_init_required=False,
             )
         self.module: nn.Module = self._engine.module
-        self._scaler: torch.amp.GradScaler | None = self._set_up(split, process)
+        self.exchange_state: dict[str, Any] | None = None
+        self._scaler: torch.amp.GradScaler | None = self._set_up(split, process, exchange_state)
         self.train()
 
     def _build_optimizer(self, network: nn.Module) -> MaskedSGD:
         return build_optimizer(trained_parameters(network).values(), self.config.optimizer)
 
-    def _set_up(self, split: BatchSplit, process: Process) -> torch.amp.GradScaler | None:
+    def _set_up(
+        self, split: BatchSplit, process: Process, exchange_state: Mapping[str, Any] | None
+    ) -> torch.amp.GradScaler | None:
         """Prepares the network for training; returns fp16's loss scaler."""
         self._engine.enable_backward_allreduce = False
-        several = split.world_size > 1
-        factored = choose_factored(
-            self.module, self.config, split, tell=several and process.is_main
-        )
+        collectives = Collectives(process.device)
+        factored = []
+        if split.world_size > 1:
+            ways = choose_ways(self.config, split, process, collectives, exchange_state)
+            self.exchange_state = to_state(ways, split)
+            factored = factored_layers(self.module, ways, self.config, split, tell=process.is_main)
         self.exchange = GradientExchange(
             list(trained_parameters(self.module).values()),
             self._engine.is_gradient_accumulation_boundary,
-            Collectives(process.device),
-            factored=factored if several else (),
+            collectives,
+            factored=factored,
             dtype=DTYPES[self.config.sent_precision],
             factor_dtype=DTYPES[self.config.factor_precision],
             products=self.optimizer.products if self.config.updates_by_blocks else None,

@@ -1,4 +1,4 @@
-"""Gradients of fully connected layers from all ranks' factors, and the choice of these layers.
+"""Gradients of fully connected layers from all ranks' factors.
 
 A layer's gradient over the images of all ranks is dY^T X, with the images of all ranks as the rows
 of X and dY. Gathering the rows and multiplying them on every rank gives the result of an all-reduce
@@ -9,18 +9,17 @@ by the sum of these roundings, since the updates are otherwise the same on all r
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vggdist.config import BatchSplit, Config
+from vggdist.config import BatchSplit, Config, Exchange
 from vggdist.distributed.collectives import Collectives, Wait
 from vggdist.distributed.traffic import (
     ELEMENT_BYTES,
     LayerTraffic,
     all_reduce_bytes,
-    choose,
     layer_traffic,
 )
 from vggdist.layers.fc_layer import FCLayer
@@ -89,14 +88,20 @@ def _rows(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def choose_factored(
-    network: nn.Module, config: Config, split: BatchSplit, *, tell: bool
+def factored_layers(
+    network: nn.Module,
+    ways: Mapping[str, Exchange],
+    config: Config,
+    split: BatchSplit,
+    *,
+    tell: bool,
 ) -> list[FCLayer]:
     """The trained fully connected layers whose gradients are sent as factors.
 
     Args:
         network: with `FCLayer`s.
-        config: its `exchange` decides, or is `auto`.
+        ways: of `choose_ways`.
+        config: the precisions and `exchange`.
         split: how a step's images are divided among the ranks.
         tell: log the bytes of both ways.
     """
@@ -105,40 +110,43 @@ def choose_factored(
         for name, module in network.named_modules()
         if isinstance(module, FCLayer) and module.linear.weight.requires_grad
     }
-    traffic = [
-        layer_traffic(
-            name,
-            layer.linear.in_features,
-            layer.linear.out_features,
-            images_per_rank=split.per_rank,
-            world_size=split.world_size,
-            precision=config.sent_precision,
-            factor_precision=config.factor_precision,
-        )
-        for name, layer in layers.items()
-    ]
-    ways = choose(config.exchange, traffic)
     if tell:
         apart = {id(p) for layer in layers.values() for p in layer.parameters()}
         rest = sum(
             p.numel() for p in network.parameters() if p.requires_grad and id(p) not in apart
         )
-        logger.info("%s", render_traffic(traffic, rest, config, split))
+        traffic = [
+            layer_traffic(
+                name,
+                layer.linear.in_features,
+                layer.linear.out_features,
+                images_per_rank=split.per_rank,
+                world_size=split.world_size,
+                precision=config.sent_precision,
+                factor_precision=config.factor_precision,
+            )
+            for name, layer in layers.items()
+        ]
+        logger.info("%s", render_traffic(traffic, ways, rest, config, split))
     return [layer for name, layer in layers.items() if ways[name] == "factors"]
 
 
 def render_traffic(
-    layers: Sequence[LayerTraffic], num_others: int, config: Config, split: BatchSplit
+    layers: Sequence[LayerTraffic],
+    ways: Mapping[str, Exchange],
+    num_others: int,
+    config: Config,
+    split: BatchSplit,
 ) -> str:
-    """The table of bytes that each rank sends in a step, by which `auto` decides.
+    """The table of bytes that each rank sends in a step.
 
     Args:
         layers: the fully connected ones.
+        ways: how each is sent.
         num_others: trained parameters of all other layers.
         config: the precisions and `exchange`.
         split: how a step's images are divided among the ranks.
     """
-    ways = choose(config.exchange, layers)
     others = all_reduce_bytes(num_others, split.world_size, ELEMENT_BYTES[config.sent_precision])
     sent = others + sum(
         layer.factors if ways[layer.name] == "factors" else layer.all_reduce for layer in layers

@@ -174,6 +174,7 @@ class Training:
             "step_seconds": self.throughput.seconds,
             "step_images": self.throughput.images,
             "scaler": self.engine.scaler_state(),
+            "exchange": self.engine.exchange_state,
             "data": self.data_digests,
             "known_bad": self.known_bad.state(),
         }

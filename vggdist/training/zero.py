@@ -19,9 +19,16 @@ from vggdist.training.optimizer import MaskedSGD, build_optimizer, trained_param
 logger = logging.getLogger(__name__)
 
 
-def build_engine(network: nn.Module, config: Config, split: BatchSplit, process: Process) -> Engine:
-    """The engine of the configured ZeRO stage; collective."""
-    return (ZeroEngine if config.zero_stage else Engine)(network, config, split, process)
+def build_engine(
+    network: nn.Module,
+    config: Config,
+    split: BatchSplit,
+    process: Process,
+    exchange_state: Mapping[str, Any] | None = None,
+) -> Engine:
+    """The engine of the configured ZeRO stage; collective. Arguments as for `Engine`."""
+    kind = ZeroEngine if config.zero_stage else Engine
+    return kind(network, config, split, process, exchange_state)
 
 
 class ZeroEngine(Engine):
@@ -31,7 +38,9 @@ class ZeroEngine(Engine):
         unclipped = self.config.optimizer.model_copy(update={"gradient_clipping": 0.0})
         return build_optimizer(trained_parameters(network).values(), unclipped)
 
-    def _set_up(self, split: BatchSplit, process: Process) -> torch.amp.GradScaler | None:
+    def _set_up(
+        self, split: BatchSplit, process: Process, exchange_state: Mapping[str, Any] | None
+    ) -> torch.amp.GradScaler | None:
         logger.warning(
             "zero_stage %d keeps weights in one flat buffer, so convolution weights are not "
             "channels_last and are converted in every forward pass; zero_stage 0 keeps them.",

@@ -7,8 +7,8 @@ import torch
 from vggdist.config import Config
 from vggdist.config_file import make_config
 from vggdist.model.initialization import build_initialized
+from vggdist.model.layer_costs import count_layers
 from vggdist.model.summary import summarize
-from vggdist.planning.layers import count_layers
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from vggdist.config import FULLY_CONNECTED, Config, trained_layers
+from vggdist.distributed.exchange_time import Gradient
 from vggdist.model.summary import summarize
 
 
@@ -31,6 +32,12 @@ class Layer:
     matrix: tuple[int, int] | None
     backward_passes: int
     is_trained: bool
+
+    @property
+    def gradient(self) -> Gradient:
+        """What deciding about its exchange needs; a frozen layer sends nothing."""
+        num_elements, matrix = (self.num_parameters, self.matrix) if self.is_trained else (0, None)
+        return Gradient(self.name, num_elements, self.multiply_adds, self.backward_passes, matrix)
 
 
 def count_layers(config: Config, fc6_side: int | None = None) -> tuple[Layer, ...]:
