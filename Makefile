@@ -44,7 +44,7 @@ endif
 
 quickstart: setup
 	vggdist prepare digits --out datasets/digits
-	deepspeed --num_gpus 2 launch/train.py --config configs/quickstart.yaml
+	vggdist train --ranks 2 --config configs/quickstart.yaml
 
 # A test's process computes in one thread: two that share a core would wait for each other.
 PARALLEL := OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 8 --dist worksteal

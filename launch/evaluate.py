@@ -2,7 +2,9 @@
 """Starts one rank of an evaluation, under `deepspeed`, `torchrun`, `srun` or plain `python`."""
 
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))  # for a Python that has no vggdist
 from vggdist.distributed import entry
 
 EXAMPLES = """\

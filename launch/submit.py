@@ -2,7 +2,9 @@
 """Submits a training to SLURM through submitit; imports no torch."""
 
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))  # for a Python that has no vggdist
 from vggdist.distributed import entry
 
 

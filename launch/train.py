@@ -2,7 +2,9 @@
 """Starts one rank of a training; `deepspeed`, `torchrun` and plain `python` all run this file."""
 
 import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))  # for a Python that has no vggdist
 from vggdist.distributed import entry
 
 

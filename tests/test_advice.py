@@ -15,6 +15,7 @@ import torch
 from vggdist import cli, pretrain
 from vggdist.artifacts import checkpoint, run_folder
 from vggdist.artifacts.weights import Description, save_weights
+from vggdist.commands.arguments import steps_or_count
 from vggdist.config import split_batch
 from vggdist.config_file import load_config, validate
 from vggdist.convert.importing import read_classes
@@ -24,6 +25,7 @@ from vggdist.model.initialization import build_initialized
 from vggdist.prepare.packing import Packing, Resize
 from vggdist.profiling import exchange, machine, step, tune
 from vggdist.slurm.settings import ClusterSettings
+from vggdist.training.profile import choose_steps
 from vggdist.transfer.linear_classifier import transfer
 
 ROOT = Path(__file__).parents[1]
@@ -223,7 +225,7 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "train": [
         ("model.num_classes=3", "(data.root)=/path", "{0}=data model.num_classes=3"),
-        ("data.root=data", "set (model.num_classes=3)", "data.root=data {0}"),
+        ("data.root=data model.num_classes=4", "set (model.num_classes=3)", "data.root=data {0}"),
         (
             FROZEN,
             "set (model.initialize_from) to a trained network",
@@ -281,6 +283,12 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         ("step 0", "at least one round", "step 1"),
         ("tune 0", "at least one round", "tune 1"),
         ("machine 2", "at least (three) rounds", "machine 3"),
+    ],
+    "profile": [
+        ("100-104 0 12", r"takes steps (\d+) to (\d+); name some", "{0}-{1} 0 12"),
+        ("10 7 12", r"takes steps (\d+) to (\d+); name some", "{0}-{1} 7 12"),
+        ("0 0 12", r"steps such as 100-105 nor a number of steps such as (\d+)", "{0} 0 20"),
+        ("3 12 12", "profile another one", "3 0 12"),
     ],
     "out": [
         ("tune two", "Give another file", "tune another"),
@@ -381,6 +389,10 @@ def attempts(
                 case "machine":
                     machine.measure_machine(config, int(rounds), tmp_path)
 
+    def profile(typed: str) -> None:
+        wanted, done, total = typed.split()
+        choose_steps(steps_or_count(wanted), int(done), int(total))
+
     def require(typed: str) -> None:
         what, out = typed.split()
         {"tune": tune, "machine": machine}[what].require_writable(Path(out))
@@ -410,6 +422,7 @@ def attempts(
         "choose": choose,
         "lock": lambda typed: run_folder.lock(Path(typed)).close(),
         "measure": measure,
+        "profile": profile,
         "out": require,
         "bench images": lambda typed: step._open_images(load_config(None, typed.split())),
         "tune images": lambda typed: tune.open_training_images(load_config(None, typed.split())),

@@ -2,11 +2,14 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Call
-from vggdist.cli import parse
+from vggdist.cli import build_parser, parse
+from vggdist.commands.arguments import settings_of
+from vggdist.commands.completion import commands_of
 
 EVALUATE = ["evaluate", "--data", "images"]
 
@@ -26,6 +29,23 @@ def test_settings_stand_anywhere_behind_the_verb(words: list[str]) -> None:
     assert arguments.network == "run"
     assert arguments.overrides == ["precision=fp32", "device=cpu"]
     assert arguments.scales == (32,)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "--precision", "fp32"], ["--precision=fp32", "run"], ["precision=fp32", "run"]],
+)
+def test_a_precision_is_an_option_and_a_setting(words: list[str]) -> None:
+    assert settings_of(parse([*EVALUATE, *words])) == ["precision=fp32"]
+    prediction = parse(["predict", *words, "cat.jpg", "device=cpu"])
+    assert (prediction.network, prediction.images) == ("run", [Path("cat.jpg")])
+    assert (prediction.precision, prediction.device) == ("fp32", "cpu")
+
+
+def test_every_command_that_takes_settings_takes_a_precision_as_an_option() -> None:
+    for command in commands_of(build_parser(), ""):
+        if command.takes_settings:
+            assert "--precision" in {name for option in command.options for name in option.names}
 
 
 @pytest.mark.parametrize("short", ["--rank", "--ran=2"])

@@ -31,7 +31,7 @@ def test_the_defaults_are_the_papers() -> None:
     papers = {
         "model.configuration": "D",
         "model.batch_norm": False,
-        "model.num_classes": 1000,
+        "model.fc8_width": 1000,
         "model.fc_width": 4096,
         "model.dropout": 0.5,
         "model.initialization": "glorot",
@@ -282,7 +282,7 @@ def test_each_key_says_whether_a_resumed_training_may_change_it() -> None:
     assert {key for key, knob in KNOBS.items() if knob.may_change is True} == FREE
     depends = {key for key, knob in KNOBS.items() if callable(knob.may_change)}
     lengths = {"schedule.num_epochs", "schedule.num_steps", "schedule.num_decreases"}
-    assert depends == {"precision", "batch.micro", *lengths}
+    assert depends == {"model.num_classes", "precision", "batch.micro", *lengths}
     assert all(KNOBS[key].rule for key in depends)
 
 

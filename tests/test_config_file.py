@@ -212,6 +212,26 @@ def test_an_unknown_key_is_an_error_with_a_near_match(write: Write) -> None:
     )
 
 
+def test_a_key_without_its_dot_is_known(write: Write) -> None:
+    path = write("seed: 1\n")
+    assert error_of(path, "dataroot=/x") == (
+        "1 problem in the command line:\n  - 'dataroot=/x': unknown key; did you mean data.root?"
+    )
+
+
+def test_a_file_of_almost_the_same_name_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "flowers.yaml").touch()
+    (tmp_path / "my photos.yaml").touch()
+    meant = "configs/flower.yaml does not exist; did you mean configs/flowers.yaml?"
+    assert error_of(Path("configs/flower.yaml")) == meant
+    assert error_of(Path("flower.yaml")) == meant.removeprefix("configs/")
+    assert error_of(Path("myphotos.yaml")).endswith("did you mean 'my photos.yaml'?")
+
+
 def test_the_python_name_of_global_is_no_key() -> None:
     assert "'batch.global_=8': unknown key; did you mean batch.global?" in error_of(
         None, "batch.global_=8"

@@ -43,7 +43,7 @@ def test_a_shipped_configuration_loads(file: Path) -> None:
 
 @each_file
 def test_a_shipped_configuration_begins_with_the_command_that_runs_it(file: Path) -> None:
-    command = rf"^(deepspeed|torchrun|python)\b.* --config configs/{file.name}\b"
+    command = rf"^(vggdist train|torchrun)\b.* --config configs/{file.name}\b"
     assert re.search(command, _comment(file), re.MULTILINE)
 
 

@@ -30,6 +30,7 @@ from vggdist.model.initialization import build_initialized
 from vggdist.predict import Choice, Prediction, draw_sheet, expand
 from vggdist.prepare.check import check
 from vggdist.prepare.digits import write_digits
+from vggdist.prepare.division import DividedFolder
 from vggdist.prepare.packing import Packing
 from vggdist.prepare.preparation import prepare
 from vggdist.prepare.shards import ShardWriter
@@ -244,8 +245,8 @@ CASES = {
     "a new image": Case(
         lambda: (train(), Image.new("RGB", (40, 40)).save("data/train/cat/new.png")),
         partial(train, "data", "run2"),
-        r"delete (\S+) to accept the images",
-        "rm {0}",
+        r"as they are now: `vggdist check (\S+) --accept-changes`",
+        lambda: check("data", 1, accept_changes=True),
     ),
     "a lost image": Case(
         lambda: (train(), Path("data/train/cat/0.png").unlink()),
@@ -316,7 +317,7 @@ CASES = {
     "an unusable validation image": Case(
         BREAK.format("val"),
         evaluate_in_training,
-        r"The image (\S+) cannot be used: .* Replace it with a good copy",
+        r"Replace (it) with a good copy",
         MEND,
     ),
     "a local folder that is a file": Case(
@@ -330,6 +331,24 @@ CASES = {
         lambda: check_it(root="empty"),
         "Name a folder with train/ and val/",
         then=check_it,
+    ),
+    "shards out of which nothing can be moved": Case(
+        partial(pack, "packed"),
+        partial(check, "packed", 1, move_broken=Path("away")),
+        "Leave --move-broken out, mend the source, and prepare the shards again",
+        then=partial(check, "packed", 1),
+    ),
+    "a division of a divided folder": Case(
+        "true",
+        partial(DividedFolder, "data", 0.5, 0),
+        "or name a folder of classes",
+        then=partial(DividedFolder, "data/train", 0.5, 0),
+    ),
+    "a class that cannot be divided": Case(
+        "mkdir data/train/eel; cp data/train/cat/0.png data/train/eel",
+        partial(DividedFolder, "data/train", 0.5, 0),
+        r"'(eel)' .* Add images to them, or remove these folders",
+        "rm -r data/train/{0}",
     ),
     "too many in quarantine": Case(
         BREAK.format("train"),
@@ -382,7 +401,7 @@ CASES = {
     "an evaluation's image without an end": Case(
         "cp data/val/cat/0.png good.png; truncate --size=-12 data/val/cat/0.png",
         evaluate_it,
-        "with a good copy.*An evaluation counts every image, so none takes its place",
+        r"Replace (it) with",
         "cp good.png data/val/cat/0.png",
     ),
     "other classes than the network's": Case(
@@ -488,6 +507,7 @@ ELSEWHERE = {
     "prepare/processes.py": "a machine on which processes do not start",
 }
 OF_THE_SYSTEM = (
+    " cannot be moved to ",
     " cannot be read: ",
     "The data set's manifest cannot be written to ",
     "The digits cannot be written to ",

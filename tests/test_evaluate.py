@@ -281,7 +281,7 @@ def test_a_bad_image_ends_all_ranks_with_one_sentence(
     said = command([*words, "--out", str(tmp_path / "out")], code=DataError.exit_code)
     assert "Traceback" not in said
     assert said.count("red/05.png cannot be used") == 1
-    assert "Replace it with a good copy." in said
+    assert "Replace it with a good copy, or delete it" in said
     assert not list((tmp_path / "out").glob("*.npz"))
 
 

@@ -2,7 +2,10 @@
 
 import re
 import runpy
+import shutil
+import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -84,9 +87,60 @@ def test_a_missing_library_is_a_sentence_that_says_what_to_install(
     )
 
 
-def test_a_library_that_the_core_misses_keeps_its_traceback() -> None:
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """This Python, without any library."""
+    venv.create(tmp_path / "bare", symlinks=True, with_pip=False)
+    return tmp_path / "bare" / "bin" / "python"
+
+
+def run_bare(python: Path, copy: Path, *words: str) -> str:
+    """What a command says outside of the environment, in a copy of the project."""
+    done = subprocess.run(
+        [python, "-E", *words], cwd=copy, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == ConfigError.exit_code
+    return done.stderr
+
+
+def test_outside_of_the_environment_a_sentence_says_how_to_activate_it(
+    bare: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "a copy"
+    for folder in ("vggdist", "launch"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    lacks = rf"error: {re.escape(str(bare))} lacks the library \w+, which vggdist needs. "
+    installed = (
+        "Activate the environment in which vggdist was installed, or install it in this one."
+    )
+    assert re.fullmatch(f"{lacks}{installed}\n", run_bare(bare, copy, "-m", "vggdist", "submit"))
+
+    (copy / "Makefile").touch()
+    activate = f"source '{copy}/.venv/bin/activate'\n"
+    made = f"Make the environment with `make setup` in '{copy}', and activate it: {activate}"
+    for words in (["launch/train.py"], ["launch/evaluate.py", "run"], ["launch/submit.py"]):
+        assert re.fullmatch(lacks + re.escape(made), run_bare(bare, copy, *words))
+
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "bin" / "activate").touch()
+    found = re.escape(f"Activate the environment first: {activate}")
+    assert re.fullmatch(lacks + found, run_bare(bare, copy, "launch/train.py"))
+
+
+def test_an_old_python_is_told_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    assert entry.run(pytest.fail) == ConfigError.exit_code
+    assert (
+        f"error: {sys.executable} is Python 3.9, and vggdist needs 3.11 or newer. "
+        in capsys.readouterr().err
+    )
+
+
+def test_a_module_of_ours_that_is_missing_keeps_its_traceback() -> None:
     def compute() -> int:
-        exec("import absent", {"__name__": "vggdist.data.decode"})
+        exec("import vggdist.absent", {"__name__": "vggdist.data.decode"})
         return 0
 
     with pytest.raises(ModuleNotFoundError):

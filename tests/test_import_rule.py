@@ -24,6 +24,7 @@ CORE = {
     "artifacts.names": 0,
     "artifacts.contents": 0,
     "distributed.entry": 0,
+    "distributed.peak": 0,
     "distributed.exchange_time": 0,
     "distributed.traffic": 0,
     "model.configurations": 0,

@@ -1,21 +1,23 @@
 """Predictions are those of a loop with Pillow; broken images are named and do not stop the rest."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tests.prepare.odd_images import short_metadata
 from vggdist import cli
 from vggdist.artifacts.weights import Description, Weights, load_weights, save_weights
-from vggdist.config import ModelConfig
+from vggdist.config import ModelConfig, Orientation
 from vggdist.errors import ConfigError, DataError, WeightsError
 from vggdist.model.initialization import build_initialized
 from vggdist.model.loading import build_network
@@ -56,11 +58,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expected_confidences(weights: Weights, file: Path, scale: int) -> torch.Tensor:
-    """The centre crop by Pillow, without turning it."""
+def expected_confidences(
+    weights: Weights, file: Path, scale: int, upright: bool = True
+) -> torch.Tensor:
+    """The centre crop by Pillow."""
     size = weights.description.crop_size
     with Image.open(file) as image:
-        picture = image.convert("RGB")
+        picture = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     side = round(size * min(picture.size) / scale)
     left, top = ((length - side) // 2 for length in picture.size)
     crop = picture.crop((left, top, left + side, top + side))
@@ -72,16 +76,22 @@ def expected_confidences(weights: Weights, file: Path, scale: int) -> torch.Tens
 
 
 @pytest.mark.parametrize("scale", [None, 32, 50])
+@pytest.mark.parametrize("trained", [None, "apply", "ignore"])
 def test_predictions_are_those_of_pillow_and_a_plain_forward(
-    scale: int | None, weights: Weights, images: Path
+    scale: int | None, trained: Orientation | None, weights: Weights, images: Path, caplog
 ) -> None:
+    caplog.set_level(logging.INFO)
     files = expand([images])
+    weights = replace(weights, description=replace(weights.description, orientation=trained))
     predictions = predict(weights, files, top=4, scale=scale, device="cpu")
+    turned = "1 of 4 images has an EXIF orientation: the network sees them as they are stored"
+    assert (turned in caplog.text) == (trained == "ignore")
     assert [prediction.file for prediction in predictions] == files
     spread = []
     for prediction in predictions:
         choices = prediction.choices
-        expected = expected_confidences(weights, prediction.file, scale or 40)
+        upright = trained != "ignore"
+        expected = expected_confidences(weights, prediction.file, scale or 40, upright)
         for choice in choices:
             assert choice.confidence == pytest.approx(float(expected[choice.label]), abs=0.02)
             assert choice.name == CLASSES[choice.label]

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.ranks import leave_world, run_in_ranks, train_in_ranks
 from tests.run_folders import steps
 from vggdist.artifacts import run_folder
+from vggdist.artifacts.run_folder import open_weights
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import BadFile, save_quarantine
@@ -70,6 +71,21 @@ def test_a_start_that_fails_on_a_mistake_leaves_nothing_in_the_way_of_the_next(t
     assert run_folder.choose_checkpoint(corrected, Path(corrected.run_folder)) is None
 
 
+def test_the_number_of_classes_follows_from_the_data_set_and_stands_in_the_run_folder(
+    tiny_overrides,
+):
+    unset = [*tiny_overrides, "model.num_classes=null"]
+    config = load_config(None, [*unset, "schedule.num_steps=1"])
+    folder = Path(config.run_folder)
+    assert pretrain(config) == 0
+    assert load_config(folder / "config.yaml").model.num_classes == 3
+    assert open_weights(str(folder)).description.model.num_classes == 3
+    again = load_config(None, [*unset, "schedule.num_steps=2"])
+    assert run_folder.choose_checkpoint(again, folder) is not None
+    message = refusal([*tiny_overrides, "model.num_classes=4"], CheckpointError)
+    assert "model.num_classes: 3 -> 4" in message
+
+
 @pytest.fixture
 def error_of_ranks(capfd):
     """What a training says that ends all its ranks with an error of a kind."""
@@ -109,9 +125,11 @@ def test_cut_off_validation_images_end_a_training_before_its_first_step(
     printed = error_of_ranks(DataError, world_size, overrides)
     assert printed.count("error: ") == 1
     assert (
-        f"error: The image {bad[0]} cannot be used: it is cut off: its end is missing. "
-        f"Of the 7 images of this set, neither can '{bad[1]}'. "
-        "Replace them with good copies. An evaluation counts every image, so none takes its "
+        f"error: 2 of the 7 images in {own_dataset / 'val'} cannot be used:\n"
+        f"  {bad[0]}: it is cut off: its end is missing\n"
+        f"  {bad[1]}: it is cut off: its end is missing\n"
+        "Replace them with good copies, or delete them and run `vggdist check "
+        f"{own_dataset} --accept-changes`. An evaluation counts every image, so none takes its "
         "place.\n"
     ) in printed
     assert not (tmp_path / "run" / "config.yaml").exists()
@@ -149,7 +167,7 @@ def test_a_validation_image_in_quarantine_is_refused_before_the_first_step(
     save_quarantine(own_dataset, [BadFile("val/red/1.jpg", "it is cut off")])
     open_dataset(own_dataset, write=True)
     message = refusal([*tiny_overrides, f"data.root={own_dataset}"], DataError)
-    assert "lists 1 validation images, such as red/1.jpg" in message
+    assert "and here every one counts:\n  val/red/1.jpg\n" in message
     assert "run `vggdist check` again" in message
 
 

@@ -1,5 +1,7 @@
 """Trains VGG networks A to E on ImageNet, and applies them. See docs/python.md."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"

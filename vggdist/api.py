@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import read_result
 from vggdist.artifacts.run_folder import open_weights
-from vggdist.config import Config, split_batch
+from vggdist.config import Config, Orientation, split_batch
 from vggdist.config_file import load_config, to_yaml
 from vggdist.data.bad_image import reading_problem
 from vggdist.data.dataset import open_images
@@ -50,6 +50,7 @@ class Classifier(nn.Module):
         classes: names, in the order of labels.
         crop_size: side of what the network is shown, pixels.
         scale: Q, the shorter side to which images are rescaled first, pixels.
+        orientation: apply, if photos are turned by their EXIF orientation first; or ignore.
     """
 
     mean: Tensor
@@ -63,10 +64,11 @@ class Classifier(nn.Module):
         scale: int,
         mean: Sequence[float],
         std: Sequence[float],
+        orientation: Orientation = "apply",
     ) -> None:
         super().__init__()
         self.network, self.classes = network, tuple(classes)
-        self.crop_size, self.scale = crop_size, scale
+        self.crop_size, self.scale, self.orientation = crop_size, scale, orientation
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)
 
@@ -80,7 +82,7 @@ class Classifier(nn.Module):
             DataError: a file cannot be read as an image, or an array has another shape or type.
         """
         several = images if isinstance(images, list | tuple) else [images]
-        crops = torch.cat([self._crop(_pixels(image)) for image in several])
+        crops = torch.cat([self._crop(_pixels(image, self.orientation)) for image in several])
         return (crops.to(self.mean.device, torch.float32) - self.mean) / self.std
 
     def forward(self, images: Images) -> Tensor:
@@ -128,7 +130,8 @@ def load(
     told = weights.description
     (scale,) = require_scales([scale or told.default_scale], told.crop_size, "scale")
     vgg, names = build_network(weights), class_names(told)
-    classifier = Classifier(vgg, names, told.crop_size, scale, told.mean, told.std)
+    how = told.mean, told.std, told.photo_orientation
+    classifier = Classifier(vgg, names, told.crop_size, scale, *how)
     where = choose_device("auto", 0) if device is None else torch.device(device)
     return classifier.to(where).eval()
 
@@ -230,17 +233,18 @@ def compute_errors(
     return summarize(evaluated)
 
 
-def _pixels(image: ImageLike) -> Tensor:
+def _pixels(image: ImageLike, orientation: Orientation) -> Tensor:
     """(height, width, 3) uint8."""
     if isinstance(image, str | Path):
         try:
             with Image.open(image) as opened:
-                return torch.from_numpy(np.array(opened.convert("RGB")))
+                return _pixels(opened, orientation)
         except (OSError, ValueError, SyntaxError) as error:
             reason = reading_problem(error)
             raise DataError(f"The image {quote(image)} cannot be used: {reason}.") from error
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        turned = ImageOps.exif_transpose(image) if orientation == "apply" else image
+        image = np.array(turned.convert("RGB"))
     pixels = torch.as_tensor(image)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise DataError(

@@ -70,6 +70,10 @@ VERBS = {
         "vggdist.planning.commands",
         "estimate a training's time, memory and cost before it starts",
     ),
+    "completion": (
+        "vggdist.commands.completion",
+        "print the script with which bash, zsh or fish complete these verbs",
+    ),
     "bench": ("vggdist.profiling.commands", "measure speed on this machine"),
     "tune": ("vggdist.profiling.commands", "find this machine's fastest settings"),
 }
@@ -102,6 +106,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     argparse accepts them in one place only, and its workaround does not support subcommands.
     """
     parser = build_parser([word for word in words if word in VERBS])
+    if words[:1] == ["predict"]:  # which has options in place of a configuration
+        words = [
+            f"--{word}" if word.startswith(("precision=", "device=")) else word for word in words
+        ]
     arguments, rest = parser.parse_known_args(words)
     if hasattr(arguments, "network") and _is_setting(arguments.network):
         try:

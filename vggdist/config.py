@@ -19,6 +19,7 @@ from vggdist.model.configurations import (
     Configuration,
     Convolution,
     column_name,
+    configuration_name,
     parse_configuration,
 )
 from vggdist.section import Fixed, Free, Inherited, Knob, Section, knobs_of
@@ -29,15 +30,20 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PrecisionSetting = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Exchange = Literal["auto", "all_reduce", "factors"]
+Orientation = Literal["ignore", "apply"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Triple = tuple[float, float, float]
 """Numbers for red, green and blue."""
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
+NUM_IMAGENET_CLASSES = 1000
 
 _LENGTH = Knob(
     lambda _, new: new.schedule.name != "cosine",
     rule="unless schedule.name is cosine, where every learning rate follows from the length",
+)
+_CLASSES = Knob(
+    lambda _, new: new.model.num_classes is None, rule="to null, which follows the images"
 )
 _MICRO = Knob(
     lambda _, new: not new.model.batch_norm,
@@ -60,7 +66,17 @@ class ModelConfig(Section):
     batch_norm: Fixed[bool] = Field(
         False, description="Batch normalization after every convolution (not in the paper)."
     )
-    num_classes: Fixed[int] = Field(1000, ge=1, description="Width of the last layer, fc8.")
+    num_classes: Annotated[
+        int | None,
+        Knob(
+            lambda _, new: new.model.num_classes is None, rule="to null, which follows the images"
+        ),
+    ] = Field(
+        None,
+        ge=1,
+        description="Width of the last layer, fc8; null: the classes of the data set, or "
+        "ImageNet's 1000 where there is none.",
+    )
     fc_width: Fixed[int] = Field(4096, ge=1, description="Width of fc6 and fc7 (Table 1: 4096).")
     dropout: Fixed[float] = Field(
         0.5, ge=0.0, lt=1.0, description="Dropout ratio after fc6 and fc7 (section 3.1)."
@@ -100,6 +116,11 @@ class ModelConfig(Section):
         parse_configuration(blocks)
         return blocks
 
+    @property
+    def fc8_width(self) -> int:
+        """Width of fc8: `num_classes`, or 1000 as long as no data set is known."""
+        return self.num_classes or NUM_IMAGENET_CLASSES
+
     def blocks(self) -> Configuration:
         """The convolution blocks, of Table 1 or custom."""
         return parse_configuration(self.configuration)
@@ -135,6 +156,12 @@ class DataConfig(Section):
         ge=1,
         description="Shorter side Q in evaluations, pixels; null: 0.5 (train_scale_min + "
         "train_scale_max).",
+    )
+    orientation: Fixed[Orientation] = Field(
+        "ignore",
+        description="What is done about the EXIF orientation of photos: ignore shows them to the "
+        "network as they are stored, like most readers of ImageNet; apply turns them as a viewer "
+        "does. The weights file keeps it, so that evaluations and predictions do the same.",
     )
     flip: Fixed[bool] = Field(True, description="Mirror half of the training images (section 3.1).")
     color_shift: Fixed[float] = Field(
@@ -221,6 +248,11 @@ class DataConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are turned by their EXIF orientation."""
+        return self.orientation == "apply"
 
     @property
     def evaluation_scale(self) -> int:
@@ -522,7 +554,7 @@ class Config(Section):
         """The run folder: as configured, or named after the configuration."""
         if self.run.folder is not None:
             return self.run.folder
-        name = self.model.configuration if isinstance(self.model.configuration, str) else "custom"
+        name = configuration_name(self.model.configuration)
         return f"runs/vgg_{name.lower().replace('-', '_')}" + (
             "_bn" if self.model.batch_norm else ""
         )
@@ -578,6 +610,14 @@ def split_batch(batch: BatchConfig, world_size: int) -> BatchSplit:
             f"batch.micro to {max(m for m in divisors if m <= micro or m == 1)}, for example."
         )
     return BatchSplit(batch.global_, micro, per_rank // micro, world_size)
+
+
+def with_classes(config: Config, num_classes: int) -> Config:
+    """The configuration with the classes of its data set, unless `model.num_classes` is set."""
+    if config.model.num_classes is not None:
+        return config
+    model = config.model.model_copy(update={"num_classes": num_classes})
+    return config.model_copy(update={"model": model})
 
 
 def scaled_learning_rate(config: Config) -> float:

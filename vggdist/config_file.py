@@ -278,7 +278,9 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{quote(path)} does not exist; {remedy}.") from None
+        meant = _closest(path)
+        hint = f"{remedy}." if meant is None else f"did you mean {quote(meant)}?"
+        raise ConfigError(f"{quote(path)} does not exist; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{quote(path)} cannot be read: {error}.") from error
     try:
@@ -295,6 +297,14 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
             "as `model:` with `configuration: D` below it."
         )
     return values
+
+
+def _closest(path: Path) -> Path | None:
+    """A YAML file of almost the same name, in the same folder or in configs/."""
+    folders = (Path("configs"), path.parent)
+    files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.y*ml"))}
+    near = difflib.get_close_matches(path.stem, files, n=1)
+    return files[near[0]] if near else None
 
 
 def _expand(overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -405,7 +415,8 @@ def _known_keys(location: list[str], model: type[Section]) -> str:
         for name, field in inner.model_fields.items()
     }
     place = f"section {where} has" if where else "known are"
-    near = difflib.get_close_matches(key, known, n=1)
+    dotted = [] if where else [f"{top}.{name}" for name, top in everywhere.items()]
+    near = difflib.get_close_matches(key, [*known, *dotted], n=1)
     if near:
         return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
     if key in everywhere:

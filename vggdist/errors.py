@@ -4,8 +4,17 @@ A message is one or more whole sentences: the value, the rule, the remedy. Comma
 message without a traceback; any other exception is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
 import errno
+import re
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 from traceback import walk_tb
+
+OLDEST_PYTHON = (3, 11)
 
 EXTRAS = (
     "convert",
@@ -29,6 +38,11 @@ EXIT_NOT_REQUEUED = 76
 SLURM failed."""
 
 
+def in_words(problem: object) -> str:
+    """A problem as text, without the numbers with which those of an operating system begin."""
+    return re.sub(r"\[Errno -?\d+\] ", "", str(problem))
+
+
 def no_space_left(error: OSError) -> str | None:
     """The message for a full disk if there is no more specific one; None for other errors."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -38,23 +52,53 @@ def no_space_left(error: OSError) -> str | None:
 
 
 def missing_library(error: ModuleNotFoundError) -> str | None:
-    """The message for a library that only one room needs; None where the core needs it, too."""
+    """The message for a library that is not installed; None where a module of ours is missing."""
+    if error.name is None or error.name.startswith("vggdist"):
+        return None
     names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
     ours = [name.split(".") for name in names if name.startswith("vggdist.")]
     room = ours[-1][1] if ours else ""
-    if room not in EXTRAS or error.name is None or error.name.startswith("vggdist"):
-        return None
     library = error.name.partition(".")[0]
+    if room in EXTRAS and find_spec("torch") is not None:
+        return (
+            f"the library {library} is not installed; install all that this command needs with "
+            f"pip install 'vggdist[{room}]'."
+        )
+    return f"{sys.executable} lacks the library {library}, which vggdist needs. {_environment()}"
+
+
+def old_python() -> str | None:
+    """The message for a Python that is too old; None for others."""
+    if sys.version_info >= OLDEST_PYTHON:
+        return None
+    own, needed = (".".join(map(str, version[:2])) for version in (sys.version_info, OLDEST_PYTHON))
     return (
-        f"the library {library} is not installed; install all that this command needs with "
-        f"pip install 'vggdist[{room}]'."
+        f"{sys.executable} is Python {own}, and vggdist needs {needed} or newer. {_environment()}"
     )
+
+
+def _environment() -> str:
+    """How to get a Python that has all that is needed."""
+    root = Path(__file__).resolve().parent.parent
+    environment = root / ".venv"
+    activate = f"source {shlex.quote(str(environment / 'bin' / 'activate'))}"
+    if (environment / "bin" / "activate").is_file() and Path(sys.prefix) != environment:
+        return f"Activate the environment first: {activate}"
+    if (root / "Makefile").is_file():
+        return (
+            f"Make the environment with `make setup` in {shlex.quote(str(root))}, and activate it: "
+            f"{activate}"
+        )
+    return "Activate the environment in which vggdist was installed, or install it in this one."
 
 
 class VggdistError(Exception):
     """A problem that the user can solve; the command ends with `exit_code`."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(in_words(message))
 
 
 class ConfigError(VggdistError):

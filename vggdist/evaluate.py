@@ -56,7 +56,7 @@ from vggdist.evaluation.scores import (
 )
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.loading import build_network
-from vggdist.terminal import Progress
+from vggdist.terminal import Progress, counted
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.signals import StopSignal
 
@@ -129,7 +129,7 @@ def evaluate(request: Request, heeds_signals: bool = False) -> Evaluated | None:
         }
         missing = _missing(wanted, request.storage)
         if missing:
-            require_whole(images, process)
+            require_whole([images], process)
         num_bytes = len(missing) * images.num_images * len(images.classes)
         num_bytes *= np.dtype(request.storage).itemsize
         on_main(process, _require_writable, folder, num_bytes)
@@ -173,11 +173,11 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
         DataError: their classes are not the network's, or some are bad.
     """
     where = f"{quote(request.root)} ({request.split})"
-    if len(images.classes) != network.model.num_classes:
+    if len(images.classes) != network.model.fc8_width:
         raise DataError(
             sentences(
                 f"{where} has {len(images.classes)} classes, and the network tells "
-                f"{network.model.num_classes} apart; evaluate it on images of the classes that it "
+                f"{network.model.fc8_width} apart; evaluate it on images of the classes that it "
                 "was trained on.",
                 explain_nesting(images),
             )
@@ -193,7 +193,7 @@ def _require_same_classes(images: Manifest, request: Request, network: Descripti
                 "Name the folders as in training.",
             )
         )
-    require_usable(images, request.root)
+    require_usable([images], request.root)
     return images.with_classes(network.classes) if own else images
 
 
@@ -289,13 +289,13 @@ def _announce(
     weights: Weights, images: Manifest, process: Process, config: Config, num_there: int
 ) -> None:
     logger.info(
-        "%s of %s on %d images of %s; %s, %s on %s",
+        "%s of %s on %s of %s; %s, %s on %s",
         weights.description.name,
         quote(weights.path),
-        images.num_images,
+        counted(images.num_images, "image"),
         quote(images.folder),
         config.precision,
-        "1 rank" if process.world_size == 1 else f"{process.world_size} ranks",
+        counted(process.world_size, "rank"),
         process.device,
     )
     if num_there:

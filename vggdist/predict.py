@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vggdist.artifacts.names import printable
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import require_finite
 from vggdist.artifacts.weights import Weights
-from vggdist.config import DataConfig, Device, Precision, PrecisionSetting
+from vggdist.config import DataConfig, Device, Orientation, Precision, PrecisionSetting
 from vggdist.data.examine import decoders_lines, examine_image, tells_of_damage
 from vggdist.data.folders import IMAGE_SUFFIXES, list_images
 from vggdist.data.geometry import require_scales
 from vggdist.data.loader import EvaluationLoader
 from vggdist.data.manifest import Manifest, Names, Place
+from vggdist.data.turned import count_turned
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import DTYPES, choose_precision, use_precision
 from vggdist.errors import DataError
@@ -108,6 +109,7 @@ def predict(
     precision: PrecisionSetting = "auto",
     device: Device = "auto",
     trained: Precision | None = None,
+    orientation: Orientation | None = None,
 ) -> list[Prediction]:
     """The most probable classes of the centre crop of each image.
 
@@ -119,6 +121,8 @@ def predict(
         precision: of the arithmetic.
         device: that computes.
         trained: the precision in which the network was trained, which `auto` prefers.
+        orientation: what is done about the EXIF orientation; None: as in training, and apply where
+            the weights file does not say.
 
     Raises:
         ConfigError: the scale is below the crop size, or the device or precision is unavailable.
@@ -138,14 +142,18 @@ def predict(
     names = class_names(description)
     top = min(top, len(names))
     predictions: list[Prediction] = []
+    images, orientation = _manifest(files), orientation or description.photo_orientation
+    if orientation == "ignore":
+        _tell_of_turned(images)
     loader = EvaluationLoader(
-        _manifest(files),
+        images,
         DataConfig(
             crop_size=description.crop_size,
             train_scale_min=scale,
             train_scale_max=scale,
             mean=description.mean,
             std=description.std,
+            orientation=orientation,
         ),
         scale=scale,
         batch_size=min(BATCH_SIZE, len(files)),
@@ -169,15 +177,20 @@ def predict(
     return predictions
 
 
-def draw_sheet(predictions: Sequence[Prediction], path: Path) -> None:
+def draw_sheet(predictions: Sequence[Prediction], path: Path, upright: bool = True) -> None:
     """Writes a picture of the images and their predictions.
+
+    Args:
+        predictions: of images that are still there.
+        path: of the picture.
+        upright: whether the images are turned by their EXIF orientation.
 
     Raises:
         DataError: it cannot be written.
     """
     rankings = [
         Ranking(
-            _picture(prediction.file),
+            _picture(prediction.file, upright),
             printable(prediction.file.name),
             tuple((choice.name, choice.confidence) for choice in prediction.choices),
         )
@@ -235,12 +248,23 @@ def _manifest(files: Sequence[Path]) -> Manifest:
     return Manifest(Path("/"), "", tuple(folders), np.asarray(labels, dtype=np.int64), names)
 
 
-def _picture(file: Path) -> Image.Image:
-    """A usable image, ignoring EXIF orientation like the network."""
+def _tell_of_turned(images: Manifest) -> None:
+    """Says how many photos a viewer would turn, and the network sees as they are stored."""
+    turned = count_turned(images, None)
+    if turned.num_turned:
+        logger.info(
+            "%s: the network sees them as they are stored, as in its training; --orientation apply "
+            "turns them.",
+            turned,
+        )
+
+
+def _picture(file: Path, upright: bool) -> Image.Image:
+    """A usable image as the network sees it."""
     try:
         with warnings.catch_warnings(), Image.open(file) as image:
             warnings.simplefilter("ignore")  # about metadata and transparency; the image is usable
-            picture = image.convert("RGB")
+            picture = (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except Exception:  # Pillow raises anything for a damaged image that DALI decodes
         return Image.new("RGB", (PICTURE, PICTURE), "gray")
     picture.thumbnail((PICTURE, PICTURE))  # here, since many images are in memory at once

@@ -16,6 +16,7 @@ from vggdist.config import (
     scaled_learning_rate,
     split_batch,
     total_steps,
+    with_classes,
 )
 from vggdist.config_file import to_yaml
 from vggdist.data.glance import require_whole
@@ -23,6 +24,7 @@ from vggdist.data.loader import EvaluationLoader, TrainingLoader, open_training_
 from vggdist.data.manifest import Dataset, Manifest
 from vggdist.distributed import process as world
 from vggdist.distributed import srun
+from vggdist.distributed.entry import PYTHON_WARNINGS
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main, run_rank
@@ -33,12 +35,14 @@ from vggdist.errors import (
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import Errors
 from vggdist.model.initialization import build_trainable
+from vggdist.terminal import counted
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.dataset import TrainingData, announce_data, copy_to_node, open_training_data
 from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
 from vggdist.training.metrics import TENSORBOARD_FOLDER, LogFile, MetricLog
+from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
@@ -51,16 +55,19 @@ RESTART_PATIENCE_SECONDS = 120.0
 """How long a restarted SLURM job waits for the end of its last attempt."""
 
 
-def run(config: Config, stop: StopSignal | None = None) -> int:
+def run(config: Config, stop: StopSignal | None = None, profiled: int | range | None = None) -> int:
     """`pretrain` in its own process; returns the exit code."""
-    return run_rank(lambda: pretrain(config, stop))
+    return run_rank(lambda: pretrain(config, stop, profiled))
 
 
-def pretrain(config: Config, stop: StopSignal | None = None) -> int:
+def pretrain(
+    config: Config, stop: StopSignal | None = None, profiled: int | range | None = None
+) -> int:
     """Trains (or continues, or only reports a finished training) on this rank.
 
     Args:
         stop: a handler that is already active; None: one starts when the ranks have joined.
+        profiled: steps to record, or how many of them, as `choose_steps` takes it.
 
     Returns:
         The exit code: 0 if the training is finished, `EXIT_STOPPED` after a signal.
@@ -83,25 +90,32 @@ def pretrain(config: Config, stop: StopSignal | None = None) -> int:
         config, why = resolve_precision(config, process, world.from_main(before))
         saved = _load_checkpoint(start, process)
         data = open_training_data(config, folder, process, saved, stop, undo)
+        config = with_classes(config, len(data.dataset.train.classes))
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
-        require_whole(dataset.val, process)
+        require_whole([dataset.val], process)
+        first_step = saved.step if saved else 0
+        num_steps = total_steps(config, dataset.train.num_images)
+        profile = None
+        if profiled is not None:
+            steps = choose_steps(profiled, first_step, num_steps)
+            profile = StepProfile(steps, folder, process)
+            stack.callback(profile.close)
         # After all checks have passed: later starts must agree with these files.
         on_main(process, _open_log, config, folder, stack)
         if process.is_main:
             _announce(config, process, split, dataset, folder)
             announce_data(data, folder)
-            logger.info(why)
         network = build_trainable(config, fresh=saved is None)
         earlier = saved.state.get("exchange") if saved else None
         engine = build_engine(network, config, split, process, earlier)
-        first_step = saved.step if saved else 0
-        if first_step < total_steps(config, dataset.train.num_images):
+        logger.info("%s", _choices(config, process, why, engine))
+        if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
         log = on_main(process, _open_curves, config, folder, first_step, stack)
         data = replace(data, dataset=dataset)
-        training = _build_training(config, process, split, engine, data, log, folder)
+        training = _build_training(config, process, split, engine, data, log, folder, profile)
         if saved is not None:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, quote(folder))
@@ -121,9 +135,10 @@ def _open_log(config: Config, folder: Path, stack: ExitStack) -> None:
         handler = LogFile(folder)
     except OSError as error:
         raise run_folder.not_writable(folder, error) from error
-    logger.addHandler(handler)
     stack.callback(handler.close)
-    stack.callback(logger.removeHandler, handler)
+    for source in (logger, PYTHON_WARNINGS):
+        source.addHandler(handler)
+        stack.callback(source.removeHandler, handler)
 
 
 def _open_curves(config: Config, folder: Path, first_step: int, stack: ExitStack) -> MetricLog:
@@ -153,16 +168,13 @@ def _announce(
         dataset.val.num_images,
     )
     logger.info(
-        "global batch %d = %d ranks x %d micro batches x %d images; %d steps, %.1f epochs; "
-        "%s on %s",
+        "global batch %d = %s x %s x %s; %s, %.2f epochs",
         split.global_batch,
-        split.world_size,
-        split.accumulation_steps,
-        split.micro,
-        steps,
+        counted(split.world_size, "rank"),
+        counted(split.accumulation_steps, "micro batch", "micro batches"),
+        counted(split.micro, "image"),
+        counted(steps, "step"),
         steps * split.global_batch / dataset.train.num_images,
-        config.resolved_precision,
-        process.device,
     )
     if split.global_batch > dataset.train.num_images:
         logger.warning(
@@ -172,10 +184,28 @@ def _announce(
             dataset.train.num_images,
         )
     if dataset.train.quarantine:
+        num_bad = len(dataset.train.quarantine)
         logger.info(
-            "%d training images are in quarantine; the sample plan replaces them",
-            len(dataset.train.quarantine),
+            "%s in quarantine; training shows other images instead",
+            f"{counted(num_bad, 'training image')} {'is' if num_bad == 1 else 'are'}",
         )
+
+
+def _choices(config: Config, process: Process, why: str, engine: Engine) -> str:
+    """What was chosen for this machine.
+
+    Args:
+        why: the precision and its reason, as a sentence.
+        engine: knows what is exchanged.
+    """
+    threads = counted(config.data.num_threads or process.num_cores, "thread")
+    place = "GPU" if process.device.type == "cuda" else "CPU"
+    parts = [f"{process.device}, {why.rstrip('.')}", f"images decoded on the {place}, {threads}"]
+    if process.world_size > 1:
+        parts[-1] += " a rank"
+        factored = f"those of {', '.join(engine.factored)} as factors"
+        parts.append("gradients exchanged whole" + (f", {factored}" if engine.factored else ""))
+    return f"chosen for this machine: {'; '.join(parts)}."
 
 
 def _load_checkpoint(path: Path | None, process: Process) -> checkpoint.Checkpoint | None:
@@ -203,6 +233,7 @@ def _build_training(
     data: TrainingData,
     log: MetricLog | None,
     folder: Path,
+    profile: StepProfile | None,
 ) -> Training:
     dataset = data.dataset
     num_images = dataset.train.num_images
@@ -246,6 +277,7 @@ def _build_training(
         log=log,
         run_folder=folder,
         description=_describe(config, dataset),
+        profile=profile,
     )
 
 
@@ -260,6 +292,7 @@ def _describe(config: Config, dataset: Dataset) -> Description:
         (data.train_scale_min, data.train_scale_max),
         dataset.train.classes,
         "trained by vggdist",
+        data.orientation,
     )
 
 

@@ -14,15 +14,26 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 training_progress = logging.getLogger("vggdist.training_progress")
-"""Has a line for each log step; a terminal, which shows the live line, leaves them out."""
+"""Has a line for each log step. The log file takes all of them, a terminal none, since it shows the
+live line, and what stands in for a terminal only those above DEBUG."""
 
 _SECONDS_LIVE = 0.2  # a terminal shows no more than a person reads
 _SECONDS_LOGGED = 30.0
+_SECONDS_TOLD = 1.0  # a rate over less than that says nothing
 _WIDEST = 500  # characters of a table
 
 
+_CLEAR = "\r\x1b[K"
+
+
+def fresh_line(stream: TextIO) -> str:
+    """What to write before a line that stays: it takes the place of a live line on a terminal."""
+    return _CLEAR if stream.isatty() else ""
+
+
 class StatusLine:
-    """A line that takes the place of the one before; where that is impossible, a line each.
+    """A line that takes the place of the one before; where that is impossible, a line every half
+    minute.
 
     Args:
         stream: where it goes; none: stderr.
@@ -33,14 +44,26 @@ class StatusLine:
         self._stream = sys.stderr if stream is None else stream
         self._speaks = speaks
         self.is_live = self._stream.isatty()
+        self._seconds = _SECONDS_LIVE if self.is_live else _SECONDS_LOGGED
+        self._shown_at = time.monotonic()
+        self._left_out = ""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what was shown last is old enough to be renewed."""
+        return time.monotonic() - self._shown_at > self._seconds
 
     def show(self, text: str) -> None:
         """Shows `text` in place of what was shown before."""
         if self.is_live:
             # A line that wraps could not be renewed.
-            self._write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-        else:
+            self._write(f"{_CLEAR}{text[: shutil.get_terminal_size().columns - 1]}")
+        elif self.is_due:
             self._write(text + "\n")
+        else:
+            self._left_out = text
+            return
+        self._shown_at, self._left_out = time.monotonic(), ""
 
     def note(self, text: str) -> None:
         """Shows `text` in a line that stays."""
@@ -49,13 +72,16 @@ class StatusLine:
 
     def clear(self) -> None:
         """Before other lines are written."""
+        self._left_out = ""
         if self.is_live:
-            self._write("\r\x1b[K")
+            self._write(_CLEAR)
 
     def keep(self) -> None:
         """Leaves what is shown where it is."""
         if self.is_live:
             self._write("\n")
+        elif self._left_out:
+            self._write(self._left_out + "\n")
 
     def _write(self, text: str) -> None:
         if self._speaks:
@@ -88,25 +114,27 @@ class Progress:
         self._line = StatusLine(stream)
         self._total, self._unit, self._is_told = total, unit, is_usual
         self._before = self._done = done
-        self._started_at = self._shown_at = time.monotonic()
+        self._started_at = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
         """After `count` more; shows them if the last line is old enough."""
         self._done += count
-        now = time.monotonic()
-        if now - self._shown_at > (_SECONDS_LIVE if self._line.is_live else _SECONDS_LOGGED):
-            self._shown_at, self._is_told = now, True
-            self._show(now)
+        if self._line.is_due:
+            self._is_told = True
+            self._show()
 
     def close(self) -> None:
         """Shows where it ended, and leaves the cursor on a new line."""
         if self._is_told:
-            self._show(time.monotonic())
+            self._show()
             self._line.keep()
 
-    def _show(self, now: float) -> None:
-        rate = (self._done - self._before) / max(now - self._started_at, 1e-9)
-        line = f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s"
+    def _show(self) -> None:
+        line = f"{self._done:,} of {self._total:,} {self._unit}"
+        seconds = time.monotonic() - self._started_at
+        rate = (self._done - self._before) / max(seconds, 1e-9)
+        if seconds >= _SECONDS_TOLD:
+            line += f", {rate:,.0f} {self._unit}/s"
         left = self._total - self._done
         if left > 0 and rate > 0:
             line += f", {duration(left / rate)} left"
@@ -114,44 +142,54 @@ class Progress:
 
 
 class TrainingProgress:
-    """Where the training of the main rank is: the live line, and a line of the log at log steps.
+    """Where a training is: the live line of a terminal, and lines of the log at log steps.
 
     Args:
         total_steps: of the whole training.
         stream: where the live line goes, if it is a terminal; none: stderr.
+        speaks: false on the ranks that leave speaking to the main one.
     """
 
-    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
-        self._line = StatusLine(stream)
+    def __init__(self, total_steps: int, stream: TextIO | None = None, speaks: bool = True) -> None:
+        self._line = StatusLine(stream, speaks)
         self._total = total_steps
-        self._text = ""
-        self._shown_at = 0.0
+        self._told_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the live line is old enough to be renewed; there is none in a log."""
+        return self._line.is_live and self._line.is_due
+
+    def show(self, step: int, epoch: float, values: dict[str, float], seconds_left: float) -> None:
+        """Renews the live line: the finished steps, and the latest numbers."""
+        if self._line.is_live:
+            self._line.show(self._text(step, epoch, values, seconds_left))
 
     def log(self, step: int, epoch: float, values: dict[str, float], seconds_left: float) -> None:
-        """At a log step: a plain line, and the numbers that the live line shows from now on."""
-        # What matters most comes first: a narrow terminal cuts the end.
-        self._text = (
-            f"left {duration(seconds_left)}  loss {values['loss']:.4f}  "
-            f"top-1 error {100 * values['top1_error']:.1f} %  "
-            f"{values.get('images_per_second', 0.0):.1f} images/s  "
-            f"data wait {100 * values.get('data_wait', 0.0):.0f} %  epoch {epoch:.2f}"
-        )
-        training_progress.info("step %d/%d  %s", step, self._total, self._text)
-        self._show(step)
-
-    def tick(self, step: int) -> None:
-        """After every step: renews the live line, at most five times a second."""
-        if time.monotonic() - self._shown_at > _SECONDS_LIVE:
-            self._show(step)
+        """At a log step: a line of the log, and the live line with the numbers of all ranks."""
+        now = time.monotonic()
+        is_told = step in (1, self._total) or now - self._told_at > _SECONDS_LOGGED
+        if is_told:
+            self._told_at = now
+        text = self._text(step, epoch, values, seconds_left)
+        training_progress.log(logging.INFO if is_told else logging.DEBUG, "%s", text)
+        self.show(step, epoch, values, seconds_left)
 
     def clear(self) -> None:
         """Before other lines are written."""
         self._line.clear()
 
-    def _show(self, step: int) -> None:
-        if self._line.is_live:
-            self._shown_at = time.monotonic()
-            self._line.show(f"step {step}/{self._total}  {self._text}")
+    def _text(self, step: int, epoch: float, values: dict[str, float], seconds_left: float) -> str:
+        used = ""
+        if "model_flop_utilization" in values:
+            used = f" ({100 * values['model_flop_utilization']:.0f} % of the peak)"
+        # What matters most comes first: a narrow terminal cuts the end.
+        return (
+            f"step {step}/{self._total}  left {duration(seconds_left)}  "
+            f"loss {values['loss']:.4f}  top-1 error {100 * values['top1_error']:.1f} %  "
+            f"{values.get('images_per_second', 0.0):.1f} images/s{used}  "
+            f"data wait {100 * values.get('data_wait', 0.0):.0f} %  epoch {epoch:.2f}"
+        )
 
 
 def render(*parts: RenderableType, width: int, fits: bool = True) -> str:
@@ -205,6 +243,11 @@ def watch(current: Callable[[], str], seconds: float) -> None:
             else:
                 console.print(text)
             time.sleep(seconds)
+
+
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """`1, "rank"` -> `1 rank`, `2, "rank"` -> `2 ranks`; `nouns`: a plural that is not noun + s."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vggdist.artifacts.run_files import Best, read_best
 from vggdist.artifacts.run_folder import (
     choose_checkpoint,
     data_of,
+    enter,
     lock,
     precision_of_training,
     prepare,
@@ -276,8 +278,7 @@ def test_a_file_system_without_locks_is_a_warning(
     with lock(tmp_path):
         pass
     assert caplog.messages == [
-        f"{tmp_path} cannot be locked ([Errno 38] Function not implemented); let no other job "
-        "train there."
+        f"{tmp_path} cannot be locked (Function not implemented); let no other job train there."
     ]
 
 
@@ -288,6 +289,48 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             text = refusal(ConfigError, take, folder)
             assert text.startswith(f"run folder {folder} cannot be written: ")
             assert text.endswith("Choose another run.folder.")
+
+
+def start_and_be_refused(folder: Path, begin: bool = False) -> None:
+    with ExitStack() as stack:
+        enter(Config(), folder, stack, ExitStack(), 0.0)
+        if begin:
+            prepare(Config(), folder)
+        raise ConfigError("a mistake that is found later")
+
+
+@pytest.fixture(params=[False, True], ids=["with room", "full"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that, full, takes names but no contents."""
+
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write if request.param else os.write)
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_refused_start_leaves_no_new_folder(tmp_path: Path) -> None:
+    refusal(ConfigError, start_and_be_refused, tmp_path / "runs" / "a", begin=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [[], ["lock"]])
+def test_a_refused_start_empties_a_folder_that_held_nothing(
+    tmp_path: Path, names: list[str]
+) -> None:
+    """Or what an earlier version left of such a start."""
+    for name in names:
+        (tmp_path / name).touch()
+    refusal(ConfigError, start_and_be_refused, tmp_path, begin=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_refused_start_leaves_what_was_there(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    refusal(ConfigError, start_and_be_refused, folder)
+    assert sorted(folder.rglob("*")) == sorted([*before, folder / "lock"])
 
 
 def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vggdist.artifacts.weights import Description, load_weights, read_description, save_weights
+from vggdist.artifacts.weights import (
+    Description,
+    _parse,
+    load_weights,
+    read_description,
+    save_weights,
+)
 from vggdist.cli import parse
 from vggdist.config import ModelConfig
 from vggdist.errors import WeightsError
@@ -239,3 +246,20 @@ def test_an_old_file_stays_until_the_new_one_is_whole(
         save_weights(file, network.state_dict(), DESCRIPTION)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("orientation", ["ignore", "apply", None])
+def test_what_was_done_about_orientations_is_kept_and_done_again(tmp_path, orientation):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {}, replace(DESCRIPTION, orientation=orientation))
+    read = read_description(path)
+    assert read.orientation == orientation
+    assert read.configure("data", []).data.orientation == (orientation or "ignore")
+    assert read.photo_orientation == (orientation or "apply")
+
+
+def test_an_older_file_says_nothing_of_orientations():
+    (text,) = DESCRIPTION.to_metadata().values()
+    values = json.loads(text)
+    del values["orientation"]
+    assert _parse(json.dumps(values), Path("old.safetensors")) == DESCRIPTION

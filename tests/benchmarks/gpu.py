@@ -256,11 +256,15 @@ def training_rows(result: Result) -> list[tuple[str, str]]:
     name = "images/s of a training step, vggdist / bare PyTorch loop"
     if tuned is not None:
         loops += f" / {micro / tuned:.0f}"
-        name += " / the same with cudnn.benchmark"
+        name += " / the same with " + ", ".join(result["tuned_settings"])
     together = [result[f"{part}_images_per_second"] for part in ("loader", "step", "together")]
     peaks = result["peak_gigabytes"]
     return [
         (f"{name} {what}", f"{loops}; vggdist / bare {bare / ours:.2f}"),
+        (
+            f"model FLOP utilization of a training step {what}",
+            f"{100 * result['model_flop_utilization']:.1f} % of {result['peak']}",
+        ),
         (
             f"images/s, loader alone / step alone / both together {what}",
             " / ".join(f"{rate:.0f}" for rate in together)

@@ -3,15 +3,21 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 import torchvision
+from onnx import load as load_onnx
+from PIL import Image, ImageOps
+from safetensors import safe_open
 from torch import Tensor
 
+from tests.conftest import MakeImage
 from tests.convert.third_party_networks import random_pixels
 from vggdist.artifacts.weights import Description, Weights, load_weights, save_weights
 from vggdist.config import ModelConfig
@@ -22,6 +28,7 @@ from vggdist.convert.importing import import_weights
 from vggdist.errors import ConfigError, WeightsError
 from vggdist.model.initialization import build_initialized
 from vggdist.model.loading import build_network
+from vggdist.predict import predict
 
 MODEL = ModelConfig(
     configuration=(("3-4", "LRN"), ("3-6", "1-8")),
@@ -200,7 +207,7 @@ def test_through_torchvision_and_back_every_tensor_is_the_same(
 
 def test_the_papers_input_in_torchvisions_terms_is_the_papers_input() -> None:
     description = Description(MODEL, 32, (123.68, 116.779, 103.939))
-    exported = Exported(Path("a"), Path("b"), "torchvision", False, description, 0, 1, (), "")
+    exported = Exported(Path("a"), Path("b"), "torchvision", False, description, {}, 0, 1, (), "")
     pixels = torch.from_numpy(random_pixels()).permute(0, 3, 1, 2)
     expected = pixels - torch.tensor(description.mean)[:, None, None]
     normalized = torchvision.transforms.functional.normalize(pixels / 255, *exported.normalize)
@@ -254,8 +261,8 @@ def test_an_export_that_computes_something_else_is_refused_and_the_old_file_stay
     out = tmp_path / "n.onnx"
     out.write_bytes(b"old")
 
-    def wrong(original: torch.nn.Module, description: Description, path: Path) -> object:
-        path.write_bytes(b"new")
+    def wrong(original: torch.nn.Module, *others: Any) -> object:
+        others[-1].write_bytes(b"new")
         return lambda images: original(images) * 1.001
 
     monkeypatch.setattr(exporting, "write_onnx", wrong)
@@ -326,8 +333,74 @@ def test_an_export_is_told_in_lines_and_in_json(weights: Weights, tmp_path: Path
         "[58, 57, 56]"
     )
     assert lines[3] == (
-        "in torchvision's terms: ToTensor(), Normalize(mean=[0.482353, 0.458824, 0.407843], "
-        "std=[0.227451, 0.223529, 0.219608])"
+        "made of an image by: orientation apply, shorter side 40, filter bilinear, antialias "
+        "true, crop center, crop size 32"
     )
-    assert lines[5] == f"written to {tmp_path / 'n.safetensors'}"
-    assert str(os.getpid()) not in lines[4]
+    assert lines[4] == (
+        "in torchvision's terms: Resize(40), CenterCrop(32), ToTensor(), Normalize(mean=[0.482353, "
+        "0.458824, 0.407843], std=[0.227451, 0.223529, 0.219608])"
+    )
+    assert lines[5] == (
+        "output: logits of 5 classes, 'a', 'b', 'c', 'd', 'e'; their soft-max gives the posteriors"
+    )
+    assert lines[6] == "all this is in the file's metadata vggdist, in JSON (docs/conversion.md)"
+    assert lines[8] == f"written to {tmp_path / 'n.safetensors'}"
+    assert str(os.getpid()) not in lines[7]
+
+
+def prepare(file: Path, preprocessing: dict[str, Any]) -> Tensor:
+    """An image as docs/conversion.md says it, by Pillow."""
+    assert (preprocessing["filter"], preprocessing["antialias"]) == ("bilinear", True)
+    assert (preprocessing["crop"], preprocessing["channels"]) == ("center", "RGB")
+    size = preprocessing["crop_size"]
+    with Image.open(file) as image:
+        turned = (
+            ImageOps.exif_transpose(image) if preprocessing["orientation"] == "apply" else image
+        )
+        picture = turned.convert("RGB")
+    side = round(size * min(picture.size) / preprocessing["shorter_side"])
+    left, top = ((length - side) // 2 for length in picture.size)
+    crop = picture.crop((left, top, left + side, top + side))
+    pixels = np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32)
+    fed = (pixels - np.array(preprocessing["mean"])) / np.array(preprocessing["std"])
+    return torch.from_numpy(fed).permute(2, 0, 1)[None].float()
+
+
+def test_what_a_file_stores_is_enough_to_predict_as_vggdist_does(
+    weights: Weights, tmp_path: Path, make_image: MakeImage
+) -> None:
+    files = [make_image(tmp_path / f"{n}.png", 60 + 20 * n, 90, seed=n) for n in range(2)]
+    expected = predict(weights, files, device="cpu", precision="fp32")
+    onnx, program, plain = (tmp_path / f"n{end}" for end in (".onnx", ".pt2", ".safetensors"))
+    export(weights, onnx, "onnx")
+    export(weights, program, "torch-export")
+    export(weights, plain, "safetensors")
+    carried = {"vggdist": ""}
+    torch.export.load(program, extra_files=carried)
+    with safe_open(plain, framework="pt") as opened:
+        in_safetensors = opened.metadata()["vggdist"]
+    metadata = {entry.key: entry.value for entry in load_onnx(onnx).metadata_props}
+    assert metadata["vggdist"] == carried["vggdist"] == in_safetensors
+
+    preprocessing = json.loads(metadata["vggdist"])["preprocessing"]
+    assert (preprocessing["output"], preprocessing["posteriors"]) == ("logits", "softmax")
+    for file, prediction in zip(files, expected, strict=True):
+        images = prepare(file, preprocessing)
+        for logits in (run_onnx(onnx, images), run_exported_program(program, images)):
+            confidences = dict(
+                zip(preprocessing["classes"], logits.softmax(dim=1)[0].tolist(), strict=True)
+            )
+            assert confidences == pytest.approx(
+                {choice.name: choice.confidence for choice in prediction.choices}, abs=1e-5
+            )
+
+
+def test_a_dense_network_is_fed_whole_images_and_an_unnamed_one_knows_imagenet_s_classes(
+    tmp_path: Path,
+) -> None:
+    model = MODEL.model_copy(update={"num_classes": 1000})
+    weights = make_weights(tmp_path / "network.safetensors", model)
+    unnamed = replace(weights, description=replace(weights.description, classes=()))
+    told = export(unnamed, tmp_path / "n.onnx", "onnx", dense=True).to_dict()["preprocessing"]
+    assert (told["shorter_side"], told["crop"], told["crop_size"]) == (40, None, None)
+    assert told["classes"][:2] == ("tench", "goldfish")

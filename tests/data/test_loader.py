@@ -341,7 +341,7 @@ def test_an_evaluation_substitutes_nothing_and_names_the_image(tmp_path, make_tr
                 break
     assert seen <= place
     assert message.startswith(f"The image {images.path(place)} cannot be used: ")
-    assert "Replace it with a good copy. An evaluation counts every image" in message
+    assert "Replace it with a good copy, or delete it. An evaluation counts every image" in message
     assert vggdist_threads() == []
 
 

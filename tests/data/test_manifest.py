@@ -125,7 +125,7 @@ def test_a_tree_that_changed_is_refused_by_name_and_accepted_without_manifest(
         f"The images in {root} are not those that {root / MANIFEST_NAME} lists:"
     )
     assert sentence.format(**folders) in message
-    assert f"delete {root / MANIFEST_NAME} to accept the images as they are now" in message
+    assert f"as they are now: `vggdist check {root} --accept-changes`" in message
 
 
 def test_many_differences_are_counted(root):

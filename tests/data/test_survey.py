@@ -31,13 +31,13 @@ def root(tmp_path: Path, make_tree) -> Path:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of images that were hashed, as it goes on."""
     numbers: list[int] = []
-    hashes = known_contents._hashes
+    read = known_contents._read
 
     def noting(manifest, images):
         numbers.extend(images)
-        return hashes(manifest, images)
+        return read(manifest, images)
 
-    monkeypatch.setattr(known_contents, "_hashes", noting)
+    monkeypatch.setattr(known_contents, "_read", noting)
     return numbers
 
 

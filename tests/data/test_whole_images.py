@@ -265,7 +265,9 @@ def test_an_unusable_image_ends_the_evaluation_and_is_named(tmp_path, make_tree,
     with pytest.raises(DataError) as error:
         taken(loader(images, group_size=4))
     assert str(error.value).startswith(f"The image {images.path(place)} cannot be used: ")
-    assert "Replace it with a good copy. An evaluation counts every image" in str(error.value)
+    assert "Replace it with a good copy, or delete it. An evaluation counts every image" in str(
+        error.value
+    )
     assert vggdist_threads() == []
 
 

@@ -59,7 +59,11 @@ def test_an_interrupt_amid_imports_ends_the_process_without_a_word(
         "except KeyboardInterrupt:\n"
         "    raise ImportError('a compiled module did not come up') from None\n"
     )
-    assert ended(tmp_path, *command) == (130, "", "")
+    code, out, err = ended(tmp_path, *command)
+    assert (code, out) == (130, "")
+    # A training says that it starts before it imports torch.
+    is_started = "launch/train.py" in command and module == "torch"
+    assert err.count("\n") == err.count(" starting 1 rank of configuration D in ") == is_started
 
 
 def test_an_interrupt_of_the_work_ends_the_process_without_a_word() -> None:
@@ -104,6 +108,22 @@ def test_what_a_user_can_solve_is_a_sentence_and_an_exit_code(
 def test_names_of_any_bytes_are_printed(tmp_path: Path) -> None:
     code = f"import sys; {RUN}; sys.exit(run(lambda: print('\\udcff') or 0))"
     assert ended(tmp_path, "-c", code) == (0, "\\udcff\n", "")
+
+
+def test_warnings_of_libraries_stay_off_the_terminal_unless_they_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "torch.py").write_text(
+        "import os, sys, warnings\n"
+        "print(os.environ.get('TORCH_CPP_LOG_LEVEL'))\n"
+        "warnings.warn('it is deprecated', FutureWarning)\n"
+        "sys.exit(7)\n"
+    )
+    train = ("-m", "vggdist", "train")
+    code, out, err = ended(tmp_path, *train)
+    assert (code, out, err.count("\n")) == (7, "ERROR\n", 1)
+    _, _, err = ended(tmp_path, "-W", "default", *train)
+    assert "FutureWarning: it is deprecated" in err
 
 
 @pytest.mark.parametrize("option", ["--local_rank=0", "--local-rank=0"])

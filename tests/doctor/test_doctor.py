@@ -136,7 +136,7 @@ def test_a_full_disk_is_a_warning_and_one_that_cannot_be_written_a_problem(
     monkeypatch.setattr(hardware, "replacing", full)
     (finding,) = hardware.disk(tmp_path)
     assert finding.is_problem
-    assert "cannot be written: [Errno 28] No space left on device" in finding.text
+    assert "cannot be written: No space left on device" in finding.text
 
 
 def test_bad_images_among_those_that_are_tried_are_told(

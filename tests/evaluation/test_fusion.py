@@ -1,9 +1,10 @@
 """Fusions are means of posteriors, and their errors are counts."""
 
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from sklearn.metrics import top_k_accuracy_score
 
 from tests.evaluation.stored_posteriors import naive_errors, random_posteriors, store
 from vggdist.artifacts.contents import UNKNOWN, ContentsDigest
-from vggdist.artifacts.posteriors import Posteriors, open_posteriors
+from vggdist.artifacts.posteriors import Posteriors, PosteriorsFile, open_posteriors
 from vggdist.errors import WeightsError
 from vggdist.evaluation import fusion
 from vggdist.evaluation.fusion import ErrorRates, errors_of_fusions
 from vggdist.evaluation.metrics import count_errors
+from vggdist.evaluation.report import Evaluated, summarize
 
 
 def fuse(folder: Path, several: Sequence[Posteriors]) -> ErrorRates:
@@ -96,14 +98,42 @@ def test_many_fusions_in_one_pass_are_what_each_is_alone(
     members = [one for size in (1, 2, 3, 4) for one in combinations(range(4), size)]
     counted: list[int] = []
     files = [open_posteriors(path) for path in paths]
-    found = errors_of_fusions(files, members, counted.append)
+    confusion = np.zeros((11, 11), np.int64)
+    found = errors_of_fusions(files, members, counted.append, confusion)
     assert sum(counted) == 23
+    mean = np.mean([posteriors.values.astype(np.float64) for posteriors in several], axis=0)
+    expected = np.zeros((11, 11), np.int64)
+    for label, row in zip(several[0].labels, mean, strict=True):
+        expected[label, row.argmax()] += 1
+    assert (confusion == expected).all()
     for one in members:
         alone = [tuple(range(len(one)))]
         assert found[one] == errors_of_fusions([files[number] for number in one], alone)[alone[0]]
         values = [several[number].values for number in one]
         rates = found[one].top1_error, found[one].top5_error
         assert rates == naive_errors(values, several[0].labels)
+
+
+def test_the_report_of_an_evaluation_reads_each_file_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths = store(tmp_path, [random_posteriors(seed, num_classes=11) for seed in range(2)])
+    read: list[Path] = []
+    rows = PosteriorsFile.rows
+
+    def counted(file: PosteriorsFile, count: int) -> Iterator[NDArray[Any]]:
+        read.append(file.path)
+        return rows(file, count)
+
+    monkeypatch.setattr(PosteriorsFile, "rows", counted)
+    summary = summarize(Evaluated(tuple(paths), 0, 0.0))
+    assert read == paths
+    wrong = sum(
+        found["top1_error"] * found["num_images"]
+        for found in summary["classes"]
+        if found["num_images"]
+    )
+    assert wrong == pytest.approx(summary["top1_error"] * 23)
 
 
 def test_files_are_never_in_memory_as_a_whole(

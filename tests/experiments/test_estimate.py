@@ -90,7 +90,7 @@ def test_images_are_imagenet_s_where_there_is_no_data_and_counted_where_there_is
     assert (images.num_train, images.num_val) == (1_281_167, 50_000)
     assert images.note == "ImageNet's, since /nowhere/imagenet is not to be seen from here"
     images = estimate_all(load_experiment(PAPER)).images
-    assert images.note == "ImageNet's, since data is not set"
+    assert images.note == "ImageNet's, since no data set is named"
     images = estimate_all(load_experiment(PAPER, [f"data={tiny_dataset}"])).images
     assert (images.num_train, images.num_val) == (20, 7)
     assert images.note == f"counted in {tiny_dataset}"

@@ -36,7 +36,7 @@ def test_a_dry_run_needs_neither_torch_nor_data_nor_slurm(tmp_path: Path) -> Non
     words = (f"folder={folder}", "data=/nowhere", "--nodes", "2", "--gpus-per-node", "8")
     done = run("run", file, *words, "--dry-run", "--json", str(answer), code=LOGIN_NODE)
     assert done.returncode == 0, done.stderr
-    assert "Nothing was submitted (--dry-run)." in done.stdout
+    assert "Nothing was started (--dry-run)." in done.stdout
     assert "Assumed: 100 TFLOP/s sustained by each GPU (--teraflops), 1,281,167" in done.stdout
     shown = json.loads(answer.read_text())
     assert (shown["jobs"], shown["world_size"], shown["device"]) == (28, 16, "gpu")

@@ -65,3 +65,15 @@ def test_a_stage_that_waits_for_many_names_two(tmp_path: Path) -> None:
     assert " a_256 waiting to be run " in text
     assert " b_256 waiting for a_256 " in text
     assert " report waiting for evaluate_a_256, evaluate_a_lrn_256 and 10 more " in text
+
+
+def test_names_of_a_sweep_s_stages_are_whole_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vggdist.experiments.tables._WIDTH", 60)
+    experiment = load_experiment(PAPER.with_name("sweep.yaml"), [f"folder={tmp_path}/it"])
+    text = render_status(experiment, read_status(experiment))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    stages = re.sub(r"[│\s]+", "", text.replace("waiting", "").replace("to be run", ""))
+    for stage in experiment.stages:
+        assert stage in stages

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vggdist.config import BatchSplit, DataConfig
+from vggdist.config import BatchSplit, DataConfig, Orientation
 from vggdist.data.dataset import open_images
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.manifest import Manifest
@@ -64,9 +64,16 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, rehearsal: bool) -> Manifest
     return open_images(root)
 
 
-def crops(images: Manifest, device: torch.device, share: float) -> torch.Tensor:
+def crops(
+    images: Manifest, device: torch.device, share: float, orientation: Orientation = "ignore"
+) -> torch.Tensor:
     """One crop of each image, (n, 3, 224, 224), in the order of images."""
-    data = DataConfig(train_scale_min=256, train_scale_max=512, hardware_decoder_share=share)
+    data = DataConfig(
+        train_scale_min=256,
+        train_scale_max=512,
+        hardware_decoder_share=share,
+        orientation=orientation,
+    )
     plan = SamplePlan(images.num_images, data, images.num_images, seed=0)
     split = BatchSplit(images.num_images, images.num_images, 1, 1)
     with TrainingLoader(images, plan, data, split, device=device, num_threads=2) as loader:
@@ -123,3 +130,15 @@ def test_crops_are_those_of_a_cpu(share, kinds, on_a_cpu, device, figure):
 @each_share
 def test_whole_images_are_those_of_a_cpu(share, kinds, on_a_cpu, device, figure):
     compare(kinds, whole(kinds, device, share), on_a_cpu[1], figure)
+
+
+@each_share
+def test_images_turned_by_their_orientation_are_those_of_a_cpu(share, tmp_path, device, figure):
+    for orientation in range(1, 9):
+        turned, path = Image.Exif(), tmp_path / f"{orientation:02d} turned" / "0.jpg"
+        turned[0x0112] = orientation
+        path.parent.mkdir()
+        path.write_bytes(encoded(photo(500, 375, 0), quality=90, exif=turned))
+    images = open_images(tmp_path)
+    on_a_cpu = crops(images, torch.device("cpu"), 0.0, "apply")
+    compare(images, crops(images, device, share, "apply"), on_a_cpu, figure)

@@ -18,15 +18,19 @@ from vggdist.errors import EXIT_STOPPED
 from vggdist.pretrain import run
 from vggdist.training.loop import Training
 from vggdist.training.signals import StopSignal
+from vggdist.training.step_times import measure_steps, read_trace
 
 pytestmark = pytest.mark.gpu
 
 PRECISIONS = ("bf16", "fp16")
 STOPPED_AT, NUM_STEPS = 3, 6
+PROFILED = range(4, 6)
 
 
-def train(process: Process, overrides: list[str], stop_at: int | None) -> int:
-    """The exit code; `stop_at`: the step that ends it."""
+def train(
+    process: Process, overrides: list[str], stop_at: int | None, profiled: range | None
+) -> int:
+    """The exit code; `stop_at`: the step that ends it; `profiled`: steps to record."""
     leave_world()
     stop, take_step = StopSignal(), Training._take_step
 
@@ -36,7 +40,7 @@ def train(process: Process, overrides: list[str], stop_at: int | None) -> int:
         return take_step(training, batches, given)
 
     Training._take_step = take_step_and_signal  # type: ignore[method-assign]
-    return run(load_config(None, overrides), stop)
+    return run(load_config(None, overrides), stop, profiled)
 
 
 def weights(folder: Path) -> State:
@@ -71,7 +75,8 @@ def folders(
             f"device={'cpu' if on_cpu else device.type}",
         ]
         ranks = run_in_ranks if on_cpu else in_ranks
-        (code,) = ranks(train, 1, overrides, stop_at)
+        profiled = PROFILED if name.endswith("whole") else None
+        (code,) = ranks(train, 1, overrides, stop_at, profiled)
         return int(code)
 
     with ThreadPoolExecutor(4) as pool:
@@ -97,6 +102,18 @@ def test_a_training_on_a_gpu_runs_from_start_to_end(precision, folders, figure):
     losses = [record["loss"] for record in records(folder)]
     assert len(losses) == NUM_STEPS
     figure("losses", ", ".join(f"{loss:.3f}" for loss in losses))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_profile_has_the_kernels_of_each_range(precision, folders, device, figure):
+    folder = folders[f"{precision} whole"] / "profile"
+    times = measure_steps(read_trace(folder / "steps-4-5.rank0.pt.trace.json.gz"))
+    figure("profile", (folder / "steps-4-5.txt").read_text())
+    assert times.steps == tuple(PROFILED)
+    if device.type == "cuda":
+        for name in ("forward", "backward", "update"):
+            assert times.gpu[name] > 0, name
+        assert "the GPU" in times.waits
 
 
 @pytest.mark.parametrize("where", ["continued", "on a CPU"])

@@ -37,7 +37,11 @@ def test_a_training_step_its_memory_and_its_images(larger, photos, device, rehea
         figure(name, value)
     figure("bound", training["advice"])
     assert training["vggdist_seconds"] > 0
-    assert (training["tuned_seconds"] is not None) == (device.type == "cuda")
+    figure("tuned with", ", ".join(training["tuned_settings"]))
+    for sentence in training["tuned_missing"]:
+        figure("not tuned", sentence)
+    if device.type == "cuda":
+        assert training["tuned_settings"] == ["cudnn.benchmark", "torch.compile", "a CUDA graph"]
     assert all(rate > 0 for rate in loader["images_per_second"].values())
     if device.type == "cuda":  # elsewhere it is an estimate
         # Weights and momentum of 138 million parameters alone are 1.1 GB.

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tests.run_folders import (
     steps,
     wait_for_step,
 )
-from vggdist.errors import EXIT_STOPPED, ConfigError
+from vggdist.errors import EXIT_STOPPED, ConfigError, DataError
 
 SCRIPT = ROOT / "launch" / "train.py"
 
@@ -178,6 +179,59 @@ def test_a_training_whose_terminal_is_closed_saves_and_stops(tiny_overrides, tmp
     assert os.waitstatus_to_exitcode(status) == EXIT_STOPPED
     log = (folder / "log.txt").read_text()
     assert f"stopped at step {int(last_checkpoint(folder).name.removeprefix('step-'))}" in log
+
+
+def run_in_terminal(*command: str) -> tuple[int, str]:
+    """The exit code of a command, and all that its terminal got until it ended."""
+    pid, terminal = pty.fork()
+    if pid == 0:  # the child's terminal is the other end
+        os.chdir(ROOT)
+        os.execv(command[0], command)
+    got = b""
+    while True:
+        try:
+            got += os.read(terminal, 4096)
+        except OSError:  # nobody has it open any more
+            break
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), got.decode().replace("\r\n", "\n")
+
+
+def test_two_ranks_speak_as_one_on_a_terminal(tiny_overrides, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "vggdist", "train", "--ranks", "2", *tiny_overrides]
+    code, got = run_in_terminal(*command, "log.every_steps=2", "exchange=factors")
+    assert code == 0, got
+    started, *rest = got.replace("\r\x1b[K", "\n").splitlines()
+    assert re.fullmatch(rf"..:..:.. starting 2 ranks of configuration custom in {folder}", started)
+    told = [re.sub(r"^..:..:.. ", "", line) for line in rest if line]
+    assert told[0] == f"run folder {folder}; its curves: tensorboard --logdir {folder}/tensorboard"
+    assert told[2] == "global batch 8 = 2 ranks x 1 micro batch x 4 images; 6 steps, 2.40 epochs"
+    assert told[4].startswith("chosen for this machine: cpu, precision fp32, as set; images deco")
+    assert told[4].endswith("; gradients exchanged whole, those of fc6, fc7, fc8 as factors.")
+    live = [line for line in told if line.startswith("step ")]
+    whole = r"step (\d)/6  left \d:..:..  loss [\d.]+  top-1 error [\d.]+ %  [\d.]+ images/s  d"
+    shown = [int(match.group(1)) for line in live if (match := re.match(whole, line))]
+    assert len(shown) == len(live), "by one rank, in one form"
+    assert shown == sorted(shown)
+    assert set(shown) >= {1, 2, 4, 6}
+    assert told[-1].startswith("most often taken for another: ")
+    # 5 lines of the start, 2 or 3 evaluations, the end, and the table: nobody else speaks.
+    assert len(told) - len(live) < 25, got
+    log = (folder / "log.txt").read_text()
+    assert "Gradient exchange, MB sent by each of 2 ranks" in log
+    assert "step 2/6  left " in log
+
+
+def test_an_error_of_all_ranks_is_told_once_on_a_clean_terminal(tiny_overrides, tmp_path):
+    command = [sys.executable, "-m", "vggdist", "train", "--ranks", "2", *tiny_overrides]
+    code, got = run_in_terminal(*command, "data.root=/nowhere")
+    assert code == DataError.exit_code
+    started, error, _ = got.split("\n")
+    assert "starting 2 ranks" in started
+    assert error.startswith("\r\x1b[Kerror: The data folder /nowhere does not exist")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_verb_refuses_once_whatever_the_number_of_ranks(tmp_path):

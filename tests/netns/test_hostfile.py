@@ -64,7 +64,7 @@ def test_a_training_on_two_hosts_by_ssh_continues_without_ssh_and_is_that_of_one
     done = hosts[0].run(*deepspeed, *command, "schedule.num_steps=4", **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "'node1': [0], 'node2': [1]" in done.stdout, "ranks by host"
-    assert done.stderr.count("8 = 2 ranks x 1 micro batches x 4 images") == 1, "rank 0 speaks"
+    assert done.stderr.count("8 = 2 ranks x 1 micro batch x 4 images") == 1, "rank 0 speaks"
     sent = [host.num_bytes_sent() - before for host, before in zip(hosts, sent_before, strict=True)]
 
     without_ssh = [*deepspeed, "--no_ssh", "--master_addr", hosts[0].address]

@@ -14,13 +14,14 @@ from PIL import Image
 from vggdist.cli import parse
 from vggdist.config import Config
 from vggdist.config_file import make_config
+from vggdist.data.count import ImageCounts
 from vggdist.errors import ConfigError, VggdistError
 from vggdist.model.layer_costs import count_layers
 from vggdist.planning.devices import DEVICES
 from vggdist.planning.estimate import Estimate, estimate_training
 from vggdist.planning.links import Cluster
 from vggdist.planning.memory import estimate_memory
-from vggdist.planning.run import Images, estimate_checkpoints
+from vggdist.planning.run import estimate_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (
@@ -50,8 +51,8 @@ def test_the_verb_prints_draws_and_writes(
 ) -> None:
     run(f"{COMMAND} --out {tmp_path}/plan.png --json {tmp_path}/plan.json model.fc_width=2048")
     text = capsys.readouterr().out
-    assert "4 nodes x 8 H100 SXM, 400 Gb/s between nodes" in text
-    assert "batch: 2048 = 64 x 1 accumulation steps x 32 ranks" in text
+    assert "4 nodes of 8 ranks, 400 Gb/s between nodes" in text
+    assert "batch: 2048 = 32 ranks x 1 micro batch x 64 images" in text
     for word in ("arithmetic", "exchange, not hidden", "memory of a rank", "GPU hours"):
         assert word in text
     with Image.open(tmp_path / "plan.png") as picture:
@@ -69,6 +70,33 @@ def test_the_verb_prints_draws_and_writes(
         + step["exchange_exposed_seconds"]
         + step["data_wait_seconds"]
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "counted"),
+    [
+        (
+            "",
+            "1,281,167 for training, 50,000 for validation (ImageNet's, since no data set is "
+            "named)",
+        ),
+        ("data.root={root}", "20 for training, 7 for validation (counted in {root})"),
+        (
+            "data.root={root} --images 1000 --validation-images 9",
+            "1,000 for training, 9 for validation (as given)",
+        ),
+        (
+            "data.root={root} --images 1000",
+            "1,000 for training, 7 for validation (one as given by "
+            "--images, the other counted in {root})",
+        ),
+    ],
+)
+def test_the_images_that_are_counted_are_told(
+    words: str, counted: str, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(f"{COMMAND} {words.format(root=tiny_dataset)}")
+    assert f"\nimages: {counted.format(root=tiny_dataset)}\n" in capsys.readouterr().out
 
 
 def test_planning_needs_neither_torch_nor_data() -> None:
@@ -116,7 +144,7 @@ def test_hours_are_steps_by_the_time_of_a_step() -> None:
     estimated = plan(nodes=1, ranks=8).run.hours
     # 74 epochs of 1,281,167 images at 1,081 to 1,232 images/s, and evaluations.
     assert 74 * 1_281_167 / 1232 / 3600 < estimated < 74 * 1_281_167 / 1081 / 3600
-    tenth = plan(nodes=1, ranks=8, images=Images(128_117, 5_000)).run.hours
+    tenth = plan(nodes=1, ranks=8, images=ImageCounts(128_117, 5_000)).run.hours
     assert tenth == pytest.approx(estimated / 10, rel=0.02)
 
 

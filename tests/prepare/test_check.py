@@ -22,7 +22,12 @@ from vggdist.config import BatchConfig, DataConfig, split_batch
 from vggdist.data.dataset import open_dataset, open_images
 from vggdist.data.loader import TrainingLoader
 from vggdist.data.manifest import Manifest
-from vggdist.data.manifest_file import MANIFEST_NAME, QUARANTINE_NAME, load_contents
+from vggdist.data.manifest_file import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    load_contents,
+    load_quarantine,
+)
 from vggdist.data.plan import SamplePlan
 from vggdist.errors import DataError
 from vggdist.prepare.check import check
@@ -213,6 +218,52 @@ def test_a_set_that_is_not_the_one_of_its_manifest_is_refused(tmp_path):
     (root / "train" / "cat" / "0.jpg").unlink()
     with pytest.raises(DataError, match=r"In .*/train/cat, '0\.jpg' is gone\."):
         check(root, 1)
+
+
+def test_images_that_came_and_went_are_accepted_if_asked_for_and_listed(tmp_path):
+    root = small_set(tmp_path)
+    before = check(root, 1)
+    (root / "train" / "cat" / "0.jpg").unlink()
+    write(root / "val" / "dog" / "new.jpg", encoded(picture(50, 40, 9)))
+    with pytest.raises(DataError, match=rf"`vggdist check {root} --accept-changes`"):
+        check(root, 1)
+    result = check(root, 1, accept_changes=True)
+    assert (result.added, result.removed) == (["val/dog/new.jpg"], ["train/cat/0.jpg"])
+    assert result.accepted == before.accepted
+    text = render_check(result, None)
+    assert "Added since the manifest was written, accepted: 1\n  val/dog/new.jpg\n" in text
+    assert "Removed since the manifest was written, accepted: 1\n  train/cat/0.jpg\n" in text
+    again = check(root, 1, accept_changes=True)
+    assert (again.added, again.removed, again.changed) == ([], [], [])
+
+
+def test_broken_images_are_moved_if_asked_for_and_nothing_is_overwritten(tmp_path):
+    root, aside = small_set(tmp_path / "set"), tmp_path / "aside"
+    for name in ("train/cat/bad.jpg", "val/dog/bad.jpg"):
+        write(root / name, b"no image")
+    write(aside / "val" / "dog" / "bad.jpg", b"precious")
+    assert "--accept-changes`, or let --move-broken DIR" in render_check(check(root, 1), None)
+    result = check(root, 1, move_broken=aside)
+    assert (result.moved, result.not_moved) == (["train/cat/bad.jpg"], ["val/dog/bad.jpg"])
+    assert (aside / "train" / "cat" / "bad.jpg").read_bytes() == b"no image"
+    assert (aside / "val" / "dog" / "bad.jpg").read_bytes() == b"precious"
+    assert [bad.file for bad in load_quarantine(root)] == ["val/dog/bad.jpg"]
+    assert "Moved: 1\n  train/cat/bad.jpg\n" in render_check(result, None)
+    dataset = open_dataset(root, write=True)  # the manifest is that of what is left
+    assert [dataset.train.num_images, dataset.val.quarantine] == [4, {4}]
+    assert check(root, 1, move_broken=tmp_path / "elsewhere").moved == ["val/dog/bad.jpg"]
+    assert load_quarantine(root) == []
+
+
+def test_turned_images_are_counted_and_noted_in_the_manifest(tmp_path):
+    root, exif = small_set(tmp_path), Image.Exif()
+    exif[0x0112] = 6
+    write(root / "train" / "cat" / "turned.jpg", encoded(picture(50, 40, 9), exif=exif))
+    result = check(root, 1)
+    assert result.num_turned == 1
+    assert "EXIF orientation, by which a viewer turns them: 1\n" in render_check(result, None)
+    known = load_contents(root / MANIFEST_NAME, root)["train"].orientations
+    assert sorted(known.tolist()) == [1, 1, 1, 1, 6]
 
 
 def test_a_folder_that_cannot_be_written_is_checked_all_the_same(tmp_path, caplog):

@@ -76,8 +76,8 @@ def test_every_way_is_measured_and_all_train_alike(measured: dict[str, Any]) -> 
     assert set(measured) == {"setting", *NAMES}
     for name in NAMES:
         assert set(measured[name]) == {
-            "megabytes_per_step", "seconds_per_step", "seconds_of_rounds", "loss",
-            "peak_memory_megabytes",
+            "megabytes_per_step", "seconds_per_step", "seconds_of_rounds", "exposed_seconds",
+            "loss", "peak_memory_megabytes",
         }  # fmt: skip
         assert measured[name]["seconds_per_step"] > 0
         # ZeRO's bf16 weights lose part of each small update.
@@ -121,6 +121,7 @@ def _measurement(seconds: list[float]) -> dict[str, Any]:
     return {
         "megabytes_per_step": 30.9, "loss": 6.1, "peak_memory_megabytes": 2800.0,
         "seconds_per_step": statistics.median(seconds), "seconds_of_rounds": seconds,
+        "exposed_seconds": 0.25,
     }  # fmt: skip
 
 
@@ -131,8 +132,8 @@ def test_the_table_shows_each_way_beside_ours() -> None:
         "configuration D, 16 images of 64 px per rank, bf16, 2 ranks, cable 1gbit, median of 5 "
         "steps"
     )
-    assert lines[2].split() == ["vggdist", "30.90", "1.500", "1.00", "6.1000", "2800"]
-    assert lines[3].split()[-4:] == ["9.000", "6.00", "6.1000", "2800"]
+    assert lines[2].split() == ["vggdist", "30.90", "1.500", "0.250", "1.00", "6.1000", "2800"]
+    assert lines[3].split()[-5:] == ["9.000", "0.250", "6.00", "6.1000", "2800"]
 
 
 def test_rounds_are_compared_one_by_one() -> None:
@@ -143,4 +144,4 @@ def test_rounds_are_compared_one_by_one() -> None:
     }
     lines = render_exchange(result).splitlines()
     assert lines[0].endswith("median of 5 steps in each of 3 rounds")
-    assert " ".join(lines[3].split()).endswith("3.000 2.50 6.1000 2800 2.00 to 3.00 x ours")
+    assert " ".join(lines[3].split()).endswith("3.000 0.250 2.50 6.1000 2800 2.00 to 3.00 x ours")

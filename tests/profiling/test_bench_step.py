@@ -1,5 +1,10 @@
 """`vggdist bench step` on tiny networks; only orders of magnitude are asserted."""
 
+import copy
+import os
+import shutil
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,13 +18,15 @@ from vggdist.config_file import load_config
 from vggdist.errors import ConfigError
 from vggdist.model.initialization import build_initialized
 from vggdist.profiling import commands, step
-from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
+from vggdist.profiling.loops import BareLoop, OurLoop, TunedLoop, synthetic_batch
 from vggdist.profiling.step import measure_step
+from vggdist.training.utilization import training_flops
 
 BEFORE = {
     "configuration", "crop_size", "precision", "micro_batch", "accumulation_steps", "device",
     "rounds", "bare_seconds", "tuned_seconds", "vggdist_seconds", "ratio", "ratio_min", "ratio_max",
-    "ratio_fastest", "images_per_second",
+    "ratio_fastest", "images_per_second", "ratio_tuned", "tuned_settings", "tuned_missing",
+    "model_flop_utilization", "peak_teraflops", "peak",
 }  # fmt: skip
 ANSWER = {
     "loader_images_per_second", "step_images_per_second", "together_images_per_second",
@@ -27,9 +34,13 @@ ANSWER = {
 }  # fmt: skip
 
 
-def bench_step(_process, *words):
-    """The command in a rank of its own, every timing that of one step; its result, if any."""
+def bench_step(_process, *words, compiler="/nowhere/g++"):
+    """The command in a rank of its own, every timing that of one step; its result, if any.
+
+    Without a compiler, since that takes a quarter of a minute.
+    """
     leave_world()
+    os.environ["CXX"] = compiler
     step._WINDOW_SECONDS = 1e-9
     shown = []
     commands.show = lambda *result: shown.append(result)
@@ -65,9 +76,40 @@ def test_without_images_only_compute_and_exchange_are_compared(tmp_path):
     assert result["together_images_per_second"] is None
     assert result["data_wait"] is None
     assert result["tuned_seconds"] is None
+    assert result["ratio_tuned"] is None
+    sentence = (
+        "The tuned loop goes without torch.compile: there is no C++ compiler, neither g++ nor one "
+        "that CXX names."
+    )
+    assert result["tuned_missing"] == [sentence]
+    assert sentence in table.splitlines()
     assert result["bound"] == "compute"
     assert "data.root is not set, so only compute and exchange were compared." in table
     assert "loader alone" not in table
+
+
+def compiled_step(process, *words):
+    return bench_step(process, *words, compiler="g++")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_the_tuned_loop_has_a_row_and_all_loops_are_compared_with_a_peak_measured_here():
+    (((table, result, _),),) = run_in_ranks(compiled_step, 1, *TINY, "batch.global=8")
+    assert (result["tuned_settings"], result["tuned_missing"]) == (["torch.compile"], [])
+    assert result["ratio_tuned"] == pytest.approx(
+        result["vggdist_seconds"] / result["tuned_seconds"]
+    )
+    flops = training_flops(load_config(None, TINY))
+    share = 8 * flops / result["vggdist_seconds"] / 1e12 / result["peak_teraflops"]
+    assert result["model_flop_utilization"] == pytest.approx(share)
+    assert result["peak"] == "a product of 2048 x 2048 matrices in fp32 here"
+    rows = {line.partition("  ")[0]: line for line in table.splitlines()}
+    seconds = f"{result['tuned_seconds']:.4f}"
+    assert rows["tuned: torch.compile"].split()[2] == seconds
+    assert rows["vggdist"].endswith(f"  {100 * share:.1f} %")
+    assert "the peak is that of a product of 2048 x 2048 matrices in fp32 here: " in table
+    assert f"vggdist / tuned: {result['ratio_tuned']:.4f}" in table
 
 
 @pytest.mark.multi_process
@@ -130,24 +172,52 @@ def _collectives_of_three_steps(process):
     return counts
 
 
-def test_the_tuned_loop_lets_cudnn_try_its_algorithms_in_its_own_steps_only(monkeypatch):
+@pytest.fixture
+def both_loops(monkeypatch):
+    """A bare and a tuned loop of the same network, and their batches; `compile` does nothing."""
+    monkeypatch.setenv("CXX", sys.executable)  # something that is there
+    monkeypatch.setattr(torch, "compile", lambda features: features)
     config = load_config(None, [*TINY, "batch.global=2", "batch.micro=2"])
     device = torch.device("cpu")
     network = build_initialized(config.model, config.data.crop_size, config.seed)
-    loop, tried = BareLoop(network, config, device), []
-    monkeypatch.setattr(F, "cross_entropy", noting(tried, F.cross_entropy))
     batches = [synthetic_batch(config, 2, device)]
-    for take_step in (loop.step, loop.tuned_step, loop.step):
-        take_step(batches)
-    assert tried == [False, True, False]
+    loops = [kind(copy.deepcopy(network), config, device) for kind in (BareLoop, TunedLoop)]
+    return *loops, batches
 
 
-def noting(tried, function):
+def test_the_tuned_loop_lets_cudnn_try_its_algorithms_in_its_own_steps_only(
+    both_loops, monkeypatch
+):
+    bare, tuned, batches = both_loops
+    tried, cross_entropy = [], F.cross_entropy
+
     def noted(*arguments):
         tried.append(torch.backends.cudnn.benchmark)
-        return function(*arguments)
+        return cross_entropy(*arguments)
 
-    return noted
+    monkeypatch.setattr(F, "cross_entropy", noted)
+    for loop in (bare, tuned, bare):
+        loop.step(batches)
+    assert tried[0] is False
+    assert set(tried[1:-1]) == {True}
+    assert tried[-1] is False
+
+
+def test_a_compiler_that_fails_costs_the_setting_and_not_the_loop(both_loops, monkeypatch):
+    bare, tuned, batches = both_loops
+
+    class Broken(torch.nn.Module):
+        def forward(self, _):
+            raise RuntimeError("no such header\nand a page of output")
+
+    monkeypatch.setattr(torch, "compile", lambda _: Broken())
+    for loop in (bare, tuned):
+        torch.manual_seed(0)  # of the dropout
+        loop.step(batches)
+    assert tuned.settings == []
+    assert tuned.missing == ["The tuned loop goes without torch.compile: no such header"]
+    for ours, theirs in zip(tuned._network.parameters(), bare._network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_classes_that_the_network_lacks_are_an_error(tiny_overrides):

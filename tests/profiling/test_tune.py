@@ -68,7 +68,7 @@ def test_the_file_is_read_back_by_load_config_and_no_loader_outlives_its_measure
     assert {name: getattr(data, name) for name in result["settings"]} == result["settings"]
     assert result["images_per_second"] > 0
     printed = capsys.readouterr().out
-    assert f"launch/train.py @{out}" in printed
+    assert f"\n  vggdist train {' '.join(small)} data.root={tiny_dataset} @{out}\n" in printed
     assert printed.count("\n* ") == 2  # the chosen row and the legend
     require_writable(out)  # its own file may be written again
 

@@ -47,7 +47,7 @@ def test_a_local_job_folds_its_nodes_into_one_and_shows_what_the_main_rank_says(
     assert code == 0, told
     assert "all 2 ranks of 2 nodes run on this machine" in printed
     assert "Training finished" in printed
-    assert "8 = 2 ranks x 1 micro batches x 4 images" in told
+    assert "8 = 2 ranks x 1 micro batch x 4 images" in told
     assert "submitit" not in printed + told
     assert json.loads(answer.read_text())["exit_code"] == 0
     folder = tmp_path / "run" / "jobs"

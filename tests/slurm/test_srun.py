@@ -84,7 +84,7 @@ def test_a_training_on_two_nodes_is_that_of_one_process(
     command = ["python", "launch/train.py", *tiny_overrides, "device=cpu"]
     many = cluster.run("srun", "--nodes=2", "--ntasks=2", *command)
     assert many.returncode == 0, many.stderr
-    assert many.stderr.count("8 = 2 ranks x 1 micro batches x 4 images") == 1, "rank 0 speaks"
+    assert many.stderr.count("8 = 2 ranks x 1 micro batch x 4 images") == 1, "rank 0 speaks"
     alone = [*command, f"run.folder={tmp_path / 'alone'}"]
     subprocess.run(
         [sys.executable, *alone[1:]], cwd=ROOT, check=True, timeout=120, capture_output=True

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import processes
+from tests.conftest import Call
 from vggdist.errors import ConfigError, DistributedError
 from vggdist.slurm.job import TrainingPayload
 from vggdist.slurm.settings import ClusterSettings
@@ -55,13 +56,32 @@ def test_a_dry_run_shows_everything_and_needs_neither_slurm_nor_data_nor_torch(
         "#SBATCH --partition=gpu",
         "#SBATCH --requeue",
         "#SBATCH --signal=USR2@120",
-        "Nothing was submitted (--dry-run).",
+        "Nothing was started (--dry-run).",
     ):
         assert line in done.stdout.splitlines(), line
     assert "--kill-on-bad-exit=1 --open-mode=append" in done.stdout
     assert "CUDA_VISIBLE_DEVICES" not in done.stdout
     assert "deepspeed" not in json.loads(answer.read_text())["sbatch"]
     assert json.loads(answer.read_text())["world_size"] == 32
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("way", "line"),
+    [
+        ("--local", "all 4 ranks of 2 nodes run on this machine"),
+        ("--debug", "global batch 256 = 1 rank x 4 micro batches x 64 images"),
+    ],
+)
+def test_a_dry_run_of_what_runs_here_has_no_script(
+    way: str, line: str, call: Call, tmp_path: Path
+) -> None:
+    words = ["--nodes", 2, "--ranks-per-node", 2, f"run.folder={tmp_path / 'run'}"]
+    code, out, _ = call("submit", way, "--dry-run", *words)
+    assert code == 0
+    assert line in out.splitlines()
+    assert "Nothing was started (--dry-run)." in out
+    assert "sbatch" not in out.lower()
     assert not (tmp_path / "run").exists()
 
 

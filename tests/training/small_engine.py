@@ -42,7 +42,8 @@ def small_config(**changes: object) -> Config:
             "gradient_clipping": changes.pop("clip", 0.0),
         },
         "precision": "fp32",
-        "exchange": "factors",  # `auto` measures, and need not decide alike twice
+        # `auto` measures, and need not decide alike twice.
+        "exchange": "auto" if changes.get("zero_stage") else "factors",
     }
     return Config.model_validate(values | changes)
 

@@ -148,8 +148,12 @@ def test_several_folders_too_many_are_told_where_the_number_of_classes_is_wrong(
         shutil.rmtree(root / split / "yellow")
     message = refusal(overrides)
     assert (
-        "set model.num_classes=2. All images lie in folders of the class folders: 'green'"
-        in message
+        "set model.num_classes=2, or leave it out. All images lie in folders of the class folders: "
+        "'green'" in message
+    )
+    remarks = opened([*overrides, "model.num_classes=null"]).remarks
+    assert any(
+        "All images lie in folders of the class folders: 'green'" in text for text in remarks
     )
 
 

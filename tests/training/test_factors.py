@@ -305,7 +305,7 @@ def test_the_table_has_the_bytes_of_both_ways(caplog: pytest.LogCaptureFixture) 
     config = small_config(exchange="auto")
     split = split_batch(config.batch, 2)
     ways: dict[str, Exchange] = {"fc6": "factors", "fc7": "factors", "fc8": "all_reduce"}
-    with caplog.at_level(logging.INFO, logger="vggdist"):
+    with caplog.at_level(logging.DEBUG, logger="vggdist"):
         factored_layers(small_network(config), ways, config, split, tell=True)
     lines = caplog.messages[0].splitlines()
     assert lines[0] == (

@@ -64,10 +64,10 @@ def agree(process: Process) -> dict[str, Any]:
     engine.failed.zero_()
     for name, requested in (("one", process.rank == 1), ("all", True), ("none", False)):
         flags.begin()
-        results[f"stop {name}"] = SentFlags(flags.end(engine, requested), 7).read()[1:]
+        results[f"stop {name}"] = SentFlags(flags.end(engine, requested), 7).read()[1:5]
 
     found = flags.end(engine, False, found_bad=process.rank == 1)
-    results["found one"] = SentFlags(found, 8).read()[1:]
+    results["found one"] = SentFlags(found, 8).read()[1:5]
 
     plain = engine_of(nn.Linear(2, 2), process)
     results["without statistics"] = SharedFlags(plain).end(plain, process.rank == 0).tolist()
@@ -134,8 +134,8 @@ def test_all_ranks_see_that_one_found_a_bad_image(agreed: list[dict[str, Any]]) 
 
 @pytest.mark.parametrize("flags", [(0, 0, 0, 0), (1, 1, 0, 1), (0, 1, 2, 0), (0, 0, 1, 2)])
 def test_flags_are_read_as_they_were_sent(flags: tuple[int, int, int, int]) -> None:
-    sent = SentFlags(torch.tensor(flags, dtype=torch.float32), step=3)
-    assert sent.read() == (3, *(flag > 0 for flag in flags))
+    sent = SentFlags(torch.tensor([*flags, 0.0, 2.5]), step=3)
+    assert sent.read() == (3, *(flag > 0 for flag in flags), (0.0, 2.5))
 
 
 def test_flags_of_a_gpu_are_handed_out_a_step_later_or_when_they_are_asked_for() -> None:
@@ -143,12 +143,12 @@ def test_flags_of_a_gpu_are_handed_out_a_step_later_or_when_they_are_asked_for()
         return torch.tensor([failed, 0, 0, 0])
 
     at_once = DelayedFlags(torch.device("cpu"))
-    assert at_once.push(flags(1), 1) == (1, True, False, False, False)
+    assert at_once.push(flags(1), 1) == (1, True, False, False, False, ())
     assert at_once.flush() is None
     delayed = DelayedFlags(torch.device("cuda"))
     assert delayed.push(flags(0), 1) is None
-    assert delayed.push(flags(1), 2) == (1, False, False, False, False)
-    assert delayed.flush() == (2, True, False, False, False)
+    assert delayed.push(flags(1), 2) == (1, False, False, False, False, ())
+    assert delayed.flush() == (2, True, False, False, False, ())
     assert delayed.flush() is None
     assert delayed.push(flags(0), 3) is None
 

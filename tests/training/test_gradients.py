@@ -60,7 +60,7 @@ def mean_gradients(world_size: int, num_micro: int) -> list[Tensor]:
     return [p.grad / world_size for p in network.parameters()]
 
 
-def exchange_steps(process: Process, bucket_elements: int) -> dict[str, Any]:
+def exchange_steps(process: Process, bucket_elements: int, divisor: int = 2) -> dict[str, Any]:
     """Two steps of two micro batches each; what was sent, and what came out."""
     gradients.BUCKET_ELEMENTS = bucket_elements
     sizes: list[int] = []
@@ -74,7 +74,7 @@ def exchange_steps(process: Process, bucket_elements: int) -> dict[str, Any]:
     distributed.all_reduce = counted
     network, last = small_network(), False
     exchange = GradientExchange(
-        list(network.parameters()), lambda: last, Collectives(process.device)
+        list(network.parameters()), lambda: last, Collectives(process.device), divisor=divisor
     )
     sent: list[list[int]] = []
     for _ in range(2):
@@ -94,7 +94,8 @@ def exchange_steps(process: Process, bucket_elements: int) -> dict[str, Any]:
 
 
 def exchanges(process: Process) -> list[dict[str, Any]]:
-    return [exchange_steps(process, bucket) for bucket in (1, 100, 1 << 20)]
+    means = [exchange_steps(process, bucket) for bucket in (1, 100, 1 << 20)]
+    return [*means, exchange_steps(process, 1 << 20, divisor=1)]
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +104,14 @@ def exchanged() -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.multi_process
-def test_every_rank_gets_the_mean_of_the_accumulated_gradients(
+def test_every_rank_gets_the_mean_or_the_sum_of_the_accumulated_gradients(
     exchanged: list[list[dict[str, Any]]],
 ) -> None:
     expected = mean_gradients(world_size=2, num_micro=2)
-    for results in exchanged:
-        for result in results:
+    for *means, sums in exchanged:
+        for gradient, mean in zip(sums["gradients"], means[-1]["gradients"], strict=True):
+            assert torch.equal(gradient, 2 * mean)
+        for result in means:
             assert all(result["layouts"])
             for gradient, mean in zip(result["gradients"], expected, strict=True):
                 torch.testing.assert_close(gradient, mean, rtol=1e-5, atol=1e-7)
@@ -123,7 +126,7 @@ def test_only_the_last_micro_batch_is_sent_and_small_gradients_together(
     exchanged: list[list[dict[str, Any]]],
 ) -> None:
     """Elements: Linear 1440 + 10, second convolution 32 + 4, first 216 + 8; behind comes first."""
-    for one_by_one, in_buckets, together in exchanged:
+    for one_by_one, in_buckets, together, _ in exchanged:
         for result in (one_by_one, in_buckets, together):
             first, second, third, fourth = result["sent"]
             assert first == third == []

@@ -576,7 +576,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training_but_the_last_one_a
     assert step == other_step == 6
     folder = tmp_path / "checkpoints"
     sentence = (
-        "could not be written: [Errno 28] No space left on device. Free space or fix the "
+        "could not be written: No space left on device. Free space or fix the "
         f"permissions of {folder}. The one before it, {folder}/step-00000002, is kept."
     )
     assert told == [f"the checkpoint of step 4 {sentence} Training continues."]

@@ -41,6 +41,17 @@ def test_a_window_lasts_from_log_to_log(clock: Clock) -> None:
     assert throughput.images_per_second == pytest.approx(300 / 5)
 
 
+def test_a_window_that_lasts_is_known_without_its_end(clock: Clock) -> None:
+    throughput = Throughput(torch.device("cpu"), seconds=1.0, images=500)
+    assert throughput.so_far() == {}
+    clock.now += 2.0
+    throughput.add_step(100, 0.5)
+    assert throughput.so_far() == {"images_per_second": 50.0, "data_wait": 0.25}
+    assert throughput.seconds_per_image == pytest.approx(3.0 / 600)
+    assert throughput.close_window()["images_per_second"] == pytest.approx(50.0)
+    assert throughput.seconds_per_image == pytest.approx(3.0 / 600)
+
+
 def test_what_is_not_a_step_is_left_out(clock: Clock) -> None:
     throughput = Throughput(torch.device("cpu"))
     clock.now += 7.0  # opening files

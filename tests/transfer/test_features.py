@@ -1,6 +1,8 @@
 """The oracle is a loop over the files: Pillow rescales, plain torch applies layer after layer."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image, ImageOps
 
 from tests.conftest import Call
 from tests.reference import Reference, rescaled
-from vggdist.artifacts.weights import Description, save_weights
+from vggdist.artifacts.weights import Description, load_weights, save_weights
 from vggdist.config import ModelConfig
 from vggdist.errors import ConfigError, DataError, VggdistError, WeightsError
 from vggdist.model.initialization import build_initialized
@@ -145,6 +147,29 @@ def test_what_has_no_features_is_refused_in_a_sentence(
     assert "cannot be used" in refusal(DataError, weights, tmp_path / "broken")
 
 
+def test_every_bad_image_is_named_at_once_with_what_to_do(
+    weights: Path, folder: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(folder, tmp_path / split)
+    file = next((tmp_path / "train").glob("*/0.png"))
+    with Image.open(file) as image:
+        image.resize((200, 200)).save(file, "JPEG")
+    damaged = bytearray(file.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 4] = b"\xff\x01\xff\x01"
+    file.write_bytes(damaged)  # which its first and last bytes do not tell
+    bad = [file]
+    for split, number in (("train", 3), ("val", 5), ("val", 6)):
+        bad += (tmp_path / split).glob(f"*/{number}.png")
+        bad[-1].write_bytes(b"no image")
+    message = refusal(DataError, weights, tmp_path)
+    assert len(bad) == 4
+    assert all(f"  {path}: " in message for path in bad)
+    assert f"2 of the 9 images in {tmp_path / 'val'} cannot be used" in message
+    assert "Replace them with good copies, or delete them. An evaluation counts" in message
+
+
 @pytest.mark.parametrize("factor", [1e25, 1e38])
 def test_a_network_that_has_exploded_has_no_features(
     folder: Path, tmp_path: Path, factor: float
@@ -159,3 +184,26 @@ def test_a_network_that_has_exploded_has_no_features(
     )
     with pytest.raises(WeightsError, match="features are infinite or not numbers for 9 of 9"):
         compute_features(request)
+
+
+def test_pool5_needs_convolutions_alone_and_fc7_says_what_is_missing(
+    weights: Path, folder: Path, tmp_path: Path, call: Call
+) -> None:
+    whole = load_weights(weights)
+    convolutions = {n: t for n, t in whole.tensors.items() if n.startswith("features.")}
+    path = tmp_path / "convolutions.safetensors"
+    save_weights(path, convolutions, whole.description)
+    request = Request(str(path), str(folder), (40,), "pool5", overrides=OVERRIDES)
+    expected = compute_features(replace(request, network=str(weights)))
+    assert np.array_equal(compute_features(request).descriptors, expected.descriptors)
+
+    sentence = (
+        f"error: {path} has convolutions only, and this needs fc6, fc7 and fc8 too. With such a "
+        "file a training can begin (model.initialize_from), and `vggdist features --layer pool5` "
+        "describes images.\n"
+    )
+    out, image = tmp_path / "f.npz", next(folder.rglob("*.png"))
+    for words in (["features", path, "--data", folder, "--out", out], ["predict", path, image]):
+        code, _, err = call(*words)
+        assert code == WeightsError.exit_code
+        assert err.endswith(sentence)

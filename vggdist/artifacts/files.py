@@ -19,6 +19,8 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vggdist.errors import in_words
+
 logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and something is put before and behind
@@ -119,7 +121,9 @@ def lock(path: Path, patience_seconds: float = 0.0, without_locks: str | None = 
         except OSError as error:
             if without_locks is None:
                 raise
-            logger.warning("%s cannot be locked (%s); %s.", path.parent, error, without_locks)
+            logger.warning(
+                "%s cannot be locked (%s); %s.", path.parent, in_words(error), without_locks
+            )
         if patience_seconds < math.inf:
             file.truncate(0)
             # Not through the buffer, which would try again when the file is closed.

@@ -32,6 +32,10 @@ RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, LOG_FILE, "predictions.png"
 """Files of a run folder that nothing else is written over."""
 
 
+Point = dict[str, Any]
+"""A line of `metrics.jsonl`."""
+
+
 @dataclass(frozen=True)
 class Curves:
     """Where a training is, by the last points of its curves; errors are fractions."""
@@ -135,7 +139,7 @@ def _evaluations(folder: Path) -> Iterator[Best]:
 
 def read_curves(folder: Path, config: Config) -> Curves | None:
     """The last points of the curves; None before the first step."""
-    last = _last_points(folder)
+    last = {split: points[-1] for split, points in read_points(folder).items()}
     if not last:
         return None
     train, validation = last.get("train", {}), last.get("validation", {})
@@ -149,12 +153,12 @@ def read_curves(folder: Path, config: Config) -> Curves | None:
     return Curves(step, epoch, train.get("top1_error"), validation.get("top1_error"), seconds_left)
 
 
-def _last_points(folder: Path) -> dict[str, dict[str, Any]]:
-    """Split -> its last point."""
-    points: dict[str, dict[str, Any]] = {}
+def read_points(folder: Path) -> dict[str, list[Point]]:
+    """Split -> the points of its curves in the order of their steps; none before the first step."""
+    points: dict[str, list[Point]] = {}
     with contextlib.suppress(OSError):
         for point in JsonLines(folder / METRICS_FILE).read():
             with contextlib.suppress(KeyError, TypeError):
                 if point["step"] > 0 and point["epoch"] > 0:
-                    points[point["split"]] = point
+                    points.setdefault(point["split"], []).append(point)
     return points

@@ -7,6 +7,7 @@ the end `result.json` and `predictions.png`.
 import itertools
 import logging
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
@@ -46,18 +47,29 @@ def enter(
         patience_seconds: how long another job that holds it is waited for.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    stack.enter_context(lock(folder, patience_seconds))
+    try:
+        stack.enter_context(lock(folder, patience_seconds))
+    except ConfigError as refusal:
+        if new and isinstance(refusal.__cause__, OSError):  # else another job has it
+            _remove(new, folder)
+        raise
     stack.enter_context(undo)
-    for parent in reversed(new[1:]):
-        undo.callback(_remove_empty, parent)
-    if new:
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    if new or all(path.name == LOCK_FILE for path in folder.iterdir()):
+        undo.callback(_remove, new, folder)
     return choose_checkpoint(config, folder)
 
 
-def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # it holds something else
-        folder.rmdir()
+def _remove(new: Sequence[Path], folder: Path) -> None:
+    """Removes what the run folder holds, and the folders that are new, innermost first."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    for parent in new:
+        with suppress(OSError):  # it holds something else
+            parent.rmdir()
 
 
 def choose_checkpoint(config: Config, folder: Path) -> Path | None:

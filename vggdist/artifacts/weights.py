@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -21,9 +22,10 @@ from torch import Tensor
 from vggdist.artifacts.files import replacing
 from vggdist.artifacts.formats import find_format
 from vggdist.artifacts.paths import quote
-from vggdist.config import Config, ModelConfig, Triple
+from vggdist.config import Config, DataConfig, ModelConfig, Orientation, Triple
 from vggdist.config_file import load_config
 from vggdist.errors import WeightsError
+from vggdist.model.configurations import configuration_name
 
 METADATA_KEY = "vggdist"
 FORMAT = 1
@@ -48,12 +50,13 @@ class Description:
     """Names of the classes in the order of labels; empty: not known."""
     origin: str = ""
     """Where the weights come from, for people."""
+    orientation: Orientation | None = None
+    """What was done about the EXIF orientation of its training images; none: not known."""
 
     @property
     def name(self) -> str:
         """What to call the network: its column of Table 1, or custom."""
-        configuration = self.model.configuration
-        name = configuration if isinstance(configuration, str) else "custom"
+        name = configuration_name(self.model.configuration)
         return f"{name}-BN" if self.model.batch_norm else name
 
     @property
@@ -64,6 +67,12 @@ class Description:
         if self.train_scale is not None:
             return sum(self.train_scale) // 2
         return round(self.crop_size * 256 / 224)
+
+    @property
+    def photo_orientation(self) -> Orientation:
+        """What is done about the orientation of single photos: as in training; if that is not
+        known they are turned, since they are meant as a viewer shows them."""
+        return self.orientation or "apply"
 
     def configure(self, root: str, overrides: Sequence[str]) -> Config:
         """The network's training configuration, with `section.key=value` overrides.
@@ -84,12 +93,40 @@ class Description:
                 "train_scale_max": high,
                 "mean": list(self.mean),
                 "std": list(self.std),
+                "orientation": self.orientation or "ignore",
             },
         }
         return load_config(None, overrides, base)
 
-    def to_metadata(self) -> dict[str, str]:
-        """As the metadata of a .safetensors file."""
+    def preprocessing(self, *, whole: bool = False) -> dict[str, Any]:
+        """What becomes of an image before the network, and of its output, for other programs.
+
+        docs/conversion.md says what the keys mean.
+
+        Args:
+            whole: for a network that is applied to whole images.
+        """
+        return {
+            "orientation": self.photo_orientation,
+            "shorter_side": self.default_scale,
+            "filter": "bilinear",
+            "antialias": True,
+            "crop": None if whole else "center",
+            "crop_size": None if whole else self.crop_size,
+            "channels": "RGB",
+            "mean": self.mean,
+            "std": self.std,
+            "output": "logits",
+            "posteriors": "softmax",
+            "classes": self.classes,
+        }
+
+    def to_metadata(self, preprocessing: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """As the metadata of a .safetensors file.
+
+        Args:
+            preprocessing: in place of what `preprocessing` returns.
+        """
         values = {
             "format": FORMAT,
             "model": self.model.model_dump(mode="json", exclude={"initialize_from"}),
@@ -99,7 +136,10 @@ class Description:
             "train_scale": self.train_scale,
             "classes": self.classes,
             "origin": self.origin,
+            "preprocessing": preprocessing or self.preprocessing(),
+            "orientation": self.orientation,
         }
+        # One key alone: safetensors writes several in any order, and equal files have equal hashes.
         return {METADATA_KEY: json.dumps(values)}
 
 
@@ -186,7 +226,7 @@ def _parse(text: str, path: Path) -> Description:
                 f"{quote(path)} describes its network in format {values['format']}, and this "
                 f"version of vggdist reads format {FORMAT}; use the version that wrote it."
             )
-        scale = values["train_scale"]
+        scale, told = values["train_scale"], values.get("orientation")
         return Description(
             model=ModelConfig.model_validate(values["model"]),
             crop_size=int(values["crop_size"]),
@@ -195,6 +235,7 @@ def _parse(text: str, path: Path) -> Description:
             train_scale=None if scale is None else (int(scale[0]), int(scale[1])),
             classes=tuple(map(str, values["classes"])),
             origin=str(values["origin"]),
+            orientation=DataConfig(orientation=told).orientation if told else None,
         )
     except (ValueError, KeyError, TypeError, IndexError, ValidationError) as error:
         raise WeightsError(

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vggdist.artifacts.paths import expand_home, lies_in, quote, require_apart, require_suffix
 from vggdist.artifacts.run_files import CHECKPOINTS, CONFIG_FILE, RUN_FILES
-from vggdist.config import Config
+from vggdist.config import Config, PrecisionSetting
 from vggdist.config_file import load_config
 from vggdist.errors import ConfigError, VggdistError
 
+MOST_PROFILED = 100
+"""Steps; a trace of D has some thousand events a step, and viewers open no more than a million."""
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
@@ -98,11 +100,18 @@ def _require_outside_of_training(option: str, out: Path) -> None:
 def configured(arguments: argparse.Namespace, defaults: Sequence[str] = ()) -> Config:
     """The configuration of `defaults`, --config and the overrides, in this order."""
     named = getattr(arguments, "configuration", None)
-    overrides = [*arguments.overrides, *([f"model.configuration={named}"] if named else [])]
-    config = load_config(arguments.config, [*defaults, *overrides])
+    overrides = [*defaults, *settings_of(arguments)]
+    overrides += [f"model.configuration={named}"] if named else []
+    config = load_config(arguments.config, overrides)
     if config.data.root is not None:
         check_outputs(arguments, [config.data.root])
     return config
+
+
+def settings_of(arguments: argparse.Namespace) -> list[str]:
+    """All `section.key=value` of a command line, also those that are given as options."""
+    precision = arguments.precision
+    return [*arguments.overrides, *([f"precision={precision}"] if precision else [])]
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +128,7 @@ def add_config(
 ) -> None:
     """Adds the file of a configuration, and overrides, of which `text` is the help."""
     add_input(parser, "--config", metavar="FILE", help="YAML file of sections")
-    _add_overrides(parser, text)
+    add_overrides(parser, text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -159,11 +168,15 @@ def add_data(parser: argparse.ArgumentParser, text: str, required: bool = True) 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Adds overrides of a network's own settings."""
     usual = "precision=fp32, device=cpu, data.num_threads=4 or evaluation.max_megapixels=2"
-    _add_overrides(parser, f"such as {usual}")
+    add_overrides(parser, f"such as {usual}")
 
 
-def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `section.key=value`, of which `text` is the help; `settings_of` has what is given."""
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
+    parser.add_argument(
+        "--precision", choices=get_args(PrecisionSetting), help="the same as precision=..."
+    )
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:
@@ -199,10 +212,34 @@ def positive(text: str) -> int:
     return number
 
 
+def steps_or_count(text: str) -> int | range:
+    """`100-105` -> these steps, the last one included; `10` -> so many."""
+    first, dash, last = text.partition("-")
+    try:
+        wanted = range(int(first), int(last) + 1) if dash else int(text)
+    except ValueError:
+        wanted = 0
+    count = len(wanted) if isinstance(wanted, range) else wanted
+    if not 1 <= count <= MOST_PROFILED or (isinstance(wanted, range) and wanted.start < 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither steps such as 100-105 nor a number of steps such as 10, at most "
+            f"{MOST_PROFILED}"
+        )
+    return wanted
+
+
 def fraction(text: str) -> float:
     if not 0 <= (share := float(text)) <= 1:
         raise argparse.ArgumentTypeError(f"{share} is not between 0 and 1")
     return share
+
+
+def share(text: str) -> float:
+    """`20%` or `0.2` -> 0.2."""
+    number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and less than 100%")
+    return number
 
 
 def show(text: str, values: Mapping[str, Any], path: Path | None) -> None:

@@ -11,6 +11,7 @@ from vggdist.commands.arguments import (
     add_settings,
     check_outputs,
     scales,
+    settings_of,
     show,
 )
 from vggdist.commands.ranks import add_ranks, start_ranks
@@ -128,7 +129,7 @@ def _request(arguments: argparse.Namespace, root: str) -> Any:
         flip=arguments.flip,
         out=arguments.out,
         storage=arguments.storage,
-        overrides=tuple(arguments.overrides),
+        overrides=tuple(settings_of(arguments)),
     )
 
 

@@ -11,7 +11,7 @@ from vggdist.commands.arguments import (
     positive,
     show,
 )
-from vggdist.config import PrecisionSetting
+from vggdist.config import Orientation, PrecisionSetting
 
 DESCRIPTION = """\
 Prints the most probable classes of images, from their centre crop. Class names come from the
@@ -64,6 +64,12 @@ def add_verbs(verbs: Any) -> None:
     predict.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
     )
+    predict.add_argument(
+        "--orientation",
+        choices=get_args(Orientation),
+        help="what is done about the EXIF orientation of photos: apply turns them as a viewer does "
+        "(default: as in training, and apply where the weights file does not say)",
+    )
     add_json(predict)
     predict.set_defaults(run=_predict)
 
@@ -78,6 +84,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     weights = open_weights(arguments.network)
     files, problems = predict.split_usable(predict.expand(arguments.images))
     predict.report_problems(problems)
+    orientation = arguments.orientation or weights.description.photo_orientation
     predictions = []
     if files:
         predictions = predict.predict(
@@ -88,9 +95,10 @@ def _predict(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             device=arguments.device,
             trained=precision_of(arguments.network),
+            orientation=orientation,
         )
     result = predict.to_dict(predictions, problems)
     show(predict.render_predictions(predictions), result, arguments.json)
     if predictions and arguments.out is not None:
-        predict.draw_sheet(predictions, arguments.out)
+        predict.draw_sheet(predictions, arguments.out, orientation == "apply")
     return DataError.exit_code if problems else 0

@@ -1,11 +1,20 @@
 """The verb train, which `launch/train.py` starts as well."""
 
 import argparse
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
-from vggdist.commands.arguments import add_config
+from vggdist.artifacts.paths import quote
+from vggdist.commands.arguments import add_config, settings_of, steps_or_count
 from vggdist.commands.ranks import add_ranks, start_ranks
+from vggdist.config import Config
+from vggdist.distributed import srun
+from vggdist.distributed.entry import quiet_libraries
+from vggdist.model.configurations import configuration_name
+from vggdist.terminal import counted
 
 DESCRIPTION = "Train a VGG network. Without --config: configuration D, as in the paper."
 
@@ -46,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved configuration, each key explained, and stop",
     )
+    parser.add_argument(
+        "--profile",
+        type=steps_or_count,
+        metavar="STEPS",
+        help="record steps such as 100-105, or so many after the first five of this start: a trace "
+        "for Perfetto or TensorBoard and a table, in the folder `profile` of the run",
+    )
 
 
 def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
@@ -53,16 +69,29 @@ def run(arguments: argparse.Namespace, num_ranks: int = 1) -> int:
     `vggdist/errors.py`."""
     from vggdist.config_file import load_config, to_explained_yaml
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, settings_of(arguments))
     if arguments.print_config:
         sys.stdout.write(to_explained_yaml(config))
         return 0
+    _announce(config, arguments.config, num_ranks)
+    quiet_libraries()
     if num_ranks > 1:
         return start_ranks(num_ranks, save=True)
     from vggdist.distributed.rank import leave
     from vggdist.pretrain import run as train
 
-    return leave(train(config))
+    return leave(train(config, profiled=arguments.profile))
+
+
+def _announce(config: Config, file: Path | None, num_ranks: int) -> None:
+    """The first line, seconds before torch and others are imported; a rank of several is silent."""
+    if "RANK" in os.environ or srun.is_one_of_several(os.environ):
+        return
+    what = (
+        quote(file) if file else f"configuration {configuration_name(config.model.configuration)}"
+    )
+    line = f"starting {counted(num_ranks, 'rank')} of {what} in {quote(config.run_folder)}"
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
 
 
 def _train(arguments: argparse.Namespace) -> int:

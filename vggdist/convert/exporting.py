@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, assert_never, get_args
@@ -11,12 +12,20 @@ import torch
 from torch import nn
 
 from vggdist.artifacts.files import replacing
+from vggdist.artifacts.names import listed
 from vggdist.artifacts.paths import quote, require_suffix
-from vggdist.artifacts.weights import Description, Weights, load_weights, save_weights
+from vggdist.artifacts.weights import (
+    METADATA_KEY,
+    Description,
+    Weights,
+    load_weights,
+    save_weights,
+)
 from vggdist.convert.graphs import DenseLogits, Network, write_onnx, write_torch_export
 from vggdist.convert.importing import input_text
 from vggdist.convert.layouts import last_channels, numbered_modules
 from vggdist.errors import ConfigError, WeightsError
+from vggdist.model.class_names import class_names
 from vggdist.model.configurations import Configuration, Convolution
 from vggdist.model.loading import build_network
 from vggdist.model.vgg import VGG
@@ -35,6 +44,7 @@ _SUFFIXES: dict[Format, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "torch-export": (".pt2",),
 }
+_TOLD_ELSEWHERE = ("channels", "mean", "std", "output", "posteriors", "classes")
 _TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 _TORCHVISION_FC_WIDTH, _TORCHVISION_CHANNELS, _TORCHVISION_SIDE = 4096, 512, 7
 _LARGEST_ONNX = 2**31  # bytes: it is one Protocol Buffers message
@@ -50,6 +60,8 @@ class Exported:
     format: Format
     dense: bool
     description: Description
+    preprocessing: Mapping[str, Any]
+    """As `Description.preprocessing`, with the names of ImageNet's classes where it has none."""
     largest_difference: float
     """Between its logits and the original's."""
     largest_logit: float
@@ -77,6 +89,7 @@ class Exported:
             "largest_logit": self.largest_logit,
             "shapes": [list(shape) for shape in self.shapes],
             "normalize": {"mean": mean, "std": std},
+            "preprocessing": self.preprocessing,
         }
 
 
@@ -99,10 +112,12 @@ def export(weights: Weights, out: Path, form: Format, *, dense: bool = False) ->
     _require_possible(weights, network, form, dense)
     require_suffix("--out", out, _SUFFIXES[form])
     original = DenseLogits(network).eval() if dense else network
+    preprocessing = weights.description.preprocessing(whole=dense)
+    preprocessing["classes"] = class_names(weights.description)
     try:
         with replacing(out, suffix=_SUFFIXES[form][0]) as temporary:
             _require_space(out, _num_bytes(network))
-            reloaded = _write(form, weights, original, temporary)
+            reloaded = _write(form, weights, original, preprocessing, temporary)
             shapes = _shapes(network, dense)
             differences = [
                 _compare(original, reloaded, shape, weights.description) for shape in shapes
@@ -122,6 +137,7 @@ def export(weights: Weights, out: Path, form: Format, *, dense: bool = False) ->
         form,
         dense,
         weights.description,
+        preprocessing,
         difference,
         logit,
         shapes,
@@ -136,6 +152,8 @@ def render_exported(exported: Exported) -> str:
     shape = (
         f"(n, 3, h, w), h and w at least {size}" if exported.dense else f"(n, 3, {size}, {size})"
     )
+    side, names = exported.preprocessing["shorter_side"], exported.preprocessing["classes"]
+    resizing = f"Resize({side}), " + ("" if exported.dense else f"CenterCrop({size}), ")
     tested = ", ".join("x".join(map(str, shape)) for shape in exported.shapes)
     return "\n".join(
         [
@@ -144,14 +162,39 @@ def render_exported(exported: Exported) -> str:
             f"largest difference of logits {exported.largest_difference:.2g} (largest logit "
             f"{exported.largest_logit:.3g}; random images {tested})",
             f"input: images {shape}; {input_text(exported.description)}",
-            f"in torchvision's terms: ToTensor(), Normalize(mean={mean}, std={std})",
+            f"made of an image by: {_preparation(exported.preprocessing)}",
+            f"in torchvision's terms: {resizing}ToTensor(), Normalize(mean={mean}, std={std})",
+            f"output: logits of {len(names)} classes, {listed(names)}; their soft-max gives the "
+            "posteriors",
+            _where_stored(exported.format),
             f"to load it: {exported.how}",
             f"written to {quote(exported.out)}",
         ]
     )
 
 
-def _write(form: Format, weights: Weights, original: nn.Module, path: Path) -> Network:
+def _preparation(preprocessing: Mapping[str, Any]) -> str:
+    """`orientation ignore, shorter side 256 ...`."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {str(value).lower()}"
+        for key, value in preprocessing.items()
+        if key not in _TOLD_ELSEWHERE and value is not None
+    )
+
+
+def _where_stored(form: Format) -> str:
+    if form == "torchvision":
+        return "a state dict of torchvision cannot hold all this; --json does"
+    return f"all this is in the file's metadata {METADATA_KEY}, in JSON (docs/conversion.md)"
+
+
+def _write(
+    form: Format,
+    weights: Weights,
+    original: nn.Module,
+    preprocessing: Mapping[str, Any],
+    path: Path,
+) -> Network:
     """Writes a file; returns what it computes once it is loaded again."""
     description = weights.description
     match form:
@@ -161,9 +204,9 @@ def _write(form: Format, weights: Weights, original: nn.Module, path: Path) -> N
         case "torchvision":
             return _write_torchvision(original, description, path)
         case "onnx":
-            return write_onnx(original, description, path)
+            return write_onnx(original, description, preprocessing, path)
         case "torch-export":
-            return write_torch_export(original, description, path)
+            return write_torch_export(original, description, preprocessing, path)
         case _:
             assert_never(form)
 
@@ -180,7 +223,7 @@ def _how_to_load(form: Format, description: Description, out: Path) -> str:
             built = f"vgg.VGG(vgg.make_layers({layers}, {model.batch_norm}), "
             if isinstance(model.configuration, str):
                 built = f"{_TORCHVISION[model.configuration]}{'_bn' if model.batch_norm else ''}("
-            network = f"torchvision.models.{built}num_classes={model.num_classes})"
+            network = f"torchvision.models.{built}num_classes={model.fc8_width})"
             return f"{network}.load_state_dict(torch.load({file}))"
         case "onnx":
             return f"onnxruntime.InferenceSession({file})"
@@ -241,7 +284,7 @@ def _write_torchvision(network: nn.Module, description: Description, path: Path)
     torch.save(state, path)
     layers = _torchvision_layers(model.blocks())
     with torch.device("meta"):
-        theirs = TheirVGG(make_layers(layers, model.batch_norm), num_classes=model.num_classes)
+        theirs = TheirVGG(make_layers(layers, model.batch_norm), num_classes=model.fc8_width)
     theirs.load_state_dict(torch.load(path, weights_only=True), strict=True, assign=True)
     reloaded: Network = theirs.eval()
     return reloaded

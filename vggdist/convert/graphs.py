@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ class DenseLogits(nn.Module):
         return self.network.score_map(images).mean(dim=(2, 3))
 
 
-def write_onnx(original: nn.Module, description: Description, path: Path) -> Network:
+def write_onnx(
+    original: nn.Module, description: Description, preprocessing: Mapping[str, Any], path: Path
+) -> Network:
     """Writes a graph; returns what it computes once it is loaded again."""
     import onnxruntime
 
@@ -45,7 +48,7 @@ def write_onnx(original: nn.Module, description: Description, path: Path) -> Net
             verbose=False,
         )
     assert program is not None
-    program.model.metadata_props.update(description.to_metadata())
+    program.model.metadata_props.update(description.to_metadata(preprocessing))
     program.save(path, external_data=False)
     del program
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -57,7 +60,9 @@ def write_onnx(original: nn.Module, description: Description, path: Path) -> Net
     return run
 
 
-def write_torch_export(original: nn.Module, description: Description, path: Path) -> Network:
+def write_torch_export(
+    original: nn.Module, description: Description, preprocessing: Mapping[str, Any], path: Path
+) -> Network:
     """Writes a program; returns what it computes once it is loaded again."""
     with _any_size():
         program = torch.export.export(
@@ -65,7 +70,7 @@ def write_torch_export(original: nn.Module, description: Description, path: Path
             (_example(original, description),),
             dynamic_shapes=(dict.fromkeys(_free_axes(original), torch.export.Dim.DYNAMIC),),
         )
-    torch.export.save(program, path, extra_files=description.to_metadata())
+    torch.export.save(program, path, extra_files=description.to_metadata(preprocessing))
     del program
     loaded: Network = torch.export.load(path, extra_files={METADATA_KEY: ""}).module()
     return loaded

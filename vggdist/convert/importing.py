@@ -162,7 +162,7 @@ def render_imported(imported: Imported) -> str:
     lines = [
         f"{quote(imported.file)}: {imported.layout} layout, configuration {description.name}, "
         f"{imported.num_parameters:,} parameters",
-        f"classes {model.num_classes}, width of fc6 and fc7 {model.fc_width}, crop size "
+        f"classes {model.fc8_width}, width of fc6 and fc7 {model.fc_width}, crop size "
         f"{description.crop_size}",
         f"input: {input_text(description)}",
     ]
@@ -183,7 +183,10 @@ def input_text(description: Description) -> str:
         for values in (description.mean, description.std)
     )
     levels = f"RGB, grey levels 0 to 255 less {mean}"
-    return levels if description.std == (1.0, 1.0, 1.0) else f"{levels}, divided by {std}"
+    if description.std != (1.0, 1.0, 1.0):
+        levels += f", divided by {std}"
+    turned = "; photos turned by their EXIF orientation"
+    return levels + turned * (description.orientation == "apply")
 
 
 def _model(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
@@ -194,7 +197,7 @@ def _model(model: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
         if weight is not None and weight.dim() == 2:
             found[field] = len(weight)
     unset = {field: value for field, value in found.items() if field not in model.model_fields_set}
-    return model.model_copy(update=unset)
+    return model.model_copy(update={"num_classes": model.fc8_width} | unset)
 
 
 def _describe(
@@ -288,7 +291,7 @@ def _remedies(
         yield f"Set model.batch_norm={str(has_norms).lower()}, or leave it out."
     if all(_same(name, expected, tensors) for name in expected if name.startswith("features.")):
         for key, layer, number in (
-            ("model.num_classes", "fc8", model.num_classes),
+            ("model.num_classes", "fc8", model.fc8_width),
             ("model.fc_width", "fc7", model.fc_width),
         ):
             weight = tensors.get(f"{layer}.linear.weight")
@@ -329,9 +332,9 @@ def _layer(path: str) -> str:
 
 
 def _checked(classes: Sequence[str], model: ModelConfig) -> tuple[str, ...]:
-    if classes and len(classes) != model.num_classes:
+    if classes and len(classes) != model.fc8_width:
         raise ConfigError(
-            f"--classes has {len(classes)} names, but the network tells {model.num_classes} "
+            f"--classes has {len(classes)} names, but the network tells {model.fc8_width} "
             "classes apart; write one name for each, in the order of labels."
         )
     return tuple(classes)

@@ -1,8 +1,8 @@
 """Encoded images -> decoded pixels: one DALI graph for CPU and GPU.
 
 Only the visible window of each image is decoded. The rest (resize, flip) is done by the graph for
-crops on a GPU, otherwise by `data/resize.py`. The output is 8-bit RGB for every file format. EXIF
-orientation is ignored: the paper's data did not use it, nor does torchvision.
+crops on a GPU, otherwise by `data/resize.py`. The output is 8-bit RGB for every file format. DALI
+turns images by their EXIF orientation if asked to, and then takes windows of the turned image.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Graph:
     """Side of the crops that are made of the windows, pixels; None: whole images are decoded."""
     resizes: bool = False
     """Whether the graph also resizes and flips the windows."""
+    upright: bool = False
+    """Whether images are turned by their EXIF orientation; sizes are then of the turned ones."""
     hardware_decoder_share: float = 0.65
     """Fraction of the JPEGs for a GPU's hardware decoder, 0 to 1."""
 
@@ -79,6 +81,7 @@ class Graph:
         pipe = dali.pipeline_def(_graph)(
             inputs,
             self.crop_size if self.resizes else None,
+            self.upright,
             gpu_decoding(self.hardware_decoder_share, self.batch_size) if gpu else None,
             batch_size=self.batch_size,
             num_threads=num_threads,
@@ -211,7 +214,10 @@ def gpu_decoding(hardware_share: float, batch_size: int) -> dict[str, Any]:
 
 
 def _graph(
-    inputs: Iterator[tuple[Any, ...]], crop_size: int | None, gpu: dict[str, Any] | None
+    inputs: Iterator[tuple[Any, ...]],
+    crop_size: int | None,
+    upright: bool,
+    gpu: dict[str, Any] | None,
 ) -> Any:
     """The decoded windows, or crops (crop_size, crop_size, 3), uint8."""
     dtypes, ndims = [types.UINT8, types.INT32, types.INT32], [1, 1, 1]
@@ -229,7 +235,7 @@ def _graph(
         shape=shape,
         axes=[0, 1],
         output_type=types.RGB,
-        adjust_orientation=False,
+        adjust_orientation=upright,
         **(gpu or {}),
     )
     if crop_size is None:

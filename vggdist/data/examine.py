@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vggdist.data.bad_image import reading_problem
 from vggdist.data.header import image_size
 from vggdist.data.manifest import Place
+from vggdist.data.orientation import exif_orientation
 from vggdist.data.pillow import Examined, decode_by_pillow, lacks_variant
 from vggdist.data.probe import WindowProbe
 from vggdist.data.read import read_encoded
@@ -95,7 +96,12 @@ def _decoded_as_in_training(encoded: NDArray[np.uint8], seen: Examined) -> Exami
     except Exception as error:  # a DamagedError, or the error that Pillow raised before
         return seen._replace(reason=str(error))
     # Only for a JPEG can there be a size where Pillow finds none.
-    seen = seen._replace(format=seen.format or "JPEG", width=width, height=height)
+    seen = seen._replace(
+        format=seen.format or "JPEG",
+        width=width,
+        height=height,
+        orientation=exif_orientation(encoded),
+    )
     with decoders_lines() as lines:
         is_decoded = _window_probe().decodes(encoded)
     if not is_decoded:

@@ -15,17 +15,16 @@ from functools import partial
 
 import numpy as np
 
-from vggdist.artifacts.names import listed
-from vggdist.data.bad_image import BadImage
+from vggdist.data.bad_image import EVERY_IMAGE_COUNTS, BadImage, refuse_bad
 from vggdist.data.header import size_from_beginning
 from vggdist.data.manifest import Manifest
 from vggdist.data.pillow import decoding_problem
 from vggdist.data.plan import evaluation_share
 from vggdist.data.probe import WindowProbe
 from vggdist.data.read import BEGINNING_BYTES, Reader, chunks
+from vggdist.data.search import find_every_bad
 from vggdist.distributed.process import Process, gather
 from vggdist.distributed.rank import on_main
-from vggdist.errors import DataError
 
 _END = 64  # bytes; other data may follow the image
 _MANY_PIXELS = 100_000_000  # a header with more is suspicious
@@ -51,30 +50,29 @@ def find_bad(manifest: Manifest, images: Sequence[int]) -> list[BadImage]:
     return bad
 
 
-def require_whole(images: Manifest, process: Process) -> None:
-    """Refuses a set with bad images; the ranks share them; collective.
+def require_whole(sets: Sequence[Manifest], process: Process) -> None:
+    """Refuses sets with bad images; the ranks share them; collective.
 
     Raises:
         DataError: names them.
     """
-    share = evaluation_share(images.num_images, process.rank, process.world_size)
-    found = [bad for of_rank in gather(find_bad(images, share.tolist())) for bad in of_rank]
-    on_main(process, lambda: _refuse(found, images))
+    bad = []
+    for images in sets:
+        share = evaluation_share(images.num_images, process.rank, process.world_size)
+        of_ranks = gather(find_bad(images, share.tolist()))
+        bad.append({image.image: image for of_rank in of_ranks for image in of_rank})
+    on_main(process, lambda: _refuse(sets, bad))
 
 
-def _refuse(found: list[BadImage], images: Manifest) -> None:
-    if not found:
+def _refuse(sets: Sequence[Manifest], bad: Sequence[dict[int, BadImage]]) -> None:
+    if not any(bad):
         return
-    first, *others = sorted(found, key=lambda bad: bad.image)
-    message, replacement = f"{first.sentence(images)}.", "it with a good copy"
-    if others:
-        names = listed([images.described(bad.image) for bad in others])
-        message += f" Of the {images.num_images} images of this set, neither can {names}."
-        replacement = "them with good copies"
-    raise DataError(
-        f"{message} Replace {replacement}. An evaluation counts every image, so none takes its "
-        "place."
-    )
+    every = {}
+    for images, found in zip(sets, bad, strict=True):
+        # Not those alone: who mends them would be told of the next ones only then.
+        by_number = {image.image: image for image in find_every_bad(images)} | found
+        every[images] = list(by_number.values())
+    raise refuse_bad(every, EVERY_IMAGE_COUNTS)
 
 
 def is_whole(beginning: bytes, end: bytes, num_bytes: int) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_START_OF_IMAGE = b"\xff\xd8"
+START_OF_JPEG = b"\xff\xd8"
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 _MOST_TIMES = 2  # Pillow warns at MAX_IMAGE_PIXELS, and refuses more than twice as many
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
@@ -50,7 +51,7 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
         Exception: any kind that Pillow raises; not an image, or a damaged one.
     """
     data = encoded.data
-    size = _jpeg_size(data) if data[:2] == _START_OF_IMAGE else None
+    size = _jpeg_size(data) if data[:2] == START_OF_JPEG else None
     if size is not None:
         if size[0] * size[1] > _MOST_TIMES * (Image.MAX_IMAGE_PIXELS or math.inf):
             raise TooLargeError
@@ -75,7 +76,7 @@ def size_from_beginning(beginning: NDArray[np.uint8]) -> tuple[int, int] | None:
         None if they lack the size, or the image is not a JPEG.
     """
     data = beginning.data
-    return _jpeg_size(data, whole=False) if data[:2] == _START_OF_IMAGE else None
+    return _jpeg_size(data, whole=False) if data[:2] == START_OF_JPEG else None
 
 
 def _jpeg_size(data: memoryview, whole: bool = True) -> tuple[int, int] | None:
@@ -87,27 +88,39 @@ def _jpeg_size(data: memoryview, whole: bool = True) -> tuple[int, int] | None:
     Args:
         whole: whether `data` is the whole file; only then its pixel data is scanned.
     """
-    i, size = 2, None
-    while i + 8 < len(data) and data[i] == 0xFF:
-        marker = data[i + 1]
-        if marker == 0xFF:  # a fill byte
-            i += 1
-            continue
-        if marker in _WITHOUT_LENGTH:
-            i += 2
-            continue
+    size = None
+    for marker, i, end in jpeg_segments(data):
         if marker in _START_OF_FRAME:
-            height = data[i + 5] << 8 | data[i + 6]
-            width = data[i + 7] << 8 | data[i + 8]
+            height = data[i + 1] << 8 | data[i + 2]
+            width = data[i + 3] << 8 | data[i + 4]
             size = (height, width) if height and width else None
-        i += 2 + (data[i + 2] << 8 | data[i + 3])
-        if marker == _START_OF_SCAN:
+        elif marker == _START_OF_SCAN:
             if whole:
-                _require_whole_scans(data, i)
+                _require_whole_scans(data, end)
             return size
     if size is not None and whole:
         raise DamagedError("it is cut off: its header is there, but not its pixels")
     return None if whole else size
+
+
+def jpeg_segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
+    """A JPEG's segments up to the first scan's: marker, and where the content starts and ends.
+
+    Ends at bytes that are no marker.
+    """
+    i = 2
+    while i + 8 < len(data) and data[i] == 0xFF:
+        marker = data[i + 1]
+        if marker == 0xFF:  # a fill byte
+            i += 1
+        elif marker in _WITHOUT_LENGTH:
+            i += 2
+        else:
+            end = i + 2 + (data[i + 2] << 8 | data[i + 3])
+            yield marker, i + 4, end
+            if marker == _START_OF_SCAN:
+                return
+            i = end
 
 
 def _require_whole_scans(data: memoryview, start: int) -> None:

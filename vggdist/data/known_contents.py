@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.contents import ContentsDigest
 from vggdist.data.manifest import Contents, Manifest
+from vggdist.data.orientation import exif_orientation
 from vggdist.data.read import READING_THREADS, map_images, read_encoded
 from vggdist.terminal import Progress
 
@@ -63,7 +64,10 @@ def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64])
         touched |= had_hash  # noted by a version that did not note times
     to_hash = np.flatnonzero(np.where(had_hash, touched, is_file & is_small))
     sha256 = known.sha256.copy()
-    sha256[to_hash] = _hashes(manifest, to_hash.tolist())
+    orientations = np.zeros(num_images, np.uint8)
+    if known.orientations is not None:
+        orientations[:] = np.where(touched, 0, known.orientations)
+    sha256[to_hash], orientations[to_hash] = _read(manifest, to_hash.tolist())
     other_hash = (sha256 != known.sha256).any(axis=1)
     # Where neither hash nor time was noted, nothing tells.
     changed = touched & np.where(had_hash, other_hash, known.file_times is not None)
@@ -72,6 +76,7 @@ def renew(manifest: Manifest, known: Contents | None, states: NDArray[np.int64])
         sha256=sha256,
         times=times if known.times is None else np.where(changed, times, known.times),
         file_times=file_times,
+        orientations=orientations,
     )
     renewed = replace(manifest, num_bytes=num_bytes)
     renewed = replace(renewed, contents=digest(renewed, contents))
@@ -117,21 +122,24 @@ def _touched(
     return touched
 
 
-def _hashes(manifest: Manifest, images: Sequence[int]) -> NDArray[np.uint8]:
-    """(n, 32), SHA-256 of images; 0 where they cannot be read."""
+def _read(manifest: Manifest, images: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """SHA-256 of images (n, 32), and their EXIF orientations (n,); 0 and 1 where they cannot be
+    read."""
 
-    def sha256(image: int) -> bytes:
+    def read(image: int) -> tuple[bytes, int]:
         try:
-            return hashlib.sha256(read_encoded(manifest.place(image)).data).digest()
+            encoded = read_encoded(manifest.place(image))
         except (OSError, EOFError):
-            return bytes(32)
+            return bytes(32), 1
+        return hashlib.sha256(encoded.data).digest(), exif_orientation(encoded)
 
-    found = np.zeros((len(images), 32), np.uint8)
+    hashes = np.zeros((len(images), 32), np.uint8)
+    orientations = np.zeros(len(images), np.uint8)
     with (
         ThreadPoolExecutor(READING_THREADS) as pool,
         contextlib.closing(Progress(len(images), unit="hashes", is_usual=False)) as progress,
     ):
-        for row, digest_of_image in enumerate(map_images(pool, sha256, images)):
-            found[row] = np.frombuffer(digest_of_image, np.uint8)
+        for row, (sha256, orientation) in enumerate(map_images(pool, read, images)):
+            hashes[row], orientations[row] = np.frombuffer(sha256, np.uint8), orientation
             progress.advance()
-    return found
+    return hashes, orientations

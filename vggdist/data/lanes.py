@@ -65,7 +65,7 @@ class Lanes(Generic[Made]):
             wanted = max(min(2, num_threads), -(-num_threads // _DECODING_THREADS_PER_LANE))
             self.num_lanes = min(wanted, max_lanes or wanted)
         self._read_ahead = -(-read_ahead // self.num_lanes)
-        self._reader = Reader(manifest)
+        self._reader = Reader(manifest, graph.upright)
 
     def close(self) -> None:
         """Ends the reading threads."""

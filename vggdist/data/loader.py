@@ -25,6 +25,7 @@ from vggdist.data.manifest import Manifest
 from vggdist.data.plan import SamplePlan, Samples, evaluation_samples, evaluation_share
 from vggdist.data.prefetch import Prefetcher
 from vggdist.data.resize import BatchMemory, resize_windows
+from vggdist.data.search import find_every_bad
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 
@@ -161,7 +162,7 @@ class EvaluationLoader(Prefetcher[Batch]):
             part = share[number * batch_size : (number + 1) * batch_size]
             return evaluation_samples(part, scale) if len(part) else None
 
-        bad_images = BadImages(manifest)
+        bad_images = BadImages(manifest, search=find_every_bad)
         super().__init__(
             _crops(manifest, samples, bad_images, batch_size, data, device, dtype, num_threads),
             data.prefetch,
@@ -205,6 +206,7 @@ def _crops(
         device,
         data.crop_size,
         resizes=on_gpu,
+        upright=data.upright,
         hardware_decoder_share=data.hardware_decoder_share,
     )
     return Lanes(

@@ -93,6 +93,8 @@ class Contents:
     file_times: NDArray[np.int64] | None = None
     """(num_files,), modification times of the images' files, or of the shards, when last verified
     to hold these contents, ns; None: unknown."""
+    orientations: NDArray[np.uint8] | None = None
+    """(num_images,), EXIF orientation, 1 to 8; 0: unknown; None: unknown for all."""
 
 
 @dataclass(frozen=True, eq=False)

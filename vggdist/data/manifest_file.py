@@ -38,6 +38,7 @@ FINISHED_NAME = ".vggdist-prepared.json"
 CLASSES_NAME = "classes.txt"
 SPLITS = ("train", "val")
 _VERSION = 2
+_MOST_NAMED = 100
 _CONTENTS = tuple(field.name for field in fields(Contents))
 
 
@@ -266,17 +267,25 @@ def _require_writable(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def require_usable(images: Manifest, root: str) -> None:
+def require_usable(sets: Sequence[Manifest], root: str) -> None:
     """Refuses quarantined images where every image counts.
 
     Raises:
-        DataError: names their number and the first.
+        DataError: names them.
     """
-    if images.quarantine:
-        kind = "validation images" if images.split == "val" else "of the images"
-        raise DataError(
-            f"{QUARANTINE_NAME} in {quote(root)} lists {len(images.quarantine)} {kind}, such as "
-            f"{quote(images.name(min(images.quarantine)))}. Every image counts here, so each must "
-            "be usable. Replace them with good copies and run `vggdist check` again, or remove "
-            "them and the manifest."
-        )
+    names = [
+        quote(f"{images.split}/{images.name(image)}".removeprefix("/"))
+        for images in sets
+        for image in sorted(images.quarantine)
+    ]
+    if not names:
+        return
+    listing = "\n  ".join(names[:_MOST_NAMED])
+    if (more := len(names) - _MOST_NAMED) > 0:
+        listing += f"\n  and {more} more"
+    raise DataError(
+        f"{QUARANTINE_NAME} in {quote(root)} lists images that cannot be used, and here every one "
+        "counts:\n"
+        f"  {listing}\nReplace them with good copies and run `vggdist check` again, or delete them "
+        f"and run `vggdist check {quote(root)} --accept-changes`."
+    )

@@ -34,6 +34,8 @@ class Examined(NamedTuple):
     """Length of the encoded image."""
     sha256: bytes = bytes(32)
     """Of the encoded image; zeros if it could not be read."""
+    orientation: int = 0
+    """EXIF orientation, 1 to 8; 0 if it is unknown."""
     damage: str = ""
     """Complaint of Pillow or the decoder, although training can use it; empty if none."""
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from vggdist.data.bad_image import reading_problem
 from vggdist.data.header import DamagedError, TooLargeError, image_size, size_from_beginning
 from vggdist.data.manifest import Manifest, Place
+from vggdist.data.orientation import exif_orientation, swaps_sides
 from vggdist.data.pillow import decoding_problem
 
 Encoded = NDArray[np.uint8]
@@ -37,7 +38,7 @@ class EncodedImage(NamedTuple):
     encoded: Encoded
     """(num_bytes,)."""
     height: int
-    """Pixels, from the header."""
+    """Pixels, from the header; of the image as it is decoded, turned or not."""
     width: int
 
 
@@ -77,10 +78,15 @@ def chunks(images: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 class Reader:
-    """Reads images in its own threads."""
+    """Reads images in its own threads.
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    Args:
+        manifest: the images.
+        upright: whether sizes are those of images turned by their EXIF orientation.
+    """
+
+    def __init__(self, manifest: Manifest, upright: bool = False) -> None:
+        self._manifest, self._upright = manifest, upright
         self._pool = ThreadPoolExecutor(READING_THREADS, "vggdist-read")
         self._shards: dict[bytes, int] = {}  # open ones
         self._lock = threading.Lock()
@@ -95,6 +101,11 @@ class Reader:
         Most JPEGs are read only at the beginning, so a truncated one has a size here.
         """
         return self.map(self._size, images)
+
+    def orientations(self, images: Sequence[int]) -> Iterator[int]:
+        """EXIF orientation of each image, in order, as its first bytes tell it; 1 where they do
+        not."""
+        return self.map(self._orientation, images)
 
     def map(self, function: Callable[[int], Result], images: Sequence[int]) -> Iterator[Result]:
         """`map_images` in this reader's threads."""
@@ -130,11 +141,14 @@ class Reader:
         except (OSError, EOFError) as error:
             return reading_problem(error)
         try:
-            return EncodedImage(encoded, *image_size(encoded))
+            height, width = image_size(encoded)
         except (DamagedError, TooLargeError) as error:
             return str(error)
         except Exception:  # Pillow raises anything
             return decoding_problem(encoded)
+        if self._upright and swaps_sides(encoded):
+            height, width = width, height
+        return EncodedImage(encoded, height, width)
 
     def _size(self, image: int) -> tuple[int, int] | None:
         try:
@@ -145,7 +159,13 @@ class Reader:
         if size is None:
             read = self._read(image)
             return None if isinstance(read, str) else (read.height, read.width)
-        return size
+        return size[::-1] if self._upright and swaps_sides(beginning) else size
+
+    def _orientation(self, image: int) -> int:
+        try:
+            return exif_orientation(self._patiently(self._manifest.place(image), BEGINNING_BYTES))
+        except (OSError, EOFError):
+            return 1
 
     def _patiently(
         self,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggdist.artifacts.names import LARGEST_LIST, explain_twins, listed, spelled
+from vggdist.artifacts.paths import quote
 from vggdist.data.classes import require_same_classes
 from vggdist.data.folders import Census, existing_folder, list_classes, names_in, render_skipped
 from vggdist.data.known_contents import digest, renew
@@ -55,6 +56,10 @@ class Survey:
     """Whether the stored manifest is out of date."""
     places: tuple[Path, ...]
     """Folders for the manifest, the preferred one first."""
+    added: tuple[str, ...] = ()
+    """Images, split/class/file, that the stored manifest lacks and that were accepted."""
+    removed: tuple[str, ...] = ()
+    """Those that it has and that are gone, which was accepted."""
 
     @property
     def dataset(self) -> Dataset:
@@ -97,12 +102,16 @@ class _Current(NamedTuple):
     """From the stored list, as sentences."""
 
 
-def survey_dataset(root: str | Path, fallback: Path | None = None) -> Survey:
+def survey_dataset(
+    root: str | Path, fallback: Path | None = None, accept_changes: bool = False
+) -> Survey:
     """Surveys both splits; writes nothing.
 
     Args:
         root: the folder with train/ and val/.
         fallback: another folder for the manifest, which takes precedence over `root`.
+        accept_changes: whether images may have come or gone since the manifest was written; shards
+            hold what was packed.
 
     Raises:
         DataError: there is no such data set, or it differs from its manifest.
@@ -112,10 +121,27 @@ def survey_dataset(root: str | Path, fallback: Path | None = None) -> Survey:
     if stored is not None:
         dataset = load_manifest(stored, root)
         splits = [_compare(manifest) for manifest in (dataset.train, dataset.val)]
+        if accept_changes and not dataset.train.shards and any(s.differences for s in splits):
+            return _accepted(dataset, root, fallback)
     else:
         splits = [_list(root / split, split) for split in SPLITS]
         require_same_classes(*(current.manifest for current in splits))
     return _survey(splits, root, stored, manifest_places(root, fallback))
+
+
+def _accepted(before: Dataset, root: Path, fallback: Path | None) -> Survey:
+    """The images as they are now, and what has come and gone."""
+    splits = [_list(root / split, split) for split in SPLITS]
+    require_same_classes(*(current.manifest for current in splits))
+    had = {name for manifest in (before.train, before.val) for name in _names(manifest)}
+    have = {name for current in splits for name in _names(current.manifest)}
+    survey = _survey(splits, root, None, manifest_places(root, fallback))
+    return replace(survey, added=tuple(sorted(have - had)), removed=tuple(sorted(had - have)))
+
+
+def _names(manifest: Manifest) -> Iterator[str]:
+    for image in range(manifest.num_images):
+        yield f"{manifest.split}/{manifest.name(image)}"
 
 
 def survey_images(images: Manifest) -> Survey:
@@ -161,7 +187,8 @@ def dataset_folder(root: str | Path) -> Path:
             raise DataError(
                 f"{root} has no folder {split}/ (it has {listed(names_in(root))}); a data set is "
                 "a folder with train/ and val/, each with one folder of images per class. Set "
-                "data.root to such a folder."
+                "data.root to such a folder. `vggdist prepare folder SRC --validation 20% --out "
+                "DIR` makes one of a single folder of classes."
             )
     return root
 
@@ -313,11 +340,12 @@ def _other_images(
     if len(differences) > LARGEST_LIST:
         lines.append(f"  There are {len(differences) - LARGEST_LIST} more differences.")
     listing = "\n".join(lines)
-    hint = (
-        f"delete {stored} to accept the images as they are now"
-        if manifest.shards is None
-        else "prepare the shards again"
-    )
+    if manifest.shards is not None:
+        hint = "prepare the shards again"
+    elif stored.parent == root:
+        hint = f"accept the images as they are now: `vggdist check {quote(root)} --accept-changes`"
+    else:
+        hint = f"delete {stored} to accept the images as they are now"
     return DataError(
         f"The images in {root} are not those that {stored} lists:\n{listing}\nThe manifest keeps "
         f"labels and the order of images from changing unnoticed. Undo the change, or {hint}."

@@ -27,6 +27,7 @@ from vggdist.data.plan import Samples, evaluation_samples, evaluation_share
 from vggdist.data.prefetch import Prefetcher
 from vggdist.data.read import Reader
 from vggdist.data.resize import BatchMemory, rescale
+from vggdist.data.search import find_every_bad
 from vggdist.errors import DataError
 from vggdist.terminal import Progress
 
@@ -114,7 +115,7 @@ class WholeImageLoader(Prefetcher[Group]):
     ) -> None:
         images = np.asarray(range(manifest.num_images) if only is None else only, dtype=np.int64)
         share = images[evaluation_share(len(images), rank, world_size)]
-        sizes = _sizes(manifest, share, show=rank == 0)
+        sizes = _sizes(manifest, share, data.upright, show=rank == 0)
         _require_to_fit(manifest, share, sizes, max(scales))
         shape = np.divide(sizes[:, 1], sizes[:, 0], where=sizes[:, 0] > 0, out=np.zeros(len(share)))
         share = share[np.lexsort((share, shape))]
@@ -148,8 +149,13 @@ class WholeImageLoader(Prefetcher[Group]):
         lanes = Lanes(
             manifest,
             samples,
-            BadImages(manifest),
-            Graph(group_size, device, hardware_decoder_share=data.hardware_decoder_share),
+            BadImages(manifest, search=find_every_bad),
+            Graph(
+                group_size,
+                device,
+                upright=data.upright,
+                hardware_decoder_share=data.hardware_decoder_share,
+            ),
             make,
             read_ahead=data.read_ahead,
             num_threads=num_threads,
@@ -174,16 +180,19 @@ def _require_to_fit(
         )
 
 
-def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray[np.int64]:
+def _sizes(
+    manifest: Manifest, images: NDArray[np.int64], upright: bool, show: bool
+) -> NDArray[np.int64]:
     """Height and width of images, (n, 2); 0 if unknown.
 
     Args:
+        upright: whether they are turned by their EXIF orientation.
         show: whether to show progress if it takes long.
     """
-    sizes = _known_sizes(manifest)[images]
+    sizes = _known_sizes(manifest, upright)[images]
     unknown = np.flatnonzero(sizes.min(axis=1, initial=1) == 0)
     progress, show_from = None, time.monotonic() + _PATIENCE_SECONDS
-    with contextlib.closing(Reader(manifest)) as reader:
+    with contextlib.closing(Reader(manifest, upright)) as reader:
         for done, found in enumerate(reader.sizes(images[unknown].tolist())):
             sizes[unknown[done]] = found or 0
             if progress is None and show and time.monotonic() > show_from:
@@ -195,7 +204,7 @@ def _sizes(manifest: Manifest, images: NDArray[np.int64], show: bool) -> NDArray
     return sizes
 
 
-def _known_sizes(manifest: Manifest) -> NDArray[np.int64]:
+def _known_sizes(manifest: Manifest, upright: bool) -> NDArray[np.int64]:
     """Sizes of all images that the stored manifest has, else 0."""
     unknown = np.zeros((manifest.num_images, 2), dtype=np.int64)
     root = manifest.folder.parent
@@ -203,4 +212,11 @@ def _known_sizes(manifest: Manifest) -> NDArray[np.int64]:
     contents = load_contents(stored, root) if stored else None
     if contents is None or len(contents[manifest.split].sizes) != manifest.num_images:
         return unknown
-    return contents[manifest.split].sizes[:, ::-1].astype(np.int64)
+    known = contents[manifest.split]
+    sizes = known.sizes[:, ::-1].astype(np.int64)
+    if upright:
+        if known.orientations is None:
+            return unknown
+        sizes = np.where(known.orientations[:, None] >= 5, sizes[:, ::-1], sizes)
+        sizes[known.orientations == 0] = 0
+    return sizes

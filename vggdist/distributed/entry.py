@@ -1,6 +1,9 @@
 """Runs first in every command, before other imports: Ctrl-C, output, errors."""
 
+from __future__ import annotations
+
 import io
+import logging
 import os
 import signal
 import sys
@@ -13,7 +16,11 @@ from vggdist.errors import (
     VggdistError,
     missing_library,
     no_space_left,
+    old_python,
 )
+
+PYTHON_WARNINGS = logging.getLogger("py.warnings")
+"""Has what `warnings.warn` says after `quiet_libraries`."""
 
 
 def run(main: Callable[[], int]) -> int:
@@ -23,6 +30,9 @@ def run(main: Callable[[], int]) -> int:
     Ctrl-C ends the process at once: compiled modules turn a KeyboardInterrupt into other errors, or
     swallow it after a traceback, and there is nothing to clean up yet.
     """
+    if (sentence := old_python()) is not None:
+        sys.stderr.write(f"error: {sentence}\n")
+        return ConfigError.exit_code
     # A background process of a script ignores Ctrl-C, and keeps ignoring it.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
@@ -42,6 +52,19 @@ def run(main: Callable[[], int]) -> int:
         return end_of_full_disk(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def quiet_libraries() -> None:
+    """Keeps warnings of torch and others off the terminal, as those of Python for the log file.
+
+    Before they are imported. Settings of the environment stand: `TORCH_CPP_LOG_LEVEL=INFO`,
+    `PYTHONWARNINGS=default`.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.warnoptions:
+        logging.captureWarnings(True)
+        PYTHON_WARNINGS.propagate = False
+        PYTHON_WARNINGS.addHandler(logging.NullHandler())
 
 
 def end_of_full_disk(error: OSError) -> int:

@@ -22,7 +22,7 @@ from vggdist.errors import (
     StoppedError,
     VggdistError,
 )
-from vggdist.terminal import training_progress
+from vggdist.terminal import fresh_line, training_progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def run_rank(work: Callable[[], int]) -> int:
     except VggdistError as error:
         if rank == "0" or isinstance(error, DataError | DistributedError):
             where = f"rank {rank}: " if rank != "0" else ""
-            sys.stderr.write(f"error: {where}{error}\n")
+            sys.stderr.write(f"{fresh_line(sys.stderr)}error: {where}{error}\n")
         return error.exit_code
     except OSError as error:
         return end_of_full_disk(error)
@@ -58,7 +58,10 @@ def run_rank(work: Callable[[], int]) -> int:
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error) and "Connection reset" not in str(error):
             raise
-        sys.stderr.write(f"error: rank {rank}: another rank has ended; its message says why.\n")
+        sys.stderr.write(
+            f"{fresh_line(sys.stderr)}error: rank {rank}: another rank has ended; its message says "
+            "why.\n"
+        )
         return DistributedError.exit_code
 
 
@@ -128,12 +131,17 @@ def _meeting(process: Process) -> Iterator[None]:
 
 
 def log_to_terminal(is_main: bool = True) -> None:
-    """Logs to stderr; ranks other than the main one log errors only."""
+    """Logs to stderr; ranks other than the main one log errors only.
+
+    What is below INFO is for the log file alone.
+    """
     logger = logging.getLogger("vggdist")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setLevel(logging.INFO)
+    line = f"{fresh_line(sys.stderr)}%(asctime)s %(message)s"
+    handler.setFormatter(logging.Formatter(line, "%H:%M:%S"))
     if sys.stderr.isatty():
         handler.addFilter(lambda record: record.name != training_progress.name)
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.setLevel(logging.DEBUG if is_main else logging.ERROR)
     logger.propagate = False

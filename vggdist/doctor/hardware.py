@@ -22,7 +22,7 @@ from vggdist.data.read import Reader
 from vggdist.distributed.device import choose_device, require_kernels
 from vggdist.distributed.precision import choose_precision
 from vggdist.doctor.finding import Finding
-from vggdist.errors import ConfigError
+from vggdist.errors import ConfigError, in_words
 
 _CHECKPOINT_BYTES = 1.2e9  # of D: weights and momentum, and a little more
 _KEPT_CHECKPOINTS = 3
@@ -102,7 +102,7 @@ def disk(folder: Path) -> Iterator[Finding]:
         (place / "vggdist-doctor").unlink()
     except OSError as error:
         hint = "Choose another run.folder, or mend the permissions."
-        yield Finding(f"{quote(place)} cannot be written: {error}", hint, is_problem=True)
+        yield Finding(f"{quote(place)} cannot be written: {in_words(error)}", hint, is_problem=True)
         return
     rate = _WRITTEN_BYTES / (time.monotonic() - began_at)
     seconds = _CHECKPOINT_BYTES / rate

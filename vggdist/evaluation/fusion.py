@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.posteriors import PosteriorsFile
 from vggdist.errors import WeightsError
-from vggdist.evaluation.confusion import ClassErrors, class_errors
 from vggdist.evaluation.metrics import count_errors
 
 _VALUES_AT_ONCE = 2**22  # posteriors in memory: 32 MB as float64
@@ -38,6 +37,7 @@ def errors_of_fusions(
     files: Sequence[PosteriorsFile],
     fusions: Collection[Members],
     advance: Callable[[int], None] = lambda num_images: None,
+    confusion: NDArray[np.int64] | None = None,
 ) -> dict[Members, ErrorRates]:
     """Errors of many fusions; every file is read once, a few images at a time.
 
@@ -45,6 +45,8 @@ def errors_of_fusions(
         files: posteriors of the same images.
         fusions: the files to average, as numbers of `files`.
         advance: called with the number of images just counted.
+        confusion: (num_classes, num_classes), true classes by predicted ones, to which the images
+            are added as the mean of all files predicts them; that mean is one of the fusions.
 
     Raises:
         WeightsError: a file is damaged, or two are of different images.
@@ -52,23 +54,16 @@ def errors_of_fusions(
     counts = {members: np.zeros(2, np.int64) for members in fusions}
     for values, labels in _parts(files):
         for members in fusions:
-            counts[members] += _count(_mean(values, members), labels)
+            mean = _mean(values, members)
+            counts[members] += _count(mean, labels)
+            if confusion is not None and len(members) == len(files):
+                np.add.at(confusion, (labels, mean.argmax(axis=1)), 1)
         advance(len(labels))
     num_images = len(files[0].labels)
     return {
         members: ErrorRates(num_images, *(count / num_images).tolist())
         for members, count in counts.items()
     }
-
-
-def class_errors_of_mean(files: Sequence[PosteriorsFile]) -> ClassErrors:
-    """The errors by class of the mean of all files, which are of the same images."""
-    num_classes = len(files[0].classes)
-    counts = np.zeros(num_classes**2, np.int64)
-    for values, labels in _parts(files):
-        predicted = _mean(values, range(len(files))).argmax(axis=1)
-        counts += np.bincount(labels * num_classes + predicted, minlength=len(counts))
-    return class_errors(counts.reshape(num_classes, num_classes))
 
 
 def _parts(

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.posteriors import open_posteriors
-from vggdist.evaluation.confusion import worst_classes
-from vggdist.evaluation.fusion import Members, class_errors_of_mean, errors_of_fusions
+from vggdist.evaluation.confusion import class_errors, worst_classes
+from vggdist.evaluation.fusion import Members, errors_of_fusions
 from vggdist.evaluation.metrics import TOP5
 from vggdist.terminal import duration
 
@@ -38,7 +39,8 @@ def summarize(evaluated: Evaluated) -> dict[str, Any]:
         protocols[protocol] = (*protocols.get(protocol, ()), number)
     everything = tuple(range(len(files)))
     fusions = {everything, *((number,) for number in everything), *protocols.values()}
-    errors = errors_of_fusions(files, fusions)
+    confusion = np.zeros((len(files[0].classes),) * 2, np.int64)
+    errors = errors_of_fusions(files, fusions, confusion=confusion)
     return {
         **errors[everything].to_dict(),
         "protocols": {name: errors[members].to_dict() for name, members in protocols.items()},
@@ -54,7 +56,7 @@ def summarize(evaluated: Evaluated) -> dict[str, Any]:
         ],
         "num_computed": evaluated.num_computed,
         "elapsed_seconds": evaluated.elapsed_seconds,
-        **class_errors_of_mean(files).to_dict(files[0].classes),
+        **class_errors(confusion).to_dict(files[0].classes),
     }
 
 

@@ -87,9 +87,8 @@ def add_verbs(verbs: Any) -> None:
         epilog=RUN_EXAMPLES,
     )
     _add_experiment(run)
-    ways = run.add_mutually_exclusive_group()
-    ways.add_argument("--dry-run", action="store_true", help="print what it will take, and stop")
-    ways.add_argument(
+    run.add_argument("--dry-run", action="store_true", help="print what it will take, and stop")
+    run.add_argument(
         "--local",
         action="store_true",
         help="run the stages in order in processes of this machine, all nodes folded into it",
@@ -175,7 +174,7 @@ def _run(arguments: argparse.Namespace) -> int:
     text = render_estimate(experiment, statuses, costs)
     if arguments.dry_run:
         lines = [text, *(f"in the way: {sentence}" for sentence in problems)]
-        show("\n".join([*lines, "Nothing was submitted (--dry-run)."]), answer, arguments.json)
+        show("\n".join([*lines, "Nothing was started (--dry-run)."]), answer, arguments.json)
         return 0
     _say(text)
     if problems:

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from vggdist.artifacts.paths import quote
 from vggdist.config import Config, steps_of_epochs, total_steps, trained_layers
-from vggdist.data.dataset import open_dataset
+from vggdist.data.count import ImageCounts, count_images
 from vggdist.data.geometry import map_side
-from vggdist.errors import DataError
 from vggdist.experiments.stages import Evaluation, Experiment, Training
 from vggdist.model.summary import summarize
-
-IMAGENET = (1_281_167, 50_000)
-"""Training and validation images of ILSVRC2012."""
 
 GPU_TERAFLOPS = 100.0
 """Sustained by a GPU in 16-bit arithmetic, where nothing else is said: a third of what the maker of
@@ -33,16 +27,6 @@ SHAPE = 4 / 3
 _CROPS = 50
 _BYTES_PER_PARAMETER = 8  # weight and momentum, fp32
 _BYTES_PER_POSTERIOR = 4
-
-
-@dataclass(frozen=True)
-class Images:
-    """How many images there are."""
-
-    num_train: int
-    num_val: int
-    note: str
-    """Where the numbers are from, for people."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +49,7 @@ class Estimate:
     """What the stages that are not done yet take."""
 
     stages: tuple[StageEstimate, ...]
-    images: Images
+    images: ImageCounts
     teraflops: float
     """Assumed for each rank, sustained."""
     world_size: int
@@ -110,7 +94,8 @@ def estimate(
         teraflops: sustained by each rank; None: `GPU_TERAFLOPS` or `CPU_TERAFLOPS`.
     """
     speed = teraflops or (GPU_TERAFLOPS if on_gpus else CPU_TERAFLOPS)
-    images = count_images(experiment)
+    roots = (training.config.data.root for training in experiment.trainings)
+    images = count_images(next((root for root in roots if root is not None), None))
     estimates, ends = [], dict[str, float]()
     for stage in experiment.stages.values():
         if stage.name not in wanted:
@@ -126,7 +111,7 @@ def estimate(
                 config = experiment.training(network).config
                 flop = images.num_val * _evaluation_flop(stage, config)
                 num_files = len(stage.protocols) * max(1, len(stage.scales))
-                values = images.num_val * config.model.num_classes
+                values = images.num_val * config.model.fc8_width
                 num_bytes = _BYTES_PER_POSTERIOR * values * num_files
         petaflop = flop / 1e15
         hours = petaflop * 1000 / speed / 3600
@@ -137,26 +122,7 @@ def estimate(
     return Estimate(tuple(estimates), images, speed, world_size, on_gpus, longest)
 
 
-def count_images(experiment: Experiment) -> Images:
-    """Images of the experiment's data set, or ImageNet's where it cannot be seen from here."""
-    roots = (training.config.data.root for training in experiment.trainings)
-    root = next((root for root in roots if root is not None), None)
-    if root is None:
-        note = "data is not set"
-    elif not Path(root).exists():
-        note = f"{quote(root)} is not to be seen from here"
-    else:
-        try:
-            dataset = open_dataset(root)
-        except DataError as error:
-            note = f"there is a problem: {error}"
-        else:
-            num_train, num_val = dataset.train.num_images, dataset.val.num_images
-            return Images(num_train, num_val, f"counted in {quote(root)}")
-    return Images(*IMAGENET, f"ImageNet's, since {note}")
-
-
-def _training_flop(config: Config, images: Images) -> float:
+def _training_flop(config: Config, images: ImageCounts) -> float:
     """A backward pass is two forward passes; it ends at the first layer that is trained."""
     summary = summarize(config.model, config.data.crop_size)
     first = [layer.name for layer in summary.layers].index(trained_layers(config)[0])
@@ -185,7 +151,7 @@ def _evaluation_flop(stage: Evaluation, config: Config) -> float:
     return total
 
 
-def _num_epochs(config: Config, images: Images) -> float:
+def _num_epochs(config: Config, images: ImageCounts) -> float:
     if config.schedule.num_steps is None:
         return config.schedule.num_epochs
     return config.schedule.num_steps / steps_of_epochs(1.0, images.num_train, config.batch.global_)

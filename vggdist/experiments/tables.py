@@ -202,7 +202,12 @@ def _draw(
     table = Table(title=title, title_justify="left")
     for place, column in enumerate(columns):
         is_text = place < num_texts
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "state")
+        table.add_column(
+            column,
+            justify="left" if is_text else "right",
+            no_wrap=column == "state",
+            overflow="fold",  # the names of a sweep's stages differ at their ends
+        )
     for row in rows:
         table.add_row(*row)
     if total:

@@ -3,8 +3,7 @@
 import re
 
 from vggdist.artifacts.weights import Description
-
-NUM_IMAGENET_CLASSES = 1000
+from vggdist.config import NUM_IMAGENET_CLASSES
 
 
 def class_names(description: Description) -> tuple[str, ...]:
@@ -14,7 +13,7 @@ def class_names(description: Description) -> tuple[str, ...]:
     WordNet numbers such as n01440764 (every ImageNet network orders its labels by these numbers).
     Else the labels as numbers.
     """
-    classes, num_classes = description.classes, description.model.num_classes
+    classes, num_classes = description.classes, description.model.fc8_width
     is_imagenet = num_classes == NUM_IMAGENET_CLASSES and (
         not classes
         or (

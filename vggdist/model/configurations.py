@@ -49,6 +49,11 @@ MAX_BLOCKS = 5
 """The crop size is a multiple of 32 = 2^5, so it can be halved five times."""
 
 
+def configuration_name(configuration: str | Sequence[Sequence[str]]) -> str:
+    """A column of Table 1, or `custom` for blocks of one's own."""
+    return configuration if isinstance(configuration, str) else "custom"
+
+
 def parse_layer(text: str) -> Layer:
     """`"3-64"` -> Convolution(3, 64), `"LRN"` -> Normalization().
 

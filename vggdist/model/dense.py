@@ -36,7 +36,8 @@ class DenseNetwork:
         """Casts and lays out the weights.
 
         Args:
-            network: the trained network; not changed.
+            network: the trained network; not changed. Without fully connected layers in memory
+                it has maps alone.
             dtype: of weights and activations.
             device: of both.
         """
@@ -48,6 +49,8 @@ class DenseNetwork:
         self._features = features.to(device, dtype).to(memory_format=torch.channels_last)
         self._layers: list[tuple[Tensor, Tensor]] = []
         for layer in (network.fc6, network.fc7, network.fc8):
+            if layer.linear.weight.is_meta:
+                break
             weight = layer.linear.weight.detach().to(device, dtype)
             if layer is network.fc6:
                 weight = _by_pixels(weight, self.window)

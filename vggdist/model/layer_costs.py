@@ -19,8 +19,7 @@ class Layer:
         kept_elements: what autograd keeps of one image for the backward pass.
         kept_indices: places that the max-pooling behind the layer keeps of one image.
         matrix: (in_features, out_features) of a fully connected layer, else none.
-        backward_passes: each as long as the forward pass: one for the gradient of the weights if
-            the layer is trained, one for that of its input if a layer before it is.
+        backward_passes: as `ModelSummary.backward_passes`.
         is_trained: whether it has a gradient.
     """
 
@@ -50,6 +49,7 @@ def count_layers(config: Config, fc6_side: int | None = None) -> tuple[Layer, ..
     trained = set(trained_layers(config))
     layers: list[Layer] = []
     summary = summarize(config.model, config.data.crop_size, fc6_side)
+    backward_passes = summary.backward_passes(trained)
     for layer, *behind in summary.weight_layers():
         outputs, is_trained = prod(layer.output_shape), layer.name in trained
         pooled = sum(prod(row.output_shape) for row in behind if row.name.startswith("pool"))
@@ -69,7 +69,7 @@ def count_layers(config: Config, fc6_side: int | None = None) -> tuple[Layer, ..
                 kept_elements=copies * outputs + pooled,
                 kept_indices=pooled,
                 matrix=matrix,
-                backward_passes=is_trained + any(before.is_trained for before in layers),
+                backward_passes=backward_passes[layer.name],
                 is_trained=is_trained,
             )
         )

@@ -3,11 +3,11 @@
 No torch and no weights; a test holds the counts to those of the network itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 
 from vggdist.config import FULLY_CONNECTED, ModelConfig
-from vggdist.model.configurations import Convolution
+from vggdist.model.configurations import Convolution, configuration_name
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ class ModelSummary:
         starts = [number for number, layer in enumerate(self.layers) if layer.multiply_adds]
         for start, end in zip(starts, [*starts[1:], len(self.layers)], strict=True):
             yield self.layers[start:end]
+
+    def backward_passes(self, trained: Collection[str]) -> dict[str, int]:
+        """Weight layer -> parts of its backward pass, each as long as its forward pass.
+
+        One for the gradient of the weights if the layer is among the trained, one for that of its
+        input if a layer before it is.
+        """
+        passes: dict[str, int] = {}
+        is_above = False
+        for layer, *_ in self.weight_layers():
+            passes[layer.name] = (layer.name in trained) + is_above
+            is_above |= layer.name in trained
+        return passes
 
     def dense_multiply_adds(self, height: int, width: int, num_places: int) -> int:
         """Multiply-adds of a whole image of `height` x `width` pixels.
@@ -107,7 +120,7 @@ def summarize(config: ModelConfig, crop_size: int, fc6_side: int | None = None) 
         side //= 2
         layers.append(LayerSummary(f"pool{block}", "max-pooling 2x2", (channels, side, side), 0, 0))
     inputs = channels * (fc6_side or side) ** 2
-    widths = (config.fc_width, config.fc_width, config.num_classes)
+    widths = (config.fc_width, config.fc_width, config.fc8_width)
     for name, width in zip(FULLY_CONNECTED, widths, strict=True):
         layers.append(
             LayerSummary(name, "fully connected", (width,), (inputs + 1) * width, inputs * width)
@@ -137,7 +150,7 @@ def require_halves(crop_size: int, num_blocks: int) -> None:
 
 def render_summary(summary: ModelSummary) -> str:
     """The summary as a table of text; the caller prints it."""
-    name = summary.configuration if isinstance(summary.configuration, str) else "custom"
+    name = configuration_name(summary.configuration)
     lines = [
         f"{'layer':<10}{'kind':<21}{'output':>15}{'parameters':>14}{'multiply-adds':>17}",
         "-" * 77,

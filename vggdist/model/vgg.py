@@ -168,7 +168,7 @@ def build_vgg(config: ModelConfig, crop_size: int, device: str = "cpu") -> VGG:
         model = VGG(
             config.blocks(),
             batch_norm=config.batch_norm,
-            num_classes=config.num_classes,
+            num_classes=config.fc8_width,
             crop_size=crop_size,
             fc_width=config.fc_width,
             dropout=config.dropout,

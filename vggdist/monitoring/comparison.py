@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 
 from vggdist.artifacts.files import replacing
 from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_files import Point
 from vggdist.config_file import flatten
 from vggdist.errors import VggdistError
-from vggdist.monitoring.folders import Point, Run
+from vggdist.monitoring.folders import Run
 from vggdist.monitoring.table import names_of, percent, rate
 from vggdist.terminal import duration, render_table
 

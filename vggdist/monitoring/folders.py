@@ -9,23 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vggdist.artifacts.files import JsonLines, is_locked
+from vggdist.artifacts.files import is_locked
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import (
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
     Best,
+    Point,
     read_best,
     read_config,
+    read_points,
     read_result,
 )
 from vggdist.config import Config, total_steps
 from vggdist.errors import ConfigError
 
 State = Literal["running", "finished", "stopped"]
-Point = dict[str, Any]
-"""A line of `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,15 @@ def read_run(folder: Path) -> Run | None:
     config = read_config(folder)
     if config is None or not metrics.is_file():
         return None
-    points: dict[str, list[Point]] = {"train": [], "validation": []}
-    for point in JsonLines(metrics).read():
-        if point.get("split") in points and point.get("step") and point.get("epoch"):
-            points[point["split"]].append(point)
+    points = read_points(folder)
     run = Run(
         folder,
         config,
         "running" if is_locked(folder / LOCK_FILE) else "stopped",
-        tuple(points["train"]),
-        tuple(point for point in points["validation"] if point.get("top1_error") is not None),
+        tuple(points.get("train", ())),
+        tuple(
+            point for point in points.get("validation", ()) if point.get("top1_error") is not None
+        ),
         None,
         read_best(folder),
         metrics.stat().st_mtime,

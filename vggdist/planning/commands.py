@@ -2,7 +2,7 @@
 
 import argparse
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vggdist.commands.arguments import (
     add_config,
@@ -15,11 +15,14 @@ from vggdist.commands.arguments import (
     user_path_text,
 )
 
+if TYPE_CHECKING:
+    from vggdist.data.count import ImageCounts
+
 PLAN_DESCRIPTION = """\
 Simulates a training step layer by layer, with the gradients that are sent meanwhile, and says what
 the whole training would take: time of a step, efficiency on 1 to 1024 ranks, memory, what disks and
-CPU cores have to supply, hours, and how far apart checkpoints should be. Nothing is started, and no
-data is opened.
+CPU cores have to supply, hours, and how far apart checkpoints should be. Nothing is started; the
+images of data.root are counted, by its manifest or its folders.
 
   fp32 all-reduce  one ring over all ranks, as behind the published results
   factors          fully connected layers exchange the factors of their gradients, always
@@ -59,10 +62,10 @@ def add_verbs(verbs: Any) -> None:
     plan.add_argument(
         "--network", required=True, metavar="RATE", help="such as 25gbit, of each node"
     )
-    images = "training images (default: 1281167, ImageNet's)"
-    count("--images", default=1_281_167, metavar="COUNT", help=images)
-    validation = "of each evaluation (default: 50000)"
-    count("--validation-images", default=50_000, metavar="COUNT", help=validation)
+    images = "training images (default: those in data.root; without it ImageNet's 1,281,167)"
+    count("--images", metavar="COUNT", help=images)
+    validation = "of each evaluation (default: those in data.root, or ImageNet's 50,000)"
+    count("--validation-images", metavar="COUNT", help=validation)
     count("--cores-per-node", metavar="CORES", help="CPU cores that decode images")
     add_output(plan, "--out", suffixes=(".png",), metavar="FILE", help="also draw it, as PNG")
     add_config(plan)
@@ -74,7 +77,6 @@ def _plan(arguments: argparse.Namespace) -> None:
     from vggdist.planning.devices import load_device
     from vggdist.planning.estimate import estimate_training
     from vggdist.planning.links import Cluster, parse_rate
-    from vggdist.planning.run import Images
     from vggdist.planning.table import render_estimate
 
     cluster = Cluster(
@@ -83,11 +85,12 @@ def _plan(arguments: argparse.Namespace) -> None:
         load_device(arguments.device),
         parse_rate(arguments.network),
     )
+    config = configured(arguments)
     estimate = estimate_training(
-        configured(arguments),
+        config,
         cluster,
         micro_batch=arguments.micro_batch,
-        images=Images(arguments.images, arguments.validation_images),
+        images=_count_images(arguments, config.data.root),
         num_cores=arguments.cores_per_node,
     )
     if arguments.out is not None:
@@ -95,3 +98,18 @@ def _plan(arguments: argparse.Namespace) -> None:
 
         draw_estimate(estimate, arguments.out)
     show(render_estimate(estimate), estimate.to_dict(), arguments.json)
+
+
+def _count_images(arguments: argparse.Namespace, root: str | None) -> "ImageCounts":
+    """As the options say; what they do not say is counted."""
+    from vggdist.data.count import ImageCounts, count_images
+
+    given = arguments.images, arguments.validation_images
+    if all(given):
+        return ImageCounts(*given, "as given")
+    counted = count_images(root)
+    if not any(given):
+        return counted
+    option = "--images" if arguments.images else "--validation-images"
+    note = f"one as given by {option}, the other {counted.note}"
+    return ImageCounts(given[0] or counted.num_train, given[1] or counted.num_val, note)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from vggdist.config import Positive, Precision
 from vggdist.config_file import validate
+from vggdist.distributed.peak import PEAK_TERAFLOPS
 from vggdist.errors import ConfigError
 from vggdist.section import Section
 
@@ -97,7 +98,7 @@ DEVICES = {
         name="H100 SXM",
         source="data sheet; sustained rates are estimates (no rate of VGG-16 is published): 65 % "
         "of the peak for the products, 0.33 GB an image for what lies between them",
-        peak_teraflops={"bf16": 989.0, "fp16": 989.0, "tf32": 494.0, "fp32": 67.0},
+        peak_teraflops=PEAK_TERAFLOPS["H100"],
         sustained_teraflops={"bf16": 350.0, "fp16": 350.0, "tf32": 175.0, "fp32": 45.0},
         memory_gigabytes=80.0,
         memory_gigabytes_per_second=2680.0,
@@ -109,7 +110,7 @@ DEVICES = {
         name="A100 SXM, 80 GB",
         source="data sheet; sustained rates are estimates (no rate of VGG-16 is published): 75 % "
         "of the peak for the products, 0.33 GB an image for what lies between them",
-        peak_teraflops={"bf16": 312.0, "fp16": 312.0, "tf32": 156.0, "fp32": 19.5},
+        peak_teraflops=PEAK_TERAFLOPS["A100"],
         sustained_teraflops={"bf16": 155.0, "fp16": 155.0, "tf32": 77.0, "fp32": 15.0},
         memory_gigabytes=80.0,
         memory_gigabytes_per_second=1630.0,
@@ -121,7 +122,7 @@ DEVICES = {
         name="V100 SXM2",
         source="data sheet; sustained rates are estimates: fp32 1.4 times a P100 (Dell EMC, Deep "
         "Learning on V100, 2017), fp16 twice that",
-        peak_teraflops={"fp16": 125.0, "fp32": 15.7},
+        peak_teraflops=PEAK_TERAFLOPS["V100-SXM2"],
         sustained_teraflops={"fp16": 40.6, "fp32": 20.3},
         memory_gigabytes=16.0,
         memory_gigabytes_per_second=720.0,
@@ -133,7 +134,7 @@ DEVICES = {
         name="P100",
         source="data sheet; 154 images/s of VGG-16 at batch 64 in fp32 (tensorflow.org, "
         "Benchmarks, May 2017); bus as PCIe 3.0",
-        peak_teraflops={"fp16": 21.2, "fp32": 10.6},
+        peak_teraflops=PEAK_TERAFLOPS["P100-SXM2"],
         sustained_teraflops={"fp32": 14.5},
         memory_gigabytes=16.0,
         memory_gigabytes_per_second=586.0,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vggdist.config import BatchConfig, Config, split_batch
+from vggdist.data.count import ImageCounts
 from vggdist.errors import ConfigError
 from vggdist.model.layer_costs import count_layers
 from vggdist.planning.links import Cluster
@@ -14,7 +15,6 @@ from vggdist.planning.memory import estimate_memory
 from vggdist.planning.messages import Way, Work
 from vggdist.planning.run import (
     Checkpoints,
-    Images,
     Run,
     Supply,
     estimate_checkpoints,
@@ -55,6 +55,7 @@ class Estimate:
     micro_batches: dict[int, dict[str, float]]
     supply: Supply
     checkpoints: Checkpoints
+    images: ImageCounts
     run: Run
     notes: tuple[str, ...]
 
@@ -93,6 +94,7 @@ class Estimate:
             "micro_batches": {str(micro): values for micro, values in self.micro_batches.items()},
             "data": asdict(self.supply),
             "checkpoint": asdict(self.checkpoints),
+            "images": asdict(self.images),
             "run": asdict(self.run),
             "notes": list(self.notes),
         }
@@ -103,7 +105,7 @@ def estimate_training(
     cluster: Cluster,
     *,
     micro_batch: int | None = None,
-    images: Images = Images(),  # noqa: B008 (frozen)
+    images: ImageCounts = ImageCounts(),  # noqa: B008 (frozen)
     num_cores: int | None = None,
 ) -> Estimate:
     """Estimates what a training would take.
@@ -151,6 +153,7 @@ def estimate_training(
         micro_batches={} if micro_batch is None else _try_micro_batches(config, work, cluster),
         supply=supply,
         checkpoints=checkpoints,
+        images=images,
         run=estimate_run(config, cluster.world_size, images, seconds, checkpoints.seconds),
         notes=tuple(_notes(config, cluster, supply, num_cores)),
     )

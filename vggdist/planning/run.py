@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from vggdist.config import Config, steps_of_epochs, total_steps
+from vggdist.data.count import ImageCounts
 from vggdist.model.layer_costs import Layer
 from vggdist.planning.devices import Device
 from vggdist.planning.links import Cluster
@@ -112,18 +113,10 @@ def estimate_checkpoints(
     )
 
 
-@dataclass(frozen=True)
-class Images:
-    """How many there are; ImageNet's unless something else is said."""
-
-    training: int = 1_281_167
-    validation: int = 50_000
-
-
 def estimate_run(
     config: Config,
     world_size: int,
-    images: Images,
+    images: ImageCounts,
     step_seconds: float,
     checkpoint_seconds: float,
 ) -> Run:
@@ -136,14 +129,14 @@ def estimate_run(
         step_seconds: with the wait for data.
         checkpoint_seconds: by which a checkpoint holds up the training.
     """
-    steps = total_steps(config, images.training)
+    steps = total_steps(config, images.num_train)
     global_batch = config.batch.global_
-    epochs = steps * global_batch / images.training
+    epochs = steps * global_batch / images.num_train
     every = config.checkpoint.every_steps or steps_of_epochs(
-        config.checkpoint.every_epochs, images.training, global_batch
+        config.checkpoint.every_epochs, images.num_train, global_batch
     )
     num_evaluations = math.ceil(epochs / config.evaluation.every_epochs)
-    evaluation = images.validation / global_batch * step_seconds * FORWARD_SHARE
+    evaluation = images.num_val / global_batch * step_seconds * FORWARD_SHARE
     training_hours = steps * step_seconds / 3600
     evaluation_hours = num_evaluations * evaluation / 3600
     checkpoint_hours = math.ceil(steps / every) * checkpoint_seconds / 3600

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vggdist.model.configurations import configuration_name
 from vggdist.planning.estimate import Estimate
-from vggdist.terminal import duration, render_table
+from vggdist.terminal import counted, duration, render_table
 
 
 def render_estimate(estimate: Estimate) -> str:
@@ -16,17 +17,19 @@ def render_estimate(estimate: Estimate) -> str:
 
 def _head(estimate: Estimate) -> Iterator[str]:
     config, cluster, work = estimate.config, estimate.cluster, estimate.work
-    name = config.model.configuration
+    between = f", {cluster.bits_per_second / 1e9:g} Gb/s between nodes"
     yield (
-        f"configuration {name if isinstance(name, str) else 'custom'}, {config.data.crop_size} px, "
-        f"{config.resolved_precision}; {cluster.nodes} nodes x {cluster.ranks_per_node} "
-        f"{cluster.device.name}, {cluster.bits_per_second / 1e9:g} Gb/s between nodes"
+        f"configuration {configuration_name(config.model.configuration)}, "
+        f"{config.data.crop_size} px, {config.resolved_precision}; "
+        f"{counted(cluster.nodes, 'node')} of {counted(cluster.ranks_per_node, 'rank')}"
+        f"{between if cluster.nodes > 1 else ''}"
     )
     yield (
-        f"batch: {config.batch.global_} = {work.micro} x {work.accumulation_steps} accumulation "
-        f"steps x {cluster.world_size} ranks"
+        f"batch: {config.batch.global_} = {counted(cluster.world_size, 'rank')} x "
+        f"{counted(work.accumulation_steps, 'micro batch', 'micro batches')} x "
+        f"{counted(work.micro, 'image')}"
     )
-    yield f"device: {cluster.device.source}\n"
+    yield f"device of each rank: {cluster.device.name} ({cluster.device.source})\n"
 
 
 def _step(estimate: Estimate) -> Iterator[str]:
@@ -103,8 +106,13 @@ def _needs(estimate: Estimate) -> Iterator[str]:
         f"{supply.megabytes_per_second_per_node:,.0f} MB/s from disk and "
         f"{supply.num_cores:.1f} CPU cores for decoding"
     )
+    images = estimate.images
     yield (
-        f"run: {run.steps:,} steps, {run.epochs:.1f} epochs, {duration(3600 * run.hours)} "
+        f"images: {images.num_train:,} for training, {images.num_val:,} for validation "
+        f"({images.note})"
+    )
+    yield (
+        f"run: {run.steps:,} steps, {run.epochs:.2f} epochs, {duration(3600 * run.hours)} "
         f"({run.device_hours:,.1f} GPU hours), evaluations "
         f"{duration(3600 * run.evaluation_hours)} and checkpoints "
         f"{duration(3600 * run.checkpoint_hours)} of it"

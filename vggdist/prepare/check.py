@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vggdist.artifacts.paths import quote
@@ -30,7 +34,7 @@ from vggdist.data.folders import (
     list_images,
 )
 from vggdist.data.known_contents import digest
-from vggdist.data.manifest import Dataset, Manifest, from_classes
+from vggdist.data.manifest import Contents, Dataset, Manifest, Names, from_classes
 from vggdist.data.manifest_file import (
     MANIFEST_NAME,
     SPLITS,
@@ -60,6 +64,8 @@ def check(
     data: str | Path,
     jobs: int | None = None,
     *,
+    accept_changes: bool = False,
+    move_broken: Path | None = None,
     examine: Examine = examine_image,
     longest_seconds: float = LONGEST_SECONDS,
 ) -> CheckResult:
@@ -71,19 +77,30 @@ def check(
     Args:
         data: a data set, a folder of class folders, or a folder of images.
         jobs: processes; none: one for each CPU that this process may use.
+        accept_changes: whether images may have come or gone since the manifest was written.
+        move_broken: folder to which images that cannot be used are moved, with their class folders;
+            none: they stay.
         examine: what is done to an image; importable by name.
         longest_seconds: an image that takes longer is given up.
 
     Raises:
-        DataError: there are no images, or not those that the manifest lists.
+        DataError: there are no images, or not those that the manifest lists; or broken ones cannot
+            be moved.
     """
     root = existing_folder(data)
     stored = find_manifest(root)
     before = (load_contents(stored, root) if stored else None) or {}
     survey = None
     if stored or all((root / split).is_dir() for split in SPLITS):
-        survey = survey_dataset(root)
+        survey = survey_dataset(root, accept_changes=accept_changes)
+        if survey.added or survey.removed:
+            before = {}
     manifests = survey.splits if survey else (_images(root),)
+    if move_broken is not None and any(manifest.shards for manifest in manifests):
+        raise DataError(
+            f"{quote(root)} holds shards, out of which no image can be moved. Leave --move-broken "
+            "out, mend the source, and prepare the shards again."
+        )
     findings = Findings(root, manifests, before)
     places = (split.place(image) for split in manifests for image in range(split.num_images))
     with (
@@ -95,9 +112,45 @@ def check(
         for image, examined in enumerate(results):
             findings.add(image, examined)
             progress.advance()
+    moved, kept = _move(findings.bad, root, move_broken)
     if survey:
-        _save(survey, findings)
-    return findings.result(*_other_files(root, manifests))
+        _save(survey, findings, moved)
+    return replace(
+        findings.result(*_other_files(root, manifests)),
+        added=list(survey.added) if survey else [],
+        removed=list(survey.removed) if survey else [],
+        moved=moved,
+        not_moved=kept,
+    )
+
+
+def _move(bad: Sequence[BadFile], root: Path, folder: Path | None) -> tuple[list[str], list[str]]:
+    """Moves files, with their folders, if there is a folder to move them to; returns those that
+    were moved, and those that were not since there is such a file already.
+
+    Raises:
+        DataError: one cannot be moved.
+    """
+    moved: list[str] = []
+    kept: list[str] = []
+    if folder is None:
+        return moved, kept
+    for image in sorted(bad, key=attrgetter("file")):
+        source, target = root / image.file, folder / image.file
+        if os.path.lexists(target):
+            kept.append(image.file)
+            continue
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target)
+        except OSError as error:
+            raise DataError(
+                f"{quote(source)} cannot be moved to {quote(target)}: {error.strerror}. "
+                f"{len(moved)} files were moved before. Once this is solved, the same command with "
+                "--accept-changes goes on."
+            ) from error
+        moved.append(image.file)
+    return moved, kept
 
 
 def _images(root: Path) -> Manifest:
@@ -114,24 +167,56 @@ def _images(root: Path) -> Manifest:
     return from_classes(root, "", tree.items())
 
 
-def _save(survey: Survey, findings: Findings) -> None:
-    """Writes the manifest and the quarantine list next to the images, if the folder is writable."""
+def _save(survey: Survey, findings: Findings, moved: Sequence[str]) -> None:
+    """Writes the manifest and the quarantine list next to the images, if the folder is writable.
+
+    Args:
+        moved: images that are not there any more.
+    """
+    gone = frozenset(moved)
     root = survey.dataset.root
     manifests, contents = [], {}
     for number, manifest in enumerate(survey.splits):
         found = findings.contents(number)
-        known = replace(survey.contents[manifest.split], sizes=found.sizes, sha256=found.sha256)
+        known = replace(
+            survey.contents[manifest.split],
+            sizes=found.sizes,
+            sha256=found.sha256,
+            orientations=found.orientations,
+        )
+        names = [f"{manifest.split}/{manifest.name(i)}" for i in range(manifest.num_images)]
+        stay = np.array([name not in gone for name in names])
+        left, known = _of(manifest, known, stay) if gone else (manifest, known)
         contents[manifest.split] = known
-        manifests.append(replace(manifest, contents=digest(manifest, known)))
+        manifests.append(replace(left, contents=digest(left, known)))
     try:
         save_manifest(Dataset(*manifests), [root / MANIFEST_NAME], contents)
-        save_quarantine(root, sorted(findings.bad, key=attrgetter("file")))
+        bad = [image for image in findings.bad if image.file not in gone]
+        save_quarantine(root, sorted(bad, key=attrgetter("file")))
     except (DataError, OSError) as error:
         logger.warning(
             "What was found cannot be written beside the images, so a training will not know of "
             "it: %s",
             error,
         )
+
+
+def _of(
+    manifest: Manifest, contents: Contents, stay: NDArray[np.bool_]
+) -> tuple[Manifest, Contents]:
+    """Those images of class folders that stay."""
+    assert manifest.num_bytes is not None
+    names = manifest.names.unpack()
+    columns: dict[str, Any] = {
+        name: None if column is None else column[stay] for name, column in vars(contents).items()
+    }
+    return replace(
+        manifest,
+        labels=manifest.labels[stay],
+        names=Names.pack(names[image] for image in np.flatnonzero(stay)),
+        num_bytes=manifest.num_bytes[stay],
+        quarantine=frozenset(),
+    ), Contents(**columns)
 
 
 def _other_files(

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from typing import Any
 
 from vggdist.commands.arguments import (
@@ -10,6 +11,7 @@ from vggdist.commands.arguments import (
     add_output,
     fraction,
     positive,
+    share,
     show,
 )
 from vggdist.prepare.ilsvrc2012 import ARCHIVES
@@ -19,6 +21,13 @@ Writes ILSVRC2012 as a data set, from the archives that image-net.org gives to r
 Each archive is read once and nothing is unpacked elsewhere. A killed run goes on when the same
 command is started again. Their MD5 sums, for md5sum:
 """ + "".join(f"  {archive.md5}  {archive.name}\n" for archive in ARCHIVES.values())
+
+FOLDER_DESCRIPTION = """\
+Packs a data set of class folders, SRC/train/CLASS/IMAGE and SRC/val/CLASS/IMAGE, which can also be
+trained on as it is. Labels, the order of the images and so a training stay the same. With
+--validation SRC has class folders, SRC/CLASS/IMAGE, and a share of each class becomes val/. A
+killed run goes on when it is started again.
+"""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,9 +46,9 @@ def add_verbs(verbs: Any) -> None:
     check = verbs.add_parser(
         "check",
         description="Decodes every image with Pillow and DALI, in processes that may crash, and "
-        "reports counts, sizes, formats, duplicates and tiny classes. Nothing is moved: images "
-        "that training could not use are listed in a quarantine file beside the data, which "
-        "training reads.",
+        "reports counts, sizes, formats, duplicates and tiny classes. Images that training could "
+        "not use are listed in a quarantine file beside the data, which training reads; they stay "
+        "where they are unless --move-broken says where to move them.",
         epilog="example: vggdist check /data/imagenet --jobs 8 --json check.json --threshold 0.001",
     )
     add_input(check, "data", images=True, metavar="DATA", help="train/ and val/, or any images")
@@ -52,6 +61,18 @@ def add_verbs(verbs: Any) -> None:
         default=1.0,
         metavar="FRACTION",
         help="exit with 3 if a larger share of the images cannot be used (default: 1, never)",
+    )
+    check.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="accept images that came or went since the manifest was written, and list them",
+    )
+    add_output(
+        check,
+        "--move-broken",
+        metavar="DIR",
+        help="move images that cannot be used to this folder, with their class folders; nothing "
+        "there is overwritten",
     )
     add_json(check)
     check.set_defaults(run=_check)
@@ -81,14 +102,30 @@ def _add_prepare_imagenet(verbs: Any) -> None:
 def _add_prepare_folder(verbs: Any) -> None:
     folder = verbs.add_parser(
         "folder",
-        help="class folders as shards, or with smaller images",
-        description="Packs a data set of class folders, SRC/train/CLASS/IMAGE and "
-        "SRC/val/CLASS/IMAGE, which can also be trained on as it is. Labels, the order of the "
-        "images and so a training stay the same. A killed run goes on when it is started again.",
-        epilog="example: vggdist prepare folder datasets/flowers --out /data/flowers "
-        "--form shards --shorter-side 512",
+        help="class folders as shards, with smaller images, or divided into train and val",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=FOLDER_DESCRIPTION,
+        epilog="examples: vggdist prepare folder datasets/flowers --out /data/flowers "
+        "--form shards --shorter-side 512\n"
+        "          vggdist prepare folder all-photos --validation 20% --out /data/photos",
     )
-    add_input(folder, "source", images=True, metavar="SRC", help="folder with train/ and val/")
+    add_input(
+        folder,
+        "source",
+        images=True,
+        metavar="SRC",
+        help="folder with train/ and val/; with --validation, with class folders",
+    )
+    folder.add_argument(
+        "--validation",
+        type=share,
+        metavar="SHARE",
+        help="divide one folder of classes: this share of each class, such as 20%% or 0.2, becomes "
+        "validation images; copies of an image stay on one side",
+    )
+    folder.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of that choice (default: 0)"
+    )
     _add_packing(folder, "shards")
     folder.set_defaults(run=_prepare_folder)
 
@@ -145,7 +182,14 @@ def _prepare_imagenet(arguments: argparse.Namespace) -> None:
 def _prepare_folder(arguments: argparse.Namespace) -> None:
     from vggdist.prepare.sources import FolderSource
 
-    _prepare(FolderSource(arguments.source), arguments)
+    if arguments.validation is None:
+        _prepare(FolderSource(arguments.source), arguments)
+        return
+    from vggdist.prepare.division import DividedFolder
+
+    source = DividedFolder(arguments.source, arguments.validation, arguments.seed)
+    sys.stdout.write(source.report)
+    _prepare(source, arguments)
 
 
 def _prepare(source: Any, arguments: argparse.Namespace, strict: bool = False) -> None:
@@ -167,6 +211,11 @@ def _check(arguments: argparse.Namespace) -> None:
     from vggdist.prepare.check import check
     from vggdist.prepare.findings import render_check
 
-    result = check(arguments.data, arguments.jobs)
+    result = check(
+        arguments.data,
+        arguments.jobs,
+        accept_changes=arguments.accept_changes,
+        move_broken=arguments.move_broken,
+    )
     show(render_check(result, arguments.json), result.to_dict(), arguments.json)
     result.require(arguments.threshold)

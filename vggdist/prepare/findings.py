@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,8 @@ class CheckResult:
     largest: Extreme | None
     num_below_crop_size: int
     """Accepted images whose shorter side is below `CROP_SIZE`."""
+    num_turned: int
+    """Accepted images with an EXIF orientation, by which a viewer turns them."""
     duplicates: Duplicates
     tiny_classes: dict[str, int]
     """Class -> its accepted training images, where they are fewer than `TINY_CLASS`."""
@@ -100,6 +102,14 @@ class CheckResult:
     """Files whose bytes are not those that the manifest knew."""
     damaged: list[BadFile]
     """Accepted images of which the decoder says that they are damaged, sorted by file."""
+    added: list[str] = field(default_factory=list)
+    """Images that the manifest lacked and that were accepted."""
+    removed: list[str] = field(default_factory=list)
+    """Images that it had and that are gone, which was accepted."""
+    moved: list[str] = field(default_factory=list)
+    """Images of the quarantine that were moved away."""
+    not_moved: list[str] = field(default_factory=list)
+    """Those that were not, since there was such a file already."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -145,6 +155,7 @@ class Findings:
         self._num_bytes = np.zeros(sum(counts), dtype=np.int64)
         self._sizes = np.zeros((sum(counts), 2), dtype=np.int32)
         self._sha256 = np.zeros((sum(counts), 32), dtype=np.uint8)
+        self._orientations = np.ones(sum(counts), dtype=np.uint8)
         self._formats: Counter[str] = Counter()
         self._modes: Counter[str] = Counter()
         self.bad: list[BadFile] = []
@@ -155,6 +166,7 @@ class Findings:
         self._num_bytes[image] = found.num_bytes
         self._sizes[image] = found.width, found.height
         self._sha256[image] = np.frombuffer(found.sha256, dtype=np.uint8)
+        self._orientations[image] = found.orientation or 1
         if found.reason:
             self.bad.append(BadFile(self._file(image), found.reason))
             return
@@ -167,7 +179,8 @@ class Findings:
     def contents(self, split: int) -> Contents:
         """What is in the files of a split, given by its place among the manifests."""
         images = slice(self._first[split], self._first[split + 1])
-        return Contents(self._sizes[images], self._sha256[images])
+        orientations = self._orientations[images]
+        return Contents(self._sizes[images], self._sha256[images], orientations=orientations)
 
     def result(
         self, refused: Sequence[BadFile], left_out: Mapping[str, Counter[str]]
@@ -199,6 +212,7 @@ class Findings:
             smallest=self._extreme(by_pixels[0]) if len(accepted) else None,
             largest=self._extreme(by_pixels[-1]) if len(accepted) else None,
             num_below_crop_size=int((shorter < CROP_SIZE).sum()),
+            num_turned=int((self._orientations[accepted] > 1).sum()),
             duplicates=self._duplicates(accepted),
             tiny_classes={
                 name: count.accepted
@@ -306,6 +320,19 @@ def render_check(result: CheckResult, whole_list: Path | None) -> str:
     ):
         if files:
             lines += ["", f"{title}: {len(files)}", *_by_reason(files, whole_list)]
+    if result.quarantine and not result.moved:
+        lines.append(
+            "  Replace them with good copies, or delete them and run `vggdist check "
+            f"{quote(result.data)} --accept-changes`, or let --move-broken DIR move them away."
+        )
+    for title, names in (
+        ("Added since the manifest was written, accepted", result.added),
+        ("Removed since the manifest was written, accepted", result.removed),
+        ("Moved", result.moved),
+        ("Not moved, since there is such a file already", result.not_moved),
+    ):
+        if names:
+            lines += ["", f"{title}: {len(names)}", *_shortened(names, whole_list)]
     return "\n".join(printable(line) for line in lines) + "\n"
 
 
@@ -339,6 +366,11 @@ def _warnings(result: CheckResult) -> Iterator[str]:
         "Images in several classes of one split", [_group(group) for group in conflicting]
     )
     yield from _warning(f"Classes with fewer than {TINY_CLASS} training images", tiny)
+    if result.num_turned:
+        yield (
+            f"Images with an EXIF orientation, by which a viewer turns them: {result.num_turned}"
+        )
+        yield "  a network sees them as they are stored, unless data.orientation=apply turns them"
     yield from _warning("Files that have changed since they were last looked at", result.changed)
 
 
@@ -357,6 +389,17 @@ def _group(files: Sequence[str]) -> str:
     )
 
 
+def _shortened(files: Sequence[str], whole_list: Path | None) -> Iterator[str]:
+    yield from (f"  {file}" for file in files[:_MOST_FILES])
+    if (more := len(files) - _MOST_FILES) > 0:
+        yield f"  and {more} more; {_rest(whole_list)}"
+
+
+def _rest(whole_list: Path | None) -> str:
+    where = f"in {quote(whole_list)}" if whole_list else "what --json FILE writes"
+    return f"the whole list is {where}"
+
+
 def _by_reason(listed: Sequence[BadFile], whole_list: Path | None) -> Iterator[str]:
     by_reason: defaultdict[str, list[str]] = defaultdict(list)
     for image in listed:
@@ -368,5 +411,4 @@ def _by_reason(listed: Sequence[BadFile], whole_list: Path | None) -> Iterator[s
             yield from (f"    {file}" for file in files[:left])
         left -= len(files)
     if left < 0:
-        where = f"in {quote(whole_list)}" if whole_list else "what --json FILE writes"
-        yield f"  and {-left} more; the whole list is {where}"
+        yield f"  and {-left} more; {_rest(whole_list)}"

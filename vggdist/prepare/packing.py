@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image
 
+from vggdist.data.orientation import exif_orientation
 from vggdist.data.read import read_encoded
 from vggdist.errors import ConfigError
 from vggdist.prepare.journal import Entry
@@ -27,8 +29,8 @@ class Resize:
     """Makes images smaller whose shorter side is longer than `shorter_side` pixels.
 
     The others keep their bytes, as do those that Pillow cannot decode and those of more than 8 bits
-    a channel. A resized image is an RGB JPEG without metadata: its pixels are as they lie in the
-    file, and no reader turns them.
+    a channel. A resized image is an RGB JPEG whose pixels lie as in its file; of the metadata it
+    keeps the EXIF orientation alone.
     """
 
     shorter_side: int
@@ -53,8 +55,15 @@ class Resize:
             f"{self.quality} 4:4:4"
         )
 
-    def apply(self, image: Image.Image) -> tuple[bytes, tuple[int, int]] | None:
-        """The encoded smaller image and its size, or None if this one stays as it is."""
+    def apply(
+        self, image: Image.Image, orientation: int = 1
+    ) -> tuple[bytes, tuple[int, int]] | None:
+        """The encoded smaller image and its size, or None if this one stays as it is.
+
+        Args:
+            image: as it is stored.
+            orientation: its EXIF orientation.
+        """
         width, height = image.size
         shorter = min(width, height)
         if shorter <= self.shorter_side or image.mode.startswith(_DEEP_MODES):
@@ -62,8 +71,11 @@ class Resize:
         size = [(2 * side * self.shorter_side + shorter) // (2 * shorter) for side in image.size]
         small = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS)
         small.info.clear()  # Pillow would pass on a comment
+        exif = Image.Exif()
+        if orientation > 1:
+            exif[ExifTags.Base.Orientation] = orientation
         encoded = io.BytesIO()
-        small.save(encoded, "JPEG", quality=self.quality, subsampling="4:4:4")
+        small.save(encoded, "JPEG", quality=self.quality, subsampling="4:4:4", exif=exif)
         return encoded.getvalue(), small.size
 
 
@@ -118,7 +130,9 @@ def pack_image(image: SourceImage, resize: Resize | None) -> PackedImage:
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
             size = opened.size
-            if resize and (smaller := resize.apply(opened)):
+            is_turned = opened.format == "TIFF"  # by Pillow
+            orientation = 1 if is_turned else exif_orientation(np.frombuffer(encoded, np.uint8))
+            if resize and (smaller := resize.apply(opened, orientation)):
                 extension, (encoded, size) = "jpg", smaller
     except MemoryError:  # says nothing about the image
         raise

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from vggdist.config import BatchSplit
 from vggdist.distributed.precision import is_native
 from vggdist.profiling.timing import Bench
-from vggdist.terminal import render_table
+from vggdist.terminal import counted, render_table
 
 Bound = Literal["input", "compute", "exchange"]
 
@@ -206,7 +206,7 @@ def _rate(bench: Bench, seconds: float) -> str:
 
 
 def _ranks(split: BatchSplit) -> str:
-    return "1 rank" if split.world_size == 1 else f"{split.world_size} ranks"
+    return counted(split.world_size, "rank")
 
 
 def _number(rate: float) -> str:

@@ -12,17 +12,22 @@ from vggdist.commands.arguments import (
     add_input,
     add_json,
     add_output,
+    add_overrides,
     configured,
     positive,
+    settings_of,
     show,
 )
 from vggdist.commands.ranks import start_ranks
 
 STEP_DESCRIPTION = """\
-Times, in turn: a training step and that of a bare PyTorch loop with the same network; the loader
-alone; the step on synthetic images; both together; and, with several ranks, the step without the
-exchange of gradients. Then says what the training is bound by and which setting to change. Without
-data.root the loader is left out. Nothing is written and no weights are kept.
+Times, in turn: a training step, that of a bare PyTorch loop with the same network, and that of a
+tuned one (torch.compile of the convolutions; on a GPU also cudnn.benchmark and a CUDA graph); the
+loader alone; the step on synthetic images; both together; and, with several ranks, the step without
+the exchange of gradients. Then says what the training is bound by and which setting to change, and
+how much of the device's peak it uses: of the published one, or where there is none, of that of a
+large matrix product. Without data.root the loader is left out. Nothing is written and no weights
+are kept.
 """
 
 EVALUATION_DESCRIPTION = """\
@@ -37,8 +42,9 @@ root), and trains the same network on the same images, one rank on each, with ea
 gradients in turn: ours; torch DDP in fp32 and with its bf16 hook; DeepSpeed stage 0 in bf16; ZeRO-1
 and ZeRO-2 as they come, and with weights, gradients and communication in bf16 and overlap. Other
 weights are fp32, and the arithmetic is bf16 or fp32, in whichever a convolution is faster here;
-precision= changes it for all. Shows the bytes that a rank sends and the time of a step, the
-loss after the last one, and memory. All of it takes some ten minutes at 1gbit and 4 GB a rank.
+precision= changes it for all. Shows the bytes that a rank sends, the time of a step, how much of it
+is the exposed exchange (a step less the same step without exchange, in turn), the loss, and memory.
+All of it takes some fifteen minutes at 1gbit and 4 GB a rank.
 """
 
 MACHINE_DESCRIPTION = """\
@@ -126,11 +132,8 @@ def add_verbs(verbs: Any) -> None:
         help="ours, ddp_fp32, ddp_bf16, deepspeed_0, zero_1, zero_2, zero_1_bf16 or zero_2_bf16; "
         "several with commas (default: all)",
     )
-    exchange.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce",
+    add_overrides(
+        exchange, "on top of D, 64 px, 32 images of both ranks; such as exchange=all_reduce"
     )
     add_json(exchange)
 
@@ -234,7 +237,7 @@ def _bench_exchange(arguments: argparse.Namespace) -> None:
         arguments.rate,
         arguments.steps,
         arguments.only or list(NAMES),
-        arguments.overrides,
+        settings_of(arguments),
         arguments.rounds,
     )
     show(render_exchange(result), result, arguments.json)
@@ -267,7 +270,9 @@ def _tune_data(arguments: argparse.Namespace) -> None:
     if result is None:  # the main rank writes and speaks
         return
     write_tuned(result, arguments.out)
-    config_file = f" --config {quote(arguments.config)}" if arguments.config else ""
-    out = quote(arguments.out)
-    use = f"Written to {out}; to use it: launch/train.py{config_file} @{out}"
+    words = ["--config", str(arguments.config)] if arguments.config else []
+    words += settings_of(arguments)
+    words += [f"data.root={arguments.data}"] if arguments.data else []
+    training = " ".join(map(quote, ["vggdist", "train", *words, f"@{arguments.out}"]))
+    use = f"Written to {quote(arguments.out)}; to use it:\n  {training}"
     show(f"{render_tuned(result)}\n{use}", result, arguments.json)

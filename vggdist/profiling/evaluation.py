@@ -25,6 +25,7 @@ from vggdist.data.geometry import crop_grid, rescaled_sizes
 from vggdist.data.whole_images import WholeImageLoader
 from vggdist.distributed.precision import DTYPES
 from vggdist.evaluation.scores import dense_posteriors, most_pixels, multi_crop_posteriors
+from vggdist.model.configurations import configuration_name
 from vggdist.model.dense import WINDOW_BYTES, DenseNetwork
 from vggdist.model.initialization import build_initialized
 from vggdist.model.summary import summarize
@@ -146,9 +147,10 @@ def render_evaluation(result: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"configuration {result['configuration']}, {result['precision']}, Q = "
-            f"{result['scale']}; {result['num_images']} images of {result['num_shapes']} shapes, "
-            f"{result['num_alone']} alone in theirs; with mirror images",
+            f"configuration {configuration_name(result['configuration'])}, {result['precision']}, "
+            f"Q = {result['scale']}; {result['num_images']} images of "
+            f"{result['num_shapes']} shapes, {result['num_alone']} alone in theirs; with "
+            "mirror images",
             "",
             render_table(("", "images/s", "ns/pixel", "vggdist is"), rows),
             "",

@@ -24,6 +24,7 @@ from vggdist.config import Config, split_batch
 from vggdist.config_file import load_config
 from vggdist.distributed.precision import choose_precision
 from vggdist.errors import ConfigError, VggdistError
+from vggdist.model.configurations import configuration_name
 from vggdist.profiling.hosts import Hosts
 from vggdist.profiling.timing import ratios, take_turns
 from vggdist.terminal import StatusLine, render_table
@@ -73,8 +74,9 @@ def measure_exchange(
     Returns:
         For each name `megabytes_per_step` (10^6 bytes that a rank sends, frames and all; mean of
         both), `seconds_per_step` (median of the rounds), `seconds_of_rounds` (median of the steps
-        of each), `loss` (of the last step, mean over ranks) and `peak_memory_megabytes` (of a
-        rank); also `setting`, what was measured.
+        of each), `exposed_seconds` (median of the pairs of a step and the same step without
+        exchange: by how much the exchange makes it longer), `loss` (of the last step, mean over
+        ranks) and `peak_memory_megabytes` (of a rank); also `setting`, what was measured.
 
     Raises:
         VggdistError: no root, an unknown name, or a rank that failed.
@@ -111,10 +113,18 @@ def measure_exchange(
         of_ranks = [answer for ranks in answers for answer in ranks]
         # Of the first rank in each round; both wait for each other in every step.
         seconds = [statistics.median(first["seconds"]) for first, _ in answers]
+        exposed = [
+            exchanging - max(alone)
+            for first, second in answers
+            for exchanging, *alone in zip(
+                first["exchanging"], first["alone"], second["alone"], strict=True
+            )
+        ]
         result[name] = {
             "megabytes_per_step": statistics.mean(a["bytes"] for a in of_ranks) / num_steps / 1e6,
             "seconds_per_step": statistics.median(seconds),
             "seconds_of_rounds": seconds,
+            "exposed_seconds": statistics.median(exposed),
             "loss": of_ranks[-1]["loss"],
             "peak_memory_megabytes": max(a["peak_memory"] for a in of_ranks) / 1e6,
         }
@@ -135,6 +145,7 @@ def render_exchange(result: Mapping[str, Any]) -> str:
                 label,
                 f"{own['megabytes_per_step']:.2f}",
                 f"{own['seconds_per_step']:.3f}",
+                f"{own['exposed_seconds']:.3f}",
                 f"{statistics.median(pairs):.2f}" if pairs else "",
                 f"{own['loss']:.4f}",
                 f"{own['peak_memory_megabytes']:.0f}",
@@ -142,12 +153,13 @@ def render_exchange(result: Mapping[str, Any]) -> str:
             )
         )
     title = (
-        f"configuration {setting['configuration']}, {setting['images_per_rank']} images of "
-        f"{setting['crop_size']} px per rank, {setting['precision']}, 2 ranks, "
-        f"cable {setting['rate']}, median of {setting['steps']} steps"
+        f"configuration {configuration_name(setting['configuration'])}, "
+        f"{setting['images_per_rank']} images of {setting['crop_size']} px per rank, "
+        f"{setting['precision']}, 2 ranks, cable {setting['rate']}, "
+        f"median of {setting['steps']} steps"
         + (f" in each of {setting['rounds']} rounds" if setting["rounds"] > 1 else "")
     )
-    head = ("exchange", "MB/step", "s/step", "x ours", "loss", "peak MB", "")
+    head = ("exchange", "MB/step", "s/step", "exposed", "x ours", "loss", "peak MB", "")
     return f"{title}\n{render_table(head, rows)}"
 
 

@@ -1,7 +1,7 @@
 """The ways to exchange gradients that `bench exchange` compares, and the rank that runs one.
 
 All train the same network on the same batches with the same optimizer. Each way is a function
-that builds a network for its way, and returns the step.
+that builds a network for its way, and returns its loop.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,9 +35,21 @@ from vggdist.profiling.hosts import Hosts, bytes_sent
 from vggdist.profiling.loops import OurLoop, synthetic_batch, torch_sgd
 from vggdist.training.engine import quiet_deepspeed
 
-Step = Callable[[Batch], Tensor]
-"""One update; the loss of this rank's images before it."""
-Build = Callable[[Config, BatchSplit, Process], Step]
+
+@dataclass(frozen=True)
+class Loop:
+    """One way to train.
+
+    Attributes:
+        step: one update; the loss of this rank's images before it.
+        alone: within its block, steps send no gradients and no weights.
+    """
+
+    step: Callable[[Batch], Tensor]
+    alone: Callable[[], AbstractContextManager[object]]
+
+
+Build = Callable[[Config, BatchSplit, Process], Loop]
 
 NUM_BATCHES = 2
 """Different batches of each rank; they come again and again, so the loss must fall."""
@@ -46,8 +60,9 @@ POOLED_SIDE = 7
 def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
     """One rank that exchanges gradients in one way; prints what it measured as JSON.
 
-    That is `seconds` of each timed step, `bytes` sent in them, `loss` (of the last step, mean over
-    ranks) and `peak_memory` (bytes).
+    That is `seconds` of each timed step, `bytes` sent in them, `loss` (of the last of them, mean
+    over ranks) and `peak_memory` (bytes). Then steps with and without the exchange take turns, half
+    as many of each: their seconds are `exchanging` and `alone`.
     """
     process = world.start("cpu")
     split = split_batch(config.batch, process.world_size)
@@ -59,25 +74,44 @@ def run_rank(name: str, config: Config, num_steps: int, num_warm: int) -> None:
     ]
     # DeepSpeed prints on stdout.
     with contextlib.redirect_stdout(sys.stderr):
-        step = WAYS[name](config, split, process)
+        loop = WAYS[name](config, split, process)
     seconds, sent = [], 0
     for number in range(num_warm + num_steps):
         if number == num_warm:
             distributed.barrier()
             sent = bytes_sent(Hosts.interface)
         began_at = time.perf_counter()
-        loss = step(batches[number % NUM_BATCHES])
+        loss = loop.step(batches[number % NUM_BATCHES])
         seconds.append(time.perf_counter() - began_at)
     distributed.barrier()  # what is still queued for the cable has left by then
     sent = bytes_sent(Hosts.interface) - sent
     mean = float(sum_over_ranks(loss.double().clone())) / process.world_size
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    exchanging, alone = [], []
+    for number in range(-(-num_steps // 2)):
+        batch = batches[number % NUM_BATCHES]
+        exchanging.append(_seconds(loop, batch))
+        with loop.alone():
+            alone.append(_seconds(loop, batch))
     answer = {
-        "seconds": seconds[num_warm:], "bytes": sent, "loss": mean, "peak_memory": memory
-    }  # fmt: skip
+        "seconds": seconds[num_warm:],
+        "bytes": sent,
+        "loss": mean,
+        "peak_memory": memory,
+        "exchanging": exchanging,
+        "alone": alone,
+    }
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
     world.stop()
+
+
+def _seconds(loop: Loop, batch: Batch) -> float:
+    """Of a step that all ranks begin together."""
+    distributed.barrier()
+    began_at = time.perf_counter()
+    loop.step(batch)
+    return time.perf_counter() - began_at
 
 
 def full_network(config: Config) -> VGG:
@@ -93,7 +127,7 @@ def full_network(config: Config) -> VGG:
     return network
 
 
-def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
+def _ours(config: Config, split: BatchSplit, process: Process) -> Loop:
     loop = OurLoop(config, split, process, full_network(config))
 
     def step(batch: Batch) -> Tensor:
@@ -101,10 +135,10 @@ def _ours(config: Config, split: BatchSplit, process: Process) -> Step:
         loop.step([batch])
         return loop.meter.sums[0] / loop.meter.sums[3]
 
-    return step
+    return Loop(step, loop.gradients_kept)
 
 
-def _ddp(hook: Any, config: Config, split: BatchSplit, process: Process) -> Step:
+def _ddp(hook: Any, config: Config, split: BatchSplit, process: Process) -> Loop:
     network = full_network(config).to(memory_format=torch.channels_last)
     parallel = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     if hook is not None:
@@ -118,7 +152,7 @@ def _ddp(hook: Any, config: Config, split: BatchSplit, process: Process) -> Step
         optimizer.zero_grad()
         return loss.detach()
 
-    return step
+    return Loop(step, parallel.no_sync)
 
 
 def _deepspeed(
@@ -127,7 +161,7 @@ def _deepspeed(
     config: Config,
     split: BatchSplit,
     process: Process,
-) -> Step:
+) -> Loop:
     network = full_network(config)
     whole_bf16 = "bf16" in settings
     with quiet_deepspeed(process) as deepspeed:
@@ -156,7 +190,32 @@ def _deepspeed(
         detached: Tensor = loss.detach()
         return detached
 
-    return step
+    return Loop(step, partial(_silenced, deepspeed.comm.comm))
+
+
+@contextlib.contextmanager
+def _silenced(comm: Any) -> Iterator[None]:
+    """Within the block, DeepSpeed's collectives do nothing; its own `no_sync` refuses ZeRO-2."""
+    backend, comm.cdb = comm.cdb, _Silent(comm.cdb)
+    try:
+        yield
+    finally:
+        comm.cdb = backend
+
+
+class _Silent:
+    """A backend of DeepSpeed whose collectives are done at once, and leave tensors as they are."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("all_reduce", "all_gather", "reduce", "broadcast")):
+            return lambda *_, **__: self
+        return getattr(self._backend, name)
+
+    def wait(self) -> None:
+        """Of a collective, for which it stands too."""
 
 
 def _loss(network: Any, batch: Batch, config: Config, *, weights_are_bf16: bool = False) -> Tensor:

@@ -39,6 +39,7 @@ from vggdist.profiling.loops import OurLoop, synthetic_batch
 from vggdist.profiling.outputs import require_own_file
 from vggdist.profiling.sample import save_photo
 from vggdist.profiling.timing import Bench, open_bench, take_turns
+from vggdist.terminal import counted
 from vggdist.training.optimizer import MaskedSGD
 
 _LARGE, _SMALL = 1 << 24, 1 << 8  # elements of an all-reduce that measures rate, latency
@@ -98,8 +99,9 @@ def measure_machine(config: Config, rounds: int, folder: Path) -> dict[str, Any]
         return None
     device = Device(
         name=_name(process.device),
-        source=f"vggdist bench machine, {date.today().isoformat()}, {process.world_size} ranks of "
-        f"{platform.node()}, {process.num_cores} cores each",
+        source=f"vggdist bench machine, {date.today().isoformat()}, "
+        f"{counted(process.world_size, 'rank')} of {platform.node()}, "
+        f"{counted(process.num_cores, 'core')} each",
         peak_teraflops={},
         sustained_teraflops={config.resolved_precision: 1.0},
         memory_gigabytes=_memory_bytes(process) / 1e9,

@@ -27,7 +27,7 @@ from vggdist.errors import ConfigError
 from vggdist.profiling.images import TimedImages, open_training_images
 from vggdist.profiling.outputs import require_own_file
 from vggdist.profiling.timing import Bench, open_bench, ratios, require_rounds, take_turns
-from vggdist.terminal import render_table
+from vggdist.terminal import counted, render_table
 
 CLEAR_GAIN = 1.03
 """Ratio of images/s, the median over rounds, from which a change is kept."""
@@ -214,7 +214,7 @@ class _Search:
 
 
 def _ranks(result: dict[str, Any]) -> str:
-    return "1 rank" if result["world_size"] == 1 else f"{result['world_size']} ranks"
+    return counted(result["world_size"], "rank")
 
 
 def _machine(process: world.Process) -> str:

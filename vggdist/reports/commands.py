@@ -49,7 +49,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from vggdist.terminal import Progress
 
     paths = find_posteriors(arguments.files)
-    progress = Progress(len(open_posteriors(paths[0]).labels))
+    progress = Progress(len(open_posteriors(paths[0]).labels), is_usual=False)
     report = make_report(paths, progress.advance)
     progress.close()
     text = render_report(report)

@@ -21,6 +21,7 @@ from vggdist.config import split_batch
 from vggdist.config_file import to_yaml
 from vggdist.errors import ConfigError
 from vggdist.slurm.settings import ClusterSettings, load_settings
+from vggdist.terminal import counted
 
 if TYPE_CHECKING:
     from vggdist.slurm.job import Payload
@@ -43,7 +44,7 @@ examples:
   vggdist submit --config configs/vgg_d.yaml --nodes 4 --gpus-per-node 8 --dry-run
   vggdist submit --config configs/quickstart.yaml --ranks-per-node 2 --local
 
-Nothing is submitted with --dry-run; it needs neither SLURM nor the data.
+Nothing is started with --dry-run; it needs neither SLURM nor the data.
 """
 
 
@@ -63,12 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is trained, on what, and whether it is submitted at all."""
     add_config(parser)
     add_cluster_flags(parser)
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument(
+    parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print configuration, world size, batch arithmetic and sbatch's script, and stop",
+        help="print configuration, world size, batch arithmetic and, unless it runs here, sbatch's "
+        "script; and stop",
     )
+    ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
         "--local",
         action="store_true",
@@ -140,7 +142,7 @@ def make_submission(
 def run(arguments: argparse.Namespace) -> int:
     """Submits, or shows what it would submit, or runs it here; returns the exit code."""
     from vggdist.slurm.job import TrainingPayload
-    from vggdist.slurm.submit import sbatch_text
+    from vggdist.slurm.submit import Layout
 
     check_outputs(arguments)
     config = configured(arguments)
@@ -148,8 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
     payload = TrainingPayload(config.model_dump(mode="json"))
     name = arguments.job_name or folder.name
     submission = make_submission(arguments, name, folder / "jobs", payload)
-    layout = submission.layout
-    if arguments.debug:  # without submitit or a job folder
+    layout = Layout(1, 1, 0) if arguments.debug else submission.layout
+    if arguments.debug and not arguments.dry_run:  # without submitit or a job folder
         from vggdist.training.signals import StopSignal
 
         with StopSignal() as stop:
@@ -166,32 +168,45 @@ def run(arguments: argparse.Namespace) -> int:
         "job_folder": str(submission.folder),
     }
     if arguments.dry_run:
-        script, configuration = sbatch_text(submission), to_yaml(config)
-        text = (
-            f"{_render(summary)}\n# configuration\n{configuration}\n# sbatch\n{script}\n"
-            "Nothing was submitted (--dry-run).\n"
-        )
-        answer = {"submitted": False, "configuration": configuration, "sbatch": script}
-        show(text, summary | answer, arguments.json)
-        return 0
+        return _preview(arguments, submission, summary, to_yaml(config))
     return (_run_local if arguments.local else _submit)(arguments, submission, summary)
 
 
 def _render(summary: dict[str, Any]) -> str:
     gpu = "a GPU and " if summary["gpus_per_node"] else ""
     return (
-        f"world size {summary['world_size']} = {_count(summary['nodes'], 'node')} x "
-        f"{_count(summary['ranks_per_node'], 'rank')}, each with {gpu}"
-        f"{_count(summary['cpus_per_rank'], 'CPU')}\n"
-        f"global batch {summary['global_batch']} = {_count(summary['world_size'], 'rank')} x "
-        f"{_count(summary['accumulation_steps'], 'micro batch', 'es')} x "
-        f"{_count(summary['micro_batch'], 'image')}\n"
+        f"world size {summary['world_size']} = {counted(summary['nodes'], 'node')} x "
+        f"{counted(summary['ranks_per_node'], 'rank')}, each with {gpu}"
+        f"{counted(summary['cpus_per_rank'], 'CPU')}\n"
+        f"global batch {summary['global_batch']} = {counted(summary['world_size'], 'rank')} x "
+        f"{counted(summary['accumulation_steps'], 'micro batch', 'micro batches')} x "
+        f"{counted(summary['micro_batch'], 'image')}\n"
         f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
 
 
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural}"
+def _preview(
+    arguments: argparse.Namespace,
+    submission: "Submission",
+    summary: dict[str, Any],
+    configuration: str,
+) -> int:
+    from vggdist.slurm.submit import sbatch_text
+
+    text = f"{_render(summary)}{_where(arguments, summary)}\n# configuration\n{configuration}\n"
+    answer: dict[str, Any] = {"submitted": False, "configuration": configuration}
+    if not (arguments.local or arguments.debug):
+        answer["sbatch"] = sbatch_text(submission)
+        text += f"# sbatch\n{answer['sbatch']}\n"
+    show(f"{text}Nothing was started (--dry-run).\n", summary | answer, arguments.json)
+    return 0
+
+
+def _where(arguments: argparse.Namespace, summary: dict[str, Any]) -> str:
+    """A line where all ranks of several nodes share this machine; else nothing."""
+    if not arguments.local or summary["nodes"] == 1:
+        return ""
+    return f"all {summary['world_size']} ranks of {summary['nodes']} nodes run on this machine\n"
 
 
 def _submit(
@@ -221,11 +236,7 @@ def _run_local(
 ) -> int:
     from vggdist.slurm.submit import run_local
 
-    sys.stdout.write(_render(summary))
-    if summary["nodes"] > 1:
-        sys.stdout.write(
-            f"all {summary['world_size']} ranks of {summary['nodes']} nodes run on this machine\n"
-        )
+    sys.stdout.write(_render(summary) + _where(arguments, summary))
     sys.stdout.flush()
     limit = submission.settings.timeout_minutes if arguments.time is not None else None
     exit_code = run_local(submission, limit)

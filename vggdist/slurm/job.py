@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vggdist.config_file import make_config
+from vggdist.distributed.entry import quiet_libraries
 from vggdist.errors import EXIT_NOT_REQUEUED, EXIT_STOPPED, ConfigError, DistributedError
 from vggdist.slurm import attempts, queue
 
@@ -57,6 +58,7 @@ class TrainingPayload:
 
     def run(self, stop: "StopSignal") -> int:
         """Trains on this rank."""
+        quiet_libraries()
         from vggdist.pretrain import run
 
         return run(make_config(self.config), stop)

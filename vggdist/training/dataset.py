@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
 from vggdist.data.manifest_file import SPLITS, require_usable, write_classes
 from vggdist.data.survey import Survey, survey_dataset
+from vggdist.data.turned import count_turned
 from vggdist.distributed import process as world
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
@@ -74,7 +76,8 @@ def open_training_data(
     survey = on_main(process, stop.run, _survey, config, root, folder, saved, undo)
     digests = world.from_main(_digests(survey) if survey else {})
     dataset = survey.dataset if survey else open_dataset(root, fallback=folder)
-    return TrainingData(dataset, digests, survey.remarks if survey else ())
+    remarks = (*survey.remarks, *_remarks(config, survey)) if survey else ()
+    return TrainingData(dataset, digests, remarks)
 
 
 def copy_to_node(
@@ -148,15 +151,31 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
     root = config.data.root
     require_several_classes(dataset.train)
     num_classes = len(dataset.train.classes)
-    if num_classes != config.model.num_classes:
+    if config.model.num_classes not in (None, num_classes):
         raise ConfigError(
             sentences(
                 f"model.num_classes is {config.model.num_classes}, but {quote(root)} has "
-                f"{num_classes} classes; set model.num_classes={num_classes}.",
+                f"{num_classes} classes; set model.num_classes={num_classes}, or leave it out.",
                 explain_nesting(dataset.train),
             )
         )
-    require_usable(dataset.val, root)
+    require_usable([dataset.val], root)
+
+
+def _remarks(config: Config, survey: Survey) -> Iterator[str]:
+    """What the configuration makes of the images, where that may not be what was meant."""
+    nesting = explain_nesting(survey.dataset.train)
+    if nesting and config.model.num_classes is None:
+        yield nesting
+    train = survey.dataset.train
+    turned = count_turned(train, survey.contents[train.split].orientations)
+    if turned.num_turned and config.data.upright:
+        yield f"training: {turned}, by which they are turned (data.orientation=apply)."
+    elif turned.num_turned:
+        yield (
+            f"training: {turned}. The network sees them as they are stored, not as a viewer turns "
+            "them; data.orientation=apply turns them."
+        )
 
 
 def _require_same(config: Config, survey: Survey, before: dict[str, str]) -> None:

@@ -23,6 +23,7 @@ from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
 from vggdist.training.factors import factored_layers
 from vggdist.training.gradients import GradientExchange
 from vggdist.training.optimizer import MaskedSGD, build_optimizer, norm, trained_parameters
+from vggdist.training.ranges import named
 from vggdist.training.speeds import choose_ways, to_state
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Engine:
     Attributes:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
+        factored: names of the layers whose gradients are sent as factors.
         exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         exchange_state: what was decided about the exchange; None: nothing was.
         measure_norm: set it before a step to have `gradient_norm` after it.
@@ -86,6 +88,7 @@ class Engine:
         self.measure_norm = False
         self._norm: Tensor | float | None = None
         self._scale_of_step: Tensor | None = None
+        self.factored: tuple[str, ...] = ()
         if self.device.type == "cpu":
             keep_freed_memory()
         self.optimizer = self._build_optimizer(network)
@@ -98,6 +101,7 @@ class Engine:
             )
         self.module: nn.Module = self._engine.module
         self.exchange_state: dict[str, Any] | None = None
+        self._loss_share = 1.0
         self._scaler: torch.amp.GradScaler | None = self._set_up(split, process, exchange_state)
         self.train()
 
@@ -109,11 +113,13 @@ class Engine:
     ) -> torch.amp.GradScaler | None:
         """Prepares the network for training; returns fp16's loss scaler."""
         self._engine.enable_backward_allreduce = False
+        scaler: torch.amp.GradScaler | None = self._engine.torch_autocast_z0_gradscaler
         collectives = Collectives(process.device)
         factored = []
         if split.world_size > 1:
             ways = choose_ways(self.config, split, process, collectives, exchange_state)
             self.exchange_state = to_state(ways, split)
+            self.factored = tuple(layer for layer, way in ways.items() if way == "factors")
             factored = factored_layers(self.module, ways, self.config, split, tell=process.is_main)
         self.exchange = GradientExchange(
             list(trained_parameters(self.module).values()),
@@ -123,10 +129,14 @@ class Engine:
             dtype=DTYPES[self.config.sent_precision],
             factor_dtype=DTYPES[self.config.factor_precision],
             products=self.optimizer.products if self.config.updates_by_blocks else None,
+            divisor=split.world_size if scaler is not None else 1,
         )
+        if scaler is None:
+            # The mean over ranks costs no pass over the gradients. A scaled loss is left alone: its
+            # scale would have another meaning for each number of ranks.
+            self._loss_share = 1.0 / split.world_size
         # After initialize, which views parameters as bytes and so needs them contiguous.
         arrange_convolutions(self.module, self.device, self.config.resolved_precision)
-        scaler: torch.amp.GradScaler | None = self._engine.torch_autocast_z0_gradscaler
         return scaler
 
     def __call__(self, images: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
@@ -139,7 +149,7 @@ class Engine:
         # A non-finite loss can have finite gradients (an infinite logit of the wrong sign).
         # Multiplied by nan they are not finite, so one check of the gradients, shared by all ranks,
         # covers both.
-        finite = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+        finite = torch.where(torch.isfinite(loss.detach()), self._loss_share, float("nan"))
         self._engine.backward(loss * finite)
 
     def step(self) -> None:
@@ -153,12 +163,14 @@ class Engine:
         self._update()
 
     def _update(self) -> None:
-        self.exchange.wait()
-        # Before the engine's step, which may unscale and clip the gradients.
-        if self.measure_norm:
-            gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
-            self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
-        self._engine.step()
+        with named("exchange"):
+            self.exchange.wait()
+        with named("update"):
+            # Before the engine's step, which may unscale and clip the gradients.
+            if self.measure_norm:
+                gradients = (p.grad for p in self.module.parameters() if p.grad is not None)
+                self._norm = norm([*gradients, *(each.norm() for each in self.optimizer.products)])
+            self._engine.step()
 
     def train(self) -> None:
         """Training mode: dropout and batch statistics; frozen layers keep their statistics."""

@@ -24,6 +24,7 @@ from vggdist.distributed.traffic import (
 )
 from vggdist.layers.fc_layer import FCLayer
 from vggdist.training.product import Product
+from vggdist.training.ranges import SEND, named
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,11 @@ class FactoredGradient:
     """The gradient of one layer, computed from the gathered factors."""
 
     def __init__(
-        self, layer: FCLayer, collectives: Collectives, dtype: torch.dtype | None = None
+        self,
+        layer: FCLayer,
+        collectives: Collectives,
+        dtype: torch.dtype | None = None,
+        divisor: int = 1,
     ) -> None:
         """Takes over the computation of the layer's gradient.
 
@@ -40,8 +45,10 @@ class FactoredGradient:
             layer: a trained layer.
             collectives: of all ranks.
             dtype: of the factors when sent; None: as computed.
+            divisor: of the gradient.
         """
         self._layer, self._collectives, self._dtype = layer, collectives, dtype
+        self._scale = 1.0 / divisor
         self._in_flight: list[tuple[Tensor, Wait]] = []
         self._kept: Tensor | None = None
         self.attach()
@@ -55,12 +62,13 @@ class FactoredGradient:
         self._layer.take_factors = None
 
     def _send(self, x: Tensor, dy: Tensor) -> None:
-        for factor in (x, dy):
-            self._in_flight.append(self._collectives.all_gather(factor.to(self._dtype)))
+        with named(SEND):
+            for factor in (x, dy):
+                self._in_flight.append(self._collectives.all_gather(factor.to(self._dtype)))
 
     @torch.no_grad()
     def finish(self) -> Product:
-        """Sets the biases' gradient and returns the weights': means over all ranks for the step."""
+        """Sets the biases' gradient of the step and returns the weights'."""
         for _, wait in self._in_flight:
             wait()
         x, dy = (_rows([rows for rows, _ in self._in_flight[first::2]]) for first in (0, 1))
@@ -68,10 +76,9 @@ class FactoredGradient:
         if x.device.type == "cpu":
             # Once, not for every block of their product.
             x, dy = x.float(), dy.float()
-        scale = 1.0 / self._collectives.world_size
         linear = self._layer.linear
-        linear.bias.grad = dy.sum(0, dtype=torch.float32).mul_(scale)
-        return Product(linear.weight, dy, x, scale)
+        linear.bias.grad = dy.sum(0, dtype=torch.float32).mul_(self._scale)
+        return Product(linear.weight, dy, x, self._scale)
 
     def multiply(self, product: Product) -> None:
         """Sets the weights' gradient to the whole product."""
@@ -103,7 +110,7 @@ def factored_layers(
         ways: of `choose_ways`.
         config: the precisions and `exchange`.
         split: how a step's images are divided among the ranks.
-        tell: log the bytes of both ways.
+        tell: note the bytes of both ways in the log file.
     """
     layers = {
         name: module
@@ -127,7 +134,7 @@ def factored_layers(
             )
             for name, layer in layers.items()
         ]
-        logger.info("%s", render_traffic(traffic, ways, rest, config, split))
+        logger.debug("%s", render_traffic(traffic, ways, rest, config, split))
     return [layer for name, layer in layers.items() if ways[name] == "factors"]
 
 

@@ -23,6 +23,9 @@ from vggdist.training.signals import NOTHING_SAVED, STARTING, StopSignal
 
 T = TypeVar("T")
 
+NUM_FLAGS = 4
+"""Of a step, in the order of `StepFlags`."""
+
 
 class SharedFlags:
     """The end of a step: one flat tensor holds the ranks' requests and all running statistics."""
@@ -83,6 +86,8 @@ class StepFlags(NamedTuple):
     """A rank was asked to stop."""
     found_bad: bool
     """A rank found a bad image."""
+    sums: tuple[float, ...] = ()
+    """This rank's own: those of `Meter`, where they were pushed with the flags."""
 
 
 def until_stopped(
@@ -100,7 +105,7 @@ def until_stopped(
     delayed = DelayedFlags(device)
     for number in range(num_rounds):
         yield from itertools.islice(batches, 1)
-        flags = torch.zeros(4, device=device)
+        flags = torch.zeros(NUM_FLAGS, device=device)
         # `StepFlags.stop`. Not `[2] = ...`, a copy from the host, which waits for the device.
         flags[2:3].fill_(float(stop.requested))
         _end_evaluation(delayed.push(sum_over_ranks(flags), number))
@@ -147,7 +152,10 @@ class SentFlags:
         """The flags, once the copy is done."""
         if self._event is not None:
             self._event.synchronize()
-        return StepFlags(self._step, *(flag > 0 for flag in self._flags.tolist()))
+        values = self._flags.tolist()
+        failed, masked, stop, found_bad = (flag > 0 for flag in values[:NUM_FLAGS])
+        sums = tuple(values[NUM_FLAGS:])
+        return StepFlags(self._step, failed, masked, stop, found_bad, sums)
 
 
 class DelayedFlags:
@@ -160,7 +168,9 @@ class DelayedFlags:
         self._latest: SentFlags | None = None
 
     def push(self, flags: Tensor, step: int) -> StepFlags | None:
-        """Takes the flags of this step; returns those that can be read, if there are any."""
+        """Takes the flags of this step, and its sums behind them; returns those that can be read,
+        if there are any.
+        """
         before, self._latest = self._latest, SentFlags(flags, step)
         if not self._delays:
             return self.flush()

@@ -18,10 +18,11 @@ from vggdist.layers.fc_layer import FCLayer
 from vggdist.training.factors import FactoredGradient
 from vggdist.training.optimizer import in_memory_order
 from vggdist.training.product import Product
+from vggdist.training.ranges import SEND, named
 
 
 class GradientExchange:
-    """Makes every gradient the mean over ranks.
+    """Makes every gradient the sum over ranks, or their mean.
 
     Gradients are all-reduced as they become ready in the last micro batch (by a hook after each
     parameter's accumulation); those of `factored` layers are computed from factors gathered in
@@ -39,6 +40,7 @@ class GradientExchange:
         dtype: torch.dtype = torch.float32,
         factor_dtype: torch.dtype | None = None,
         products: list[Product] | None = None,
+        divisor: int = 1,
     ) -> None:
         """Installs the hooks.
 
@@ -51,10 +53,12 @@ class GradientExchange:
             factor_dtype: of factors when sent; None: as computed.
             products: list that receives the products of the factored layers' weights in every step;
                 None: they are multiplied, and weights have normal gradients.
+            divisor: of every gradient, before the sum; the number of ranks, unless the loss has
+                been divided by it.
         """
         self._products = products
         self.world_size = collectives.world_size
-        self._collectives, self._dtype = collectives, dtype
+        self._collectives, self._dtype, self._divisor = collectives, dtype, divisor
         self._is_last = is_last_micro_batch
         self._in_flight: list[tuple[Wait, Tensor, list[Tensor]]] = []
         self._bucket: list[Tensor] = []
@@ -62,7 +66,7 @@ class GradientExchange:
         self._factored: list[FactoredGradient] = []
         if self.world_size > 1:
             self._factored = [
-                FactoredGradient(layer, collectives, factor_dtype) for layer in factored
+                FactoredGradient(layer, collectives, factor_dtype, divisor) for layer in factored
             ]
             apart = {id(p) for layer in factored for p in layer.parameters()}
             for parameter in parameters:
@@ -70,7 +74,7 @@ class GradientExchange:
                     parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Returns when every gradient of this step holds the mean over ranks.
+        """Returns when every gradient of this step is that of all ranks.
 
         Does nothing before the last micro batch.
         """
@@ -114,7 +118,8 @@ class GradientExchange:
         gradient = parameter.grad
         assert gradient is not None
         if gradient.numel() >= BUCKET_ELEMENTS:
-            self._send([gradient])
+            with named(SEND):
+                self._send([gradient])
             return
         self._bucket.append(gradient)
         self._bucket_elements += gradient.numel()
@@ -123,7 +128,8 @@ class GradientExchange:
 
     def _send_bucket(self) -> None:
         if self._bucket:
-            self._send(self._bucket)
+            with named(SEND):
+                self._send(self._bucket)
             self._bucket, self._bucket_elements = [], 0
 
     def _send(self, gradients: list[Tensor]) -> None:
@@ -136,7 +142,8 @@ class GradientExchange:
         for view in views:
             # Divided before the sum, so that fp16's scaled gradients cannot overflow in it; and
             # before rounding, since a rounding division is several times slower on a CPU.
-            view.div_(self.world_size)
+            if self._divisor != 1:
+                view.div_(self._divisor)
             if flat.data_ptr() != view.data_ptr():
                 flat[start : start + view.numel()].copy_(view)
             start += view.numel()

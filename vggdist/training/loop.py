@@ -6,10 +6,11 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vggdist.artifacts import checkpoint
@@ -19,7 +20,7 @@ from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, from_main, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError, StoppedError
+from vggdist.errors import CheckpointError, NumericError, StoppedError, in_words
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
@@ -27,10 +28,12 @@ from vggdist.training.best import BestNetwork
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags, first_of
 from vggdist.training.metrics import MetricLog, displayable
+from vggdist.training.profile import StepProfile
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import SAVING, StopSignal
 from vggdist.training.step import Meter, train_step
 from vggdist.training.throughput import Throughput, Waiting
+from vggdist.training.utilization import Utilization
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Training:
         log: MetricLog | None,
         run_folder: Path,
         description: Description | None = None,
+        profile: StepProfile | None = None,
     ) -> None:
         """Assembles the training.
 
@@ -76,13 +80,14 @@ class Training:
             known_bad: images that `open_batches` skips.
             log: curves, on the main rank.
             description: of the network, saved with every checkpoint's weights.
+            profile: records some of the steps.
         """
         self.config, self.process, self.split = config, process, split
         self.engine, self.schedule, self.log = engine, schedule, log
         self.num_images = num_images
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
-        self.description = description
+        self.description, self._profile = description, profile
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.step = 0
         self.num_masked = 0
@@ -92,7 +97,8 @@ class Training:
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
-        self.progress = TrainingProgress(schedule.total_steps)
+        self.utilization = Utilization(config, process.world_size, process.device)
+        self.progress = TrainingProgress(schedule.total_steps, speaks=process.is_main)
         self._evaluation_interval = self._steps(config.evaluation.every_epochs)
         self._checkpoint_interval = config.checkpoint.every_steps or self._steps(
             config.checkpoint.every_epochs
@@ -138,8 +144,9 @@ class Training:
             batches = first_of(opened, stop, self.process)
             self.throughput.resume()
             while not self.finished:
-                flags = self._take_step(batches, stop)
-                stopping = self._handle(delayed.push(flags, self.step))
+                with self._profiled():
+                    flags = self._take_step(batches, stop)
+                    stopping = self._handle(delayed.push(flags, self.step))
                 self.elapsed_seconds = time.monotonic() - began_at
                 ended = self.step == self.schedule.total_steps
                 saving = ended or self._is_due(self._checkpoint_interval)
@@ -204,6 +211,12 @@ class Training:
             self.process.device, state["step_seconds"], state["step_images"]
         )
 
+    def _profiled(self) -> AbstractContextManager[object]:
+        """Around the next step."""
+        if self._profile is None:
+            return nullcontext()
+        return self._profile.around(self.step + 1, self.throughput, self.progress)
+
     def _take_step(self, batches: Iterator[Batch], stop: StopSignal) -> Tensor:
         self.engine.optimizer.set_learning_rate(self.schedule.learning_rate(self.step))
         self.step += 1
@@ -213,8 +226,8 @@ class Training:
         train_step(self.engine, self._shown(waiting), self.meter)
         flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_new)
         self.throughput.add_step(self.split.global_batch, waiting.seconds)
-        self.progress.tick(self.step)
-        return flags
+        # Behind the flags, so that the live line has them without waiting for the device.
+        return torch.cat([flags, self.meter.sums])
 
     def _handle(self, flags: StepFlags | None) -> bool:
         """Whether a rank was asked to stop; raises if the step failed."""
@@ -229,10 +242,19 @@ class Training:
                 good_until=flags.step - 2,
             )
         self.num_masked += flags.masked
+        self._renew_line(flags.sums)
         if flags.found_bad:
             self.progress.clear()
             self.known_bad.agree()
         return flags.stop
+
+    def _renew_line(self, sums: tuple[float, ...]) -> None:
+        """The live line: loss and error are of the main rank's images since the last log step."""
+        if self.progress.is_due and (images := sums[-1]):
+            values = {"loss": sums[0] / images, "top1_error": sums[1] / images}
+            speeds = self.throughput.so_far()
+            values |= speeds | self.utilization.of(speeds.get("images_per_second", 0.0))
+            self.progress.show(self.step, self.epoch, values, self._seconds_left())
 
     def _diverged(self, what: str, good_until: int) -> NumericError:
         """The error for a network that has diverged.
@@ -257,6 +279,8 @@ class Training:
 
     def _write_log(self) -> None:
         values = self.throughput.close_window()
+        if "images_per_second" in values:
+            values |= self.utilization.of(values["images_per_second"])
         loss, top1, top5, images = sum_over_ranks(self.meter.sums.clone()).tolist()
         self.meter.sums.zero_()
         norm = self.engine.gradient_norm()
@@ -315,7 +339,7 @@ class Training:
                 "epoch %.2f  validation: top-1 error %.2f %%  %sloss %.4f",
                 self.epoch,
                 100 * self.errors.top1_error,
-                top5 if self.config.model.num_classes > TOP5 else "",
+                top5 if self.config.model.fc8_width > TOP5 else "",
                 self.errors.loss,
             )
         self._keep_if_best(self.errors.top1_error)
@@ -378,8 +402,8 @@ class Training:
             else "There is none before it."
         )
         return (
-            f"the checkpoint of step {self.step} could not be written: {error}. Free space or fix "
-            f"the permissions of {quote(self.checkpoint_folder)}. {kept}"
+            f"the checkpoint of step {self.step} could not be written: {in_words(error)}. Free "
+            f"space or fix the permissions of {quote(self.checkpoint_folder)}. {kept}"
         )
 
     def _shown(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -418,6 +442,6 @@ class Training:
     def _seconds_left(self) -> float:
         """Estimated from the speed so far, evaluations included."""
         steps = self.schedule.total_steps - self.step
-        per_step = self.throughput.seconds / max(1, self.throughput.images)
+        per_step = self.throughput.seconds_per_image * self.split.global_batch
         evaluations = steps / self._evaluation_interval
-        return steps * per_step * self.split.global_batch + evaluations * self._evaluation_seconds
+        return steps * per_step + evaluations * self._evaluation_seconds

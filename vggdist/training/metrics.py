@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vggdist.artifacts.files import JsonLines
 from vggdist.artifacts.run_files import LOG_FILE, METRICS_FILE
 from vggdist.config import Triple
+from vggdist.errors import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class MetricLog:
                 logger.error(
                     "curves and log in %s cannot be written, training continues without them: %s.",
                     self._folder,
-                    error,
+                    in_words(error),
                 )
 
 

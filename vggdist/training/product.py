@@ -24,7 +24,7 @@ class Product:
         weight: (out_features, in_features), the weights of this gradient.
         dy: (n, out_features).
         x: (n, in_features), of the same type.
-        scale: one over the number of ranks.
+        scale: what the sum over images is multiplied by.
     """
 
     weight: Tensor

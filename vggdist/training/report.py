@@ -26,6 +26,8 @@ PREDICTIONS_FILE = "predictions.png"
 def write_result(training: Training, classes: Sequence[str], folder: Path) -> dict[str, Any]:
     """Writes `result.json`; errors are fractions, speeds are over all ranks and steps.
 
+    Model FLOP utilization, a fraction, and the peak that it is of are there where that is known.
+
     The file also has the evaluation with the lowest error, the errors by class and the most
     confused pairs, the steps at which the learning rate fell, the reason for the end of the
     training, and the digests of the manifests.
@@ -46,6 +48,9 @@ def write_result(training: Training, classes: Sequence[str], folder: Path) -> di
             "epoch": best.epoch,
             "kept": best.folder is not None,
         }
+    if training.utilization.peak:
+        result |= training.utilization.of(training.throughput.images_per_second)
+        result["peak"] = training.utilization.peak
     result |= {
         "ended": training.schedule.end(training.step),
         "decreases": [fall._asdict() for fall in training.schedule.decreases(training.step)],
@@ -94,6 +99,9 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
         told = f"{100 * best['top1_error']:.2f} % at epoch {best['epoch']:.2f}: {where}"
         table.add_row("best top-1 error", Text(told))
     table.add_row("images/s", f"{result['images_per_second']:.1f}")
+    if "model_flop_utilization" in result:
+        share = f"{100 * result['model_flop_utilization']:.1f} % of {result['peak']}"
+        table.add_row("model FLOP utilization", share)
     table.add_row("steps", f"{result['steps']:.0f} in {duration(result['seconds'])}")
     if result["unusable_images"]:
         table.add_row("unusable images", f"{result['unusable_images']:.0f}, others shown instead")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from vggdist.data.batch import Batch
 from vggdist.evaluation.metrics import count_errors
 from vggdist.training.engine import Engine
+from vggdist.training.ranges import named
 
 
 class Meter:
@@ -35,9 +36,11 @@ def train_step(engine: Engine, micro_batches: Iterable[Batch], meter: Meter) -> 
     """
     with _convolutions_timed():
         for batch in micro_batches:
-            logits = engine(batch.images, batch.dropout_keys).float()
-            loss = F.cross_entropy(logits, batch.labels)
-            engine.backward(loss)
+            with named("forward"):
+                logits = engine(batch.images, batch.dropout_keys).float()
+                loss = F.cross_entropy(logits, batch.labels)
+            with named("backward"):
+                engine.backward(loss)
             meter.add(loss.detach(), logits.detach(), batch.labels)
             engine.step()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from vggdist.data.batch import Batch
+from vggdist.training.ranges import named
 
 
 class Throughput:
@@ -55,6 +56,26 @@ class Throughput:
             "data_wait": min(1.0, wait / seconds),
         }
 
+    def so_far(self) -> dict[str, float]:
+        """Images per second and data wait of the window, by the host's clock: it does not wait."""
+        seconds, images = self._seconds_so_far, self._window_images
+        if images == 0 or seconds == 0.0:
+            return {}
+        return {
+            "images_per_second": images / seconds,
+            "data_wait": min(1.0, self._window_wait / seconds),
+        }
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Over all steps so far, by the host's clock."""
+        images = self.images + self._window_images
+        return (self.seconds + self._seconds_so_far) / images if images else 0.0
+
+    @property
+    def _seconds_so_far(self) -> float:
+        return self._window_seconds + time.monotonic() - self._started_at
+
     @property
     def images_per_second(self) -> float:
         """Over all closed windows."""
@@ -74,6 +95,7 @@ class Waiting:
     def __next__(self) -> Batch:
         started_at = time.monotonic()
         try:
-            return next(self._batches)
+            with named("input"):
+                return next(self._batches)
         finally:
             self.seconds += time.monotonic() - started_at

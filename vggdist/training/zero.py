@@ -15,6 +15,7 @@ from vggdist.config import BatchSplit, Config
 from vggdist.distributed.process import Process
 from vggdist.training.engine import Engine
 from vggdist.training.optimizer import MaskedSGD, build_optimizer, trained_parameters
+from vggdist.training.ranges import named
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class ZeroEngine(Engine):
         if self._scaler is not None and clipping:
             # ZeRO clips gradients without removing the loss scale.
             self._zero.clip_grad = clipping * self.loss_scale()
-        self._engine.step()
+        with named("update"):  # with what DeepSpeed still has to exchange
+            self._engine.step()
         self._norm = self._engine.get_global_grad_norm()
         if self._scaler is not None and self._zero.overflow:
             # ZeRO returns before it updates its scaler, and would overflow forever.

@@ -13,6 +13,7 @@ from vggdist.commands.arguments import (
     add_settings,
     positive,
     scales,
+    settings_of,
     show,
 )
 
@@ -94,7 +95,8 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
         "--layer",
         choices=("fc7", "pool5"),
         default="fc7",
-        help="fc7, or the last pooled maps (default: fc7)",
+        help="fc7, or the last pooled maps, for which a file of convolutions alone is enough "
+        "(default: fc7)",
     )
     parser.add_argument(
         "--aggregate",
@@ -130,7 +132,7 @@ def _features(arguments: argparse.Namespace) -> None:
             layer=arguments.layer,
             aggregate=arguments.aggregate,
             flip=arguments.flip,
-            overrides=tuple(arguments.overrides),
+            overrides=tuple(settings_of(arguments)),
         )
     )
     save_features(arguments.out, features)

@@ -90,10 +90,9 @@ def compute_features(request: Request) -> Features:
         trained = precision_of(request.network)
         config, why = resolve_precision(config, process, trained=trained)
         logger.info(why)
-        for part in parts:
-            require_whole(part.images, process)
+        require_whole([part.images for part in parts], process)
         dense = DenseNetwork(
-            build_network(weights, config.model),
+            build_network(weights, config.model, convolutions_only=request.layer == "pool5"),
             DTYPES[config.resolved_precision],
             process.device,
         )
@@ -218,8 +217,7 @@ def _open_parts(root: str) -> list[_Part]:
         parts = [_Part(f"{names[0]}/", open_split(folder, names[0]))]
     else:
         parts = [_Part("", from_classes(folder, "", list_classes(folder)))]
-    for part in parts:
-        require_usable(part.images, str(folder))
+    require_usable([part.images for part in parts], str(folder))
     return [_Part(part.prefix, _surveyed(part.images)) for part in parts]
 
 
