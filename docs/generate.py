@@ -48,7 +48,8 @@ def keys() -> str:
 def _keys(keys: Mapping[str, Any], prefix: str) -> str:
     rows = [("key", "type and range", "default", "meaning and unit", "may change on resume")]
     for name, key in keys.items():
-        resumed = "yes" if KNOBS[prefix + name].may_change is True else ""
+        knob = KNOBS[prefix + name]
+        resumed = "yes" if knob.may_change is True else knob.rule
         default = json.dumps(key["default"]).strip('"')
         rows.append((f"`{prefix}{name}`", _type(key), f"`{default}`", key["description"], resumed))
     return _table(rows)

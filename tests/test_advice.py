@@ -157,6 +157,11 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         (f"{PREDICT} --scale 8", r"use scales of (\d+) or more", f"{PREDICT} --scale {{0}}"),
         ("predict data data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
         ("predict nothing data/val", r"or a (\.safetensors) file", "predict net{0} data/val"),
+        (
+            "predict best@best data/val",
+            r"(\S+) alone is the newest checkpoint",
+            "predict {0} data/val",
+        ),
         (f"{PREDICT} --out data/val/a.png", "name a place outside", f"{PREDICT} --out a.png"),
         (f"{PREDICT} --json run/result.json", "give another name", f"{PREDICT} --json run/a.json"),
         (
@@ -455,6 +460,8 @@ def _fill(folder: Path, dataset: Path) -> None:
     saved = checkpoint.Checkpoint(5, tensors, tensors, {})
     checkpoint.save(folder / "run" / "checkpoints", saved, keep=2)
     (folder / "run" / "config.yaml").write_text("")
+    saved = checkpoint.Checkpoint(5, state, {}, {}, description)
+    checkpoint.save(folder / "best" / "checkpoints", saved, keep=2)
 
 
 def problem_of(attempt: Attempt, typed: str) -> str | None:

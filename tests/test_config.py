@@ -283,8 +283,9 @@ AS_TRAINED = {
 def test_each_key_says_whether_a_resumed_training_may_change_it() -> None:
     assert {key for key, knob in KNOBS.items() if knob.may_change is True} == FREE
     depends = {key for key, knob in KNOBS.items() if callable(knob.may_change)}
-    length = {"schedule.num_epochs", "schedule.num_steps"}
-    assert depends == {"model.num_classes", "precision", "batch.micro", *length}
+    lengths = {"schedule.num_epochs", "schedule.num_steps", "schedule.num_decreases"}
+    assert depends == {"model.num_classes", "precision", "batch.micro", *lengths}
+    assert all(KNOBS[key].rule for key in depends)
 
 
 def test_each_key_says_whether_an_evaluation_takes_it_over_from_its_training() -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.ranks import leave_world, run_in_ranks
 from vggdist import pretrain
 from vggdist.config_file import load_config
-from vggdist.data import local_copy
+from vggdist.data import loader, local_copy
 from vggdist.distributed.process import Process
 from vggdist.errors import EXIT_STOPPED
 from vggdist.prepare.packing import Packing
@@ -52,12 +52,18 @@ def start(process: Process, overrides: list[str], where: str, rank: int) -> tupl
     def copy_shards(_: Any, folder: Path, cancelled: threading.Event) -> None:
         assert cancelled.wait(FOREVER_SECONDS)
 
+    def read_slowly() -> None:
+        time.sleep(FOREVER_SECONDS if process.rank == rank else 1.0)
+
     if where == "listing":
         pretrain.resolve_precision = before(pretrain.resolve_precision, send)
         dataset.survey_dataset = before(dataset.survey_dataset, list_slowly)
     elif where == "copying":
         pretrain.copy_to_node = before(pretrain.copy_to_node, send)
         local_copy.copy_shards = copy_shards
+    elif where == "first batch":
+        pretrain.open_training_loader = before(pretrain.open_training_loader, send)
+        loader.TrainingLoader.__next__ = before(loader.TrainingLoader.__next__, read_slowly)
     else:
         pretrain.build_trainable = before(pretrain.build_trainable, send, lambda: time.sleep(0.5))
     code = pretrain.run(load_config(None, overrides))
@@ -66,7 +72,7 @@ def start(process: Process, overrides: list[str], where: str, rank: int) -> tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["listing", "copying", "building"])
+@pytest.mark.parametrize("where", ["listing", "copying", "building", "first batch"])
 def test_a_signal_to_any_rank_ends_all_before_the_first_step(
     tiny_dataset: Path,
     tiny_overrides: list[str],
@@ -87,8 +93,10 @@ def test_a_signal_to_any_rank_ends_all_before_the_first_step(
     assert max(seconds for _, seconds in ended) < FOREVER_SECONDS / 2
     told = capfd.readouterr().err
     assert told.count("SIGTERM received: stopping") == (rank == 0)
-    assert told.count("stopped before a step was taken; the same command starts again.") == 1
+    assert (
+        told.count("stopped before there was anything to save; the same command starts again.") == 1
+    )
     assert "Traceback" not in told
     assert "error" not in told
     assert not (tmp_path / "run" / "checkpoints").exists()
-    assert not (tmp_path / "run" / "metrics.jsonl").exists() or where == "building"
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or where in ("building", "first batch")

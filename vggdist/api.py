@@ -113,7 +113,7 @@ def load(
     device: str | torch.device | None = None,
     scale: int | None = None,
 ) -> Classifier:
-    """A trained network of a run folder, a checkpoint or a weights file, in evaluation mode.
+    """A trained network of a run folder, RUN@best, a checkpoint or a weights file, to evaluate.
 
         posteriors = vggdist.load("runs/photos")(["a.jpg", "b.jpg"])
 

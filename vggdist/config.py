@@ -38,7 +38,20 @@ Triple = tuple[float, float, float]
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 NUM_IMAGENET_CLASSES = 1000
 
-_LENGTH = Knob(lambda config: config.schedule.name != "cosine")  # else it sets the learning rate
+_LENGTH = Knob(
+    lambda _, new: new.schedule.name != "cosine",
+    rule="unless schedule.name is cosine, where every learning rate follows from the length",
+)
+_CLASSES = Knob(
+    lambda _, new: new.model.num_classes is None, rule="to null, which follows the images"
+)
+_MICRO = Knob(
+    lambda _, new: not new.model.batch_norm,
+    rule="unless model.batch_norm is true, which sees one micro batch at a time",
+)
+_MORE = Knob(
+    lambda old, new: new.schedule.num_decreases >= old.schedule.num_decreases, rule="to more"
+)
 
 
 class ModelConfig(Section):
@@ -53,13 +66,16 @@ class ModelConfig(Section):
     batch_norm: Fixed[bool] = Field(
         False, description="Batch normalization after every convolution (not in the paper)."
     )
-    num_classes: Annotated[int | None, Knob(lambda config: config.model.num_classes is None)] = (
-        Field(
-            None,
-            ge=1,
-            description="Width of the last layer, fc8; null: the classes of the data set, or "
-            "ImageNet's 1000 where there is none.",
-        )
+    num_classes: Annotated[
+        int | None,
+        Knob(
+            lambda _, new: new.model.num_classes is None, rule="to null, which follows the images"
+        ),
+    ] = Field(
+        None,
+        ge=1,
+        description="Width of the last layer, fc8; null: the classes of the data set, or "
+        "ImageNet's 1000 where there is none.",
     )
     fc_width: Fixed[int] = Field(4096, ge=1, description="Width of fc6 and fc7 (Table 1: 4096).")
     dropout: Fixed[float] = Field(
@@ -79,8 +95,8 @@ class ModelConfig(Section):
     )
     initialize_from: Free[WeightsPath | None] = Field(
         None,
-        description="Run folder or .safetensors file of a trained shallower network: its layers of "
-        "equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
+        description="Run folder, RUN@best or .safetensors file of a trained shallower network: its "
+        "layers of equal shape are copied (section 3.1), the rest is drawn by `initialization`.",
     )
 
     @field_validator("configuration", mode="before")
@@ -250,7 +266,7 @@ class BatchConfig(Section):
     global_: Fixed[int] = Field(
         256, ge=1, alias="global", description="Images of one step over all ranks (paper: 256)."
     )
-    micro: Annotated[int | None, Knob(lambda config: not config.model.batch_norm)] = Field(
+    micro: Annotated[int | None, _MICRO] = Field(
         None,
         ge=1,
         description="Images that a rank sends through the network at once; null: the largest "
@@ -333,7 +349,7 @@ class ScheduleConfig(Section):
         ge=1,
         description="plateau: evaluations without a new lowest top-1 error before a decrease.",
     )
-    num_decreases: Fixed[int] = Field(
+    num_decreases: Annotated[int, _MORE] = Field(
         3,
         ge=0,
         description="plateau: decreases before the next plateau ends the training (paper: 3).",
@@ -367,7 +383,10 @@ class CheckpointConfig(Section):
     """When checkpoints are written, and how many are kept."""
 
     every_epochs: Free[float] = Field(
-        1.0, gt=0.0, description="Epochs between checkpoints; there is always one at the end."
+        1.0,
+        gt=0.0,
+        description="Epochs between checkpoints; there is always one at the end, and of a network "
+        "with a new lowest validation error.",
     )
     every_steps: Free[int | None] = Field(
         None, ge=1, description="Steps between checkpoints, instead of every_epochs."
@@ -435,7 +454,10 @@ class Config(Section):
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
     precision: Annotated[
-        PrecisionSetting, Knob(lambda config: config.precision == "auto", as_trained=True)
+        PrecisionSetting,
+        Knob(
+            lambda _, new: new.precision == "auto", rule="to auto, which keeps it", as_trained=True
+        ),
     ] = Field(
         "auto",
         description="Arithmetic of the network; the weights are kept in fp32. auto: bf16 if the "

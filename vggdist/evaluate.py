@@ -7,10 +7,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main
-from vggdist.errors import DataError, WeightsError
+from vggdist.errors import DataError, StoppedError, WeightsError
 from vggdist.evaluation.report import Evaluated
 from vggdist.evaluation.scores import (
     center_crop_posteriors,
@@ -56,8 +57,12 @@ from vggdist.evaluation.scores import (
 from vggdist.model.dense import DenseNetwork
 from vggdist.model.loading import build_network
 from vggdist.terminal import Progress, counted
+from vggdist.training.flags import end_if_asked, until_stopped
+from vggdist.training.signals import StopSignal
 
 logger = logging.getLogger("vggdist")
+
+T = TypeVar("T")
 
 GROUP_SIZE = 32
 """Images decoded together; their windows share each pass over fc6."""
@@ -68,7 +73,7 @@ class Request:
     """What to evaluate, and how."""
 
     network: str
-    """A run folder, a checkpoint or a weights file."""
+    """A run folder, RUN@best, a checkpoint or a weights file."""
     root: str
     """The data set."""
     split: Literal["train", "val"] = "val"
@@ -86,24 +91,34 @@ class Request:
     """`section.key=value`."""
 
 
-def evaluate(request: Request) -> Evaluated | None:
+def evaluate(request: Request, heeds_signals: bool = False) -> Evaluated | None:
     """Computes the missing posteriors files; collective.
+
+    Args:
+        request: what to evaluate.
+        heeds_signals: whether a signal ends it between two groups of images, once the ranks have
+            joined; for the main thread only.
 
     Returns:
         On the main rank, all files in the order of protocols and scales; None on the others.
 
     Raises:
+        StoppedError: on all ranks, if any was asked to stop; finished files are kept.
         VggdistError: a problem that the user can solve.
     """
     weights = open_weights(request.network)
     network = weights.description
     config = network.configure(request.root, request.overrides)
     scales = require_scales(request.scales or [network.default_scale], network.crop_size)
-    with world.joined(config.device) as process:
+    with ExitStack() as stack:
+        process = stack.enter_context(world.joined(config.device))
+        stop = StopSignal(speaks=process.is_main)
+        if heeds_signals:
+            stack.enter_context(stop)
         trained = precision_of(request.network)
         config, why = resolve_precision(config, process, trained=trained)
         images = open_split(request.root, request.split)
-        contents = _survey(images, process)
+        contents = _survey(images, process, stop)
         images = _require_same_classes(images, request, network)
         dtype = DTYPES[config.resolved_precision]
         dense = DenseNetwork(build_network(weights, config.model), dtype, process.device)
@@ -128,16 +143,18 @@ def evaluate(request: Request) -> Evaluated | None:
                     render_labels(images.classes, file),
                 )
             logger.info(why)
-        run = PosteriorsOfRank(config, process, dense, images, request.storage)
+        run = PosteriorsOfRank(config, process, dense, images, request.storage, stop)
+        end_if_asked(stop, process)
         started_at = time.monotonic()
-        for posteriors in run.compute(missing):
-            on_main(process, _save, folder, posteriors)
+        with stop.answering("stopping; files that are finished are kept"):
+            for posteriors in run.compute(missing):
+                on_main(process, _save, folder, posteriors)
         seconds = time.monotonic() - started_at
         computed = len(missing) * images.num_images
         return Evaluated(tuple(wanted), computed, seconds) if process.is_main else None
 
 
-def _survey(images: Manifest, process: Process) -> ContentsDigest:
+def _survey(images: Manifest, process: Process, stop: StopSignal) -> ContentsDigest:
     """The digest of the images' current contents; the main rank reads them and logs remarks."""
 
     def look() -> ContentsDigest:
@@ -146,7 +163,7 @@ def _survey(images: Manifest, process: Process) -> ContentsDigest:
             logger.info("%s", remark)
         return survey.splits[0].contents
 
-    return world.from_main(on_main(process, look) or UNKNOWN)
+    return world.from_main(on_main(process, stop.run, look) or UNKNOWN)
 
 
 def _require_same_classes(images: Manifest, request: Request, network: Description) -> Manifest:
@@ -303,7 +320,9 @@ class PosteriorsOfRank:
         network: DenseNetwork,
         images: Manifest,
         storage: str,
+        stop: StopSignal,
     ) -> None:
+        self._stop = stop
         self._config, self._process, self._network = config, process, network
         self._images, self._storage = images, storage
         self._share = evaluation_share(images.num_images, process.rank, process.world_size)
@@ -333,11 +352,16 @@ class PosteriorsOfRank:
             batch_size=self._config.evaluation.micro or GROUP_SIZE,
             **self._loading,
         ) as batches:
-            for batch in batches:
-                found = center_crop_posteriors(
-                    self._network, batch.images, source.flip, self._max_pixels
-                )
-                yield source, batch.index, found
+            for batch in self._until_stopped(batches, batches.num_rounds):
+                with suppress(StoppedError):  # which all ranks learn after this batch
+                    found = self._stop.run(
+                        center_crop_posteriors,
+                        self._network,
+                        batch.images,
+                        source.flip,
+                        self._max_pixels,
+                    )
+                    yield source, batch.index, found
 
     def _whole_images(self, sources: Sequence[Source]) -> Iterator[_Part]:
         """Reads and decodes every image once for all `sources`."""
@@ -348,11 +372,16 @@ class PosteriorsOfRank:
             group_size=GROUP_SIZE,
             **self._loading,
         ) as groups:
-            for group in groups:
-                for source in sources:
-                    parts = [part for part in group if part.scale == source.scale]
-                    for part, posteriors in zip(parts, self._apply(source, parts), strict=True):
-                        yield source, part.index, posteriors
+            for group in self._until_stopped(groups, groups.num_rounds):
+                with suppress(StoppedError):
+                    for source in sources:
+                        parts = [part for part in group if part.scale == source.scale]
+                        found = self._stop.run(self._apply, source, parts)
+                        for part, posteriors in zip(parts, found, strict=True):
+                            yield source, part.index, posteriors
+
+    def _until_stopped(self, batches: Iterator[T], num_rounds: int) -> Iterator[T]:
+        return until_stopped(batches, num_rounds, self._stop, self._process.device)
 
     def _apply(self, source: Source, images: list[WholeImages]) -> list[Tensor]:
         if source.protocol == "multi-crop":
@@ -370,16 +399,18 @@ class PosteriorsOfRank:
         total, num_done = self._images.num_images * len(sources), 0
         # The main rank speaks of all: the others have as many images as it, or one less.
         progress = Progress(total) if self._process.is_main else None
-        for source, index, posteriors in parts:
-            places = np.searchsorted(self._share, index)
-            rows[source][places] = posteriors.cpu().numpy()
-            counts[source][places] += 1
+        try:
+            for source, index, posteriors in parts:
+                places = np.searchsorted(self._share, index)
+                rows[source][places] = posteriors.cpu().numpy()
+                counts[source][places] += 1
+                if progress is not None:
+                    now_done = min(total, num_done + len(index) * self._process.world_size)
+                    progress.advance(now_done - num_done)
+                    num_done = now_done
+        finally:
             if progress is not None:
-                now_done = min(total, num_done + len(index) * self._process.world_size)
-                progress.advance(now_done - num_done)
-                num_done = now_done
-        if progress is not None:
-            progress.close()
+                progress.close()
         for source in sources:
             assert (counts[source] == 1).all(), "an image was not evaluated exactly once"
             yield self._put_together(source, rows[source])

@@ -29,14 +29,17 @@ class Section(BaseModel):
 class Knob:
     """What a key of a training says besides its type: what it means for a run that continues."""
 
-    may_change: bool | Callable[[Any], bool]
-    """Whether a resumed training may change it; a function of the new `Config`, where that says."""
+    may_change: bool | Callable[[Any, Any], bool]
+    """Whether a resumed training may change it; or a function that says so of the old and the new
+    `Config`."""
+    rule: str = ""
+    """What that function says, for people: when it may change."""
     as_trained: bool = False
     """Whether an experiment's evaluation takes it over from its training."""
 
-    def may_change_to(self, new: Any) -> bool:
-        """Whether a resumed training may have the value that it has in the `Config` `new`."""
-        return self.may_change if isinstance(self.may_change, bool) else self.may_change(new)
+    def may_change_to(self, new: Any, old: Any) -> bool:
+        """Whether a training of the `Config` `old` may be continued with the value of `new`."""
+        return self.may_change if isinstance(self.may_change, bool) else self.may_change(old, new)
 
 
 Fixed = Annotated[T, Knob(may_change=False)]

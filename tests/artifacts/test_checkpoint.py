@@ -14,10 +14,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vggdist.artifacts import checkpoint
-from vggdist.artifacts.checkpoint import Checkpoint, committed, load, newest, save, verify
+from vggdist.artifacts.checkpoint import (
+    Checkpoint,
+    committed,
+    keep_best,
+    load,
+    newest,
+    save,
+    verify,
+)
+from vggdist.artifacts.run_files import Best, read_best
 from vggdist.errors import CheckpointError
 
 Call = Callable[..., Any]
@@ -337,6 +347,75 @@ def test_everything_is_on_disk_before_the_name_is_good(
         "rename to step-00000001",
         f"fsync {tmp_path.name}",
     ]
+
+
+def test_the_best_network_outlives_its_checkpoint_and_takes_no_space_before(
+    tmp_path: Path,
+) -> None:
+    save_steps(tmp_path, 1)
+    best = keep_best(tmp_path, Best(1, 0.5, 0.25))
+    assert best.folder == tmp_path / "best-00000001"
+    assert names(best.folder) == ["best.json", "manifest.json", "weights.safetensors"]
+    kept, saved = (p / "weights.safetensors" for p in (best.folder, tmp_path / "step-00000001"))
+    assert kept.samefile(saved)
+    digest = checkpoint.written_sha256(saved)
+    save_steps(tmp_path, 2, 3, 4, keep=2)
+    assert names(tmp_path) == ["best-00000001", "step-00000003", "step-00000004"]
+    assert_same_tensors(load_file(kept), made_at(1).weights)
+    assert checkpoint.written_sha256(kept) == digest
+    keep_best(tmp_path, Best(4, 2.0, 0.125))
+    assert names(tmp_path) == ["best-00000004", "step-00000003", "step-00000004"]
+
+
+def test_without_links_the_best_network_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path, 1)
+    monkeypatch.setattr(os, "link", no_space)
+    best = keep_best(tmp_path, Best(1, 0.5, 0.25))
+    assert best.folder is not None
+    kept = best.folder / "weights.safetensors"
+    assert not kept.samefile(tmp_path / "step-00000001" / "weights.safetensors")
+    assert_same_tensors(load_file(kept), made_at(1).weights)
+
+
+@pytest.mark.parametrize("failure", [no_space, killed])
+@pytest.mark.parametrize(
+    ("function", "number"),
+    [*(("fsync", n) for n in range(1, 5)), ("mkdir", 1), ("write_text", 2), ("rename", 1)],
+)
+def test_a_best_network_that_cannot_be_kept_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, number: int, failure: Call
+) -> None:
+    run = tmp_path / "checkpoints"
+    save_steps(run, 1, 2)
+    before = keep_best(run, Best(1, 0.5, 0.25))
+    with monkeypatch.context() as patched:
+        place = Path if hasattr(Path, function) else checkpoint
+        patched.setattr(place, function, failing_at(number, getattr(place, function), failure))
+        with pytest.raises(KeyboardInterrupt if failure is killed else OSError):
+            keep_best(run, Best(2, 1.0, 0.125))
+    assert names(run) == ["best-00000001", "step-00000001", "step-00000002"]
+    assert read_best(tmp_path) == before
+    keep_best(run, Best(2, 1.0, 0.125))
+    assert names(run) == ["best-00000002", "step-00000001", "step-00000002"]
+
+
+def test_a_process_that_is_killed_between_two_best_networks_leaves_the_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "checkpoints"
+    save_steps(run, 1, 2)
+    keep_best(run, Best(1, 0.5, 0.25))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_move_to_trash", killed)
+        with pytest.raises(KeyboardInterrupt):
+            keep_best(run, Best(2, 1.0, 0.125))
+    assert names(run)[:2] == ["best-00000001", "best-00000002"]
+    assert read_best(tmp_path) == Best(2, 1.0, 0.125, run / "best-00000002")
+    save_steps(run, 3)
+    keep_best(run, Best(3, 1.5, 0.0625))
+    assert [name for name in names(run) if "best" in name] == ["best-00000003"]
 
 
 def test_a_file_in_the_place_of_the_folder_is_an_os_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -16,8 +17,10 @@ import torch
 
 from vggdist.artifacts import checkpoint
 from vggdist.artifacts.checkpoint import Checkpoint
+from vggdist.artifacts.run_files import Best, read_best
 from vggdist.artifacts.run_folder import (
     choose_checkpoint,
+    data_of,
     enter,
     lock,
     precision_of_training,
@@ -99,8 +102,15 @@ def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
         "  - model.configuration: 'D' -> 'E'\n"
         "  - optimizer.learning_rate: 0.01 -> 0.02\n"
         "  - seed: 0 -> 1\n"
-        "Choose another run.folder for this one, or take these changes back to continue that one."
+        "Take these changes back to continue it, or choose another run.folder to begin anew with "
+        f"them. To train on from its newest network with them, add run.folder={folder}-2 "
+        f"model.initialize_from={folder} to the command."
     )
+    folder.with_name("run-2").mkdir()
+    assert f"add run.folder={folder}-3 " in refusal(CheckpointError, choose, folder, seed=1)
+    shutil.rmtree(folder / "checkpoints")
+    write_points(folder, {10: 0.25})
+    assert refusal(CheckpointError, choose, folder, seed=1).endswith("begin anew with them.")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +129,7 @@ def test_another_configuration_is_refused_with_a_listing(folder: Path) -> None:
         {"model__initialize_from": "runs/vgg_a"},
         {"schedule__num_epochs": 80.0},
         {"schedule__num_steps": 5},
+        {"schedule__num_decreases": 4},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -165,7 +176,10 @@ def test_a_cosine_training_may_not_change_its_length(tmp_path: Path) -> None:
     save(tmp_path, 10)
     changes = {"schedule__name": "cosine", "schedule__num_epochs": 80.0}
     message = refusal(CheckpointError, choose, tmp_path, **changes)
-    assert "schedule.num_epochs: 74.0 -> 80.0" in message
+    assert (
+        "schedule.num_epochs: 74.0 -> 80.0 (may change unless schedule.name is cosine, where every "
+        "learning rate follows from the length)"
+    ) in message
 
 
 def test_micro_batches_may_change_but_not_where_batch_normalization_sees_them(
@@ -332,6 +346,51 @@ def test_weights_are_found_in_a_run_folder_a_checkpoint_or_a_file(folder: Path) 
     assert "none has no weights; give a run folder with a check" in message
 
 
+def write_points(folder: Path, errors: dict[int, float]) -> None:
+    points = [
+        {"split": "validation", "step": step, "epoch": step / 10, "top1_error": error}
+        for step, error in errors.items()
+    ]
+    text = "".join(json.dumps(point) + "\n" for point in points)
+    (folder / "metrics.jsonl").write_text(text)
+
+
+def test_the_best_network_of_a_run_is_found_by_its_name(folder: Path) -> None:
+    prepare(config_with(data__root="/data/photos"), folder)
+    best = checkpoint.keep_best(folder / "checkpoints", Best(10, 1.0, 0.25))
+    assert best.folder == folder / "checkpoints" / "best-00000010"
+    for network in (f"{folder}@best", f"{folder}/@best"):
+        assert weights_file(network) == best.folder / "weights.safetensors"
+        assert data_of(network) == "/data/photos"
+    write_points(folder, {10: 0.25, 20: 0.2})
+    assert read_best(folder) == best, "what was kept"
+    assert weights_file(str(folder)) == step_of(folder, 20) / "weights.safetensors"
+
+
+def test_a_folder_may_really_be_called_so(folder: Path) -> None:
+    checkpoint.keep_best(folder / "checkpoints", Best(10, 1.0, 0.25))
+    really = folder.with_name("run@best")
+    shutil.copytree(folder, really)
+    newest = step_of(really, 20) / "weights.safetensors"
+    assert weights_file(str(really)) == newest
+    assert weights_file(f"{really}@best").parent == really / "checkpoints" / "best-00000010"
+
+
+def test_where_no_best_network_was_kept_a_sentence_says_why(folder: Path) -> None:
+    newest = f"{folder} alone is the newest checkpoint of a run."
+    assert refusal(ConfigError, weights_file, f"{folder}@best") == (
+        f"{folder} has no best network: no evaluation of a training has been made there. {newest}"
+    )
+    write_points(folder, {5: 0.5, 10: 0.25, 15: 0.25})  # as an earlier version left it
+    assert refusal(ConfigError, weights_file, f"{folder}@best") == (
+        f"{folder} has no best network: the lowest error, 25.00 %, was that of step 10, and its "
+        f"weights were not kept. {newest}"
+    )
+    assert refusal(ConfigError, weights_file, "nowhere@best") == (
+        "nowhere does not exist; give a run folder, a checkpoint, or a .safetensors file."
+    )
+
+
 def test_a_lock_that_a_full_disk_does_not_take_is_a_sentence_and_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +428,7 @@ def test_a_disk_on_which_no_checkpoint_fits_is_refused(
 
 @pytest.mark.parametrize(
     ("num_there", "free", "warned"),
-    [(0, 29.9, "30.0"), (0, 30.0, ""), (1, 19.9, "20.0"), (1, 20.0, ""), (2, 10.0, "")],
+    [(0, 34.9, "35.0"), (0, 35.0, ""), (1, 24.9, "25.0"), (1, 25.0, ""), (2, 15.0, "")],
 )
 def test_a_disk_on_which_not_all_checkpoints_fit_is_a_warning(
     tmp_path: Path,
@@ -379,7 +438,7 @@ def test_a_disk_on_which_not_all_checkpoints_fit_is_a_warning(
     free: float,
     warned: str,
 ) -> None:
-    """Two are kept, and while a third is written there are three."""
+    """Two are kept, and while a third is written there are three; and half of one is the best."""
     save(tmp_path, *range(1, num_there + 1))
     megabytes_free(free)
     require_space(tmp_path, 10_000_000, keep=2)

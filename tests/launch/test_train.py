@@ -246,6 +246,7 @@ def test_a_disk_without_room_is_told_in_true_sentences_and_once(tiny_overrides, 
     folder = tmp_path / "run"
     limited = ["bash", "-c", 'ulimit -f 4; exec "$0" "$@"', sys.executable]
     ended = run(*limited, str(SCRIPT), *tiny_overrides, "schedule.num_steps=40",
+                "evaluation.every_epochs=20",
                 "checkpoint.every_steps=15")  # fmt: skip
     assert ended.returncode == 5, ended.stderr
     assert "Traceback" not in ended.stderr

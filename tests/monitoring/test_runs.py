@@ -54,7 +54,7 @@ def test_a_run_that_nobody_trains_is_stopped_where_its_curves_end(tmp_path: Path
     assert (run.state, run.step, run.epoch, run.num_steps) == ("stopped", 30, 3.0, 40)
     assert (run.validation_error, run.train_error) == (0.3, 0.4)
     assert run.best is not None
-    assert (run.best["step"], run.best["top1_error"]) == (20, 0.2)
+    assert (run.best.step, run.best.top1_error) == (20, 0.2)
     assert run.seconds_left is None
 
 
@@ -103,7 +103,7 @@ def test_the_verb_lists_the_runs_below_a_folder_the_newest_first(
     arguments.run(arguments)
     text = capsys.readouterr().out
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["b", "deep/a"]
-    assert re.search(r"A +stopped +30 of 40 +3\.0 +40\.00 % +30\.00 % +20\.00 % +50\.0", text)
+    assert re.search(r"A +stopped +30 of 40 +3\.0 +40\.00 % +30\.00 % +20\.00 % +2\.0 +50\.0", text)
     stored = json.loads((tmp_path / "runs.json").read_text())["runs"]
     assert [run["best_step"] for run in stored] == [20, 20]
     assert stored[0]["configuration"] == "A"

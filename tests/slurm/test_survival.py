@@ -74,7 +74,7 @@ def test_a_signal_to_a_job_that_is_still_importing_lets_it_start_again(
     wait_for(lambda: all(job.holds_back(signal.SIGUSR2, rank) for rank in (0, 1)), log=job.log)
     assert cluster.run("scancel", "--signal=USR2", job.job).returncode == 0
     job.wait_for_restart()
-    assert "stopped before a step was taken" in job.log()
+    assert "stopped before there was anything to save" in job.log()
     assert_same_training(job, undisturbed)
     first, _ = job.attempts()
     assert first.exit_code == EXIT_STOPPED

@@ -138,11 +138,14 @@ def test_flags_are_read_as_they_were_sent(flags: tuple[int, int, int, int]) -> N
     assert sent.read() == (3, *(flag > 0 for flag in flags), (0.0, 2.5))
 
 
-def test_flags_are_handed_out_a_step_later_or_when_they_are_asked_for() -> None:
+def test_flags_of_a_gpu_are_handed_out_a_step_later_or_when_they_are_asked_for() -> None:
     def flags(failed: int) -> torch.Tensor:
         return torch.tensor([failed, 0, 0, 0])
 
-    delayed = DelayedFlags()
+    at_once = DelayedFlags(torch.device("cpu"))
+    assert at_once.push(flags(1), 1) == (1, True, False, False, False, ())
+    assert at_once.flush() is None
+    delayed = DelayedFlags(torch.device("cuda"))
     assert delayed.push(flags(0), 1) is None
     assert delayed.push(flags(1), 2) == (1, False, False, False, False, ())
     assert delayed.flush() == (2, True, False, False, False, ())
@@ -176,10 +179,8 @@ def evaluations(process: Process) -> list[tuple[int, bool]]:
 
 
 @pytest.mark.multi_process
-def test_a_signal_to_any_rank_ends_an_evaluation_on_all_a_batch_later() -> None:
+def test_a_signal_to_any_rank_ends_an_evaluation_on_all_after_the_same_batch() -> None:
     first, second = run_in_ranks(evaluations, 2)
-    assert first[:3] == second[:3] == [(3, True), (3, True), (4, True)]
-    assert (first[3], second[3]) == ((5, True), (4, True)), "rank 1 has run out of batches"
-    # With the last batch the evaluation is done, and the next step hears of it.
-    assert first[4:] == [(5, False)] * 2
-    assert second[4:] == [(4, False)] * 2
+    assert first[:4] == second[:4] == [(2, True), (2, True), (3, True), (4, True)]
+    assert (first[4], second[4]) == ((5, True), (4, True)), "rank 1 has run out of batches"
+    assert (first[5], second[5]) == ((5, False), (4, False))

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.ranks import run_in_ranks
 from tests.run_folders import read_events, records
 from tests.training.small_engine import engine_step, equal, small_engine
 from tests.training.small_training import Part, StopAfter
 from vggdist.artifacts import checkpoint
+from vggdist.artifacts.run_files import Best
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, DataError, NumericError
 from vggdist.evaluation.metrics import Errors
@@ -225,6 +227,139 @@ def test_a_signal_in_an_evaluation_saves_on_all_ranks_and_the_evaluation_is_made
             assert whole == parts
     evaluated = [record["step"] for record in records(tmp_path / "parts", "validation")]
     assert evaluated == [3, 6, 7]
+
+
+# Each schedule and its changes. In the last, no evaluation but the first is a new low: a decrease
+# comes after every further one, and the training ends at step 9 or 12.
+LONGER: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    (PLATEAU | {"patience": 1, "num_decreases": 9}, {"num_epochs": 3.0}, {"num_epochs": 4.0}),
+    (
+        {"name": "step", "step_epochs": 1.5, "warmup_epochs": 0.75},
+        {"num_epochs": 3.0},
+        {"num_epochs": 4.0},
+    ),
+    (
+        PLATEAU | {"patience": 1, "num_epochs": 20.0},
+        {"num_decreases": 1},
+        {"num_decreases": 2},
+    ),
+]
+
+
+def made_longer(process: Process, folder: Path, case: int) -> dict[str, Any]:
+    """A training that is made longer once it has ended, and one that was so from the start."""
+    usual, shorter, longer = LONGER[case]
+
+    def part(name: str, changes: dict[str, Any]) -> Part:
+        return Part(
+            process,
+            folder / name,
+            never_better if case == 2 else None,
+            batch_norm=True,
+            dropout=0.5,
+            schedule=usual | changes,
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": 5},
+        )
+
+    first = part("parts", shorter)
+    assert first.train()
+    second, whole = part("parts", longer), part("whole", longer)
+    assert second.train()
+    assert whole.train()
+    return {
+        "steps": (first.training.step, second.training.step, whole.training.step),
+        "falls": [each.training.schedule.decreases(99) for each in (whole, second)],
+        "weights": equal(whole.weights(), second.weights()),
+        "momentum": equal(whole.momentum(), second.momentum()),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "steps"), [(0, (12, 16, 16)), (1, (12, 16, 16)), (2, (9, 12, 12))]
+)
+def test_a_training_that_is_made_longer_is_to_the_bit_one_that_was_so_from_the_start(
+    tmp_path: Path, case: int, steps: tuple[int, ...]
+) -> None:
+    (found,) = run_in_ranks(made_longer, 1, tmp_path, case)
+    assert found["steps"] == steps
+    whole, parts = found["falls"]
+    assert whole == parts
+    assert whole, "else the learning rate proves nothing"
+    assert found["weights"]
+    assert found["momentum"]
+
+
+ERRORS = {3: 60, 6: 40, 9: 40, 12: 50, 15: 30, 18: 30}
+"""Images of 100 that an evaluation errs on, after each step."""
+
+
+def scripted(training: Training, stop: StopSignal) -> Errors:
+    return Errors(100, ERRORS[training.step] / 100, 0.25, 1.0)
+
+
+def best_network(process: Process, folder: Path) -> list[tuple[Any, ...]]:
+    """Parts of a training: what is best after each, and whether its weights are kept."""
+
+    def train_until(num_steps: int, at: int) -> tuple[Any, ...]:
+        part = Part(
+            process,
+            folder,
+            scripted,
+            schedule={"num_steps": num_steps},
+            evaluation=EVERY_THREE_STEPS,
+            checkpoint={"every_steps": 5},
+        )
+        if part.training.step == 0:
+            snapshot(part, at)
+        part.train()
+        best = part.training.best.known
+        assert best is not None
+        assert best.folder is not None
+        kept = load_file(best.folder / "weights.safetensors")
+        return best.step, best.top1_error, equal(kept, weights), names_of(folder)
+
+    def snapshot(part: Part, at: int) -> None:
+        def evaluate(stop: StopSignal) -> Errors:
+            if part.training.step == at:
+                weights.update({n: t.clone() for n, t in part.weights().items()})
+            return scripted(part.training, stop)
+
+        part.training.evaluate = evaluate
+
+    weights: dict[str, Any] = {}
+    first = train_until(12, at=6)
+    again = train_until(12, at=6)
+    shutil.rmtree(folder / "checkpoints" / "best-00000006")  # as an earlier version leaves it
+    older = Part(
+        process,
+        folder,
+        scripted,
+        schedule={"num_steps": 18},
+        evaluation=EVERY_THREE_STEPS,
+        checkpoint={"every_steps": 5},
+    )
+    known = older.training.best.known
+    older.train()
+    best = older.training.best.known
+    return [first, again, (known,), (best,)]
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_best_network_is_that_of_the_lowest_error_and_the_first_of_equal_ones(
+    tmp_path: Path,
+) -> None:
+    (result,) = run_in_ranks(best_network, 1, tmp_path)
+    first, again, (older,), (best,) = result
+    names = ["best-00000006", "step-00000010", "step-00000012"]
+    assert first == (6, 0.4, True, names)
+    assert again == first, "a start that has nothing to do leaves it"
+    assert older == Best(6, 1.5, 0.4)
+    assert best == Best(15, 3.75, 0.3, tmp_path / "checkpoints" / "best-00000015")
 
 
 def broken_evaluation(_: Training, stop: StopSignal) -> Errors:

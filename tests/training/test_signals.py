@@ -1,13 +1,17 @@
 """Signals are sent to this very process."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from vggdist.errors import StoppedError
-from vggdist.training.signals import SIGNALS, StopSignal
+from vggdist.errors import EXIT_INTERRUPTED, StoppedError
+from vggdist.training.signals import SAVING, SIGNALS, StopSignal
 
 
 def send(number: int) -> None:
@@ -65,17 +69,23 @@ def test_any_number_of_the_schedulers_signals_and_one_interrupt_wait_for_it() ->
         assert stop.requested
 
 
-def test_the_first_signal_is_told_at_once_and_once(capfd: pytest.CaptureFixture[str]) -> None:
-    with StopSignal():
-        send(signal.SIGUSR2)
-        assert capfd.readouterr().err.endswith(
-            "SIGUSR2 received: stopping after the work so far is saved.\n"
-        )
-        send(signal.SIGTERM)
-        assert capfd.readouterr().err == ""
-    with StopSignal():
-        send(signal.SIGINT)
-    assert "saved. Ctrl-C again does not wait.\n" in capfd.readouterr().err
+def test_the_first_signal_is_told_once_with_what_follows(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def told_of(answer: str, *numbers: int) -> str:
+        with StopSignal() as stop, stop.answering(answer):
+            for number in numbers:
+                send(number)
+            deadline = time.monotonic() + 30
+            while not (told := capfd.readouterr().err) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return told + capfd.readouterr().err
+
+    told = told_of(SAVING, signal.SIGUSR2, signal.SIGTERM)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d SIGUSR2 received: saving after this step\.\n", told)
+    for answer, loss in ((SAVING, ", losing it"), ("stopping soon", "")):
+        told = told_of(answer, signal.SIGINT)
+        assert told.endswith(f"SIGINT received: {answer}. Ctrl-C again ends at once{loss}.\n")
 
 
 def test_of_several_ranks_one_speaks(capfd: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +93,32 @@ def test_of_several_ranks_one_speaks(capfd: pytest.CaptureFixture[str]) -> None:
         send(signal.SIGTERM)
         assert stop.requested
     assert capfd.readouterr().err == ""
+
+
+# Python's handlers wait for a call into a library, such as a backward pass. This one never ends.
+ENDLESS_CALL = """
+import ctypes
+from vggdist.training.signals import SAVING, StopSignal
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+with StopSignal() as stop, stop.answering(SAVING):
+    library.pthread_mutex_lock(mutex)
+    print("begun", flush=True)
+    library.pthread_mutex_lock(mutex)
+"""
+
+
+def test_in_a_long_call_a_signal_is_told_at_once_and_a_second_interrupt_ends_it() -> None:
+    command = [sys.executable, "-c", ENDLESS_CALL]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert "SIGINT received: saving after this step." in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == EXIT_INTERRUPTED
 
 
 def test_a_signal_that_was_blocked_comes_as_soon_as_it_is_noted() -> None:
@@ -106,7 +142,7 @@ def test_what_may_end_at_once_does(number: signal.Signals) -> None:
 
     with StopSignal() as stop:
         assert stop.run(lambda: 7) == 7
-        with pytest.raises(StoppedError, match="stopped before a step was taken"):
+        with pytest.raises(StoppedError, match="stopped before there was anything to save"):
             stop.run(action)
         assert stop.requested
         with pytest.raises(StoppedError):  # one that came before

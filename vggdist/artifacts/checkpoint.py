@@ -4,6 +4,8 @@ Layout of `checkpoints/step-00001234/`: `weights.safetensors` and `momentum.safe
 parameter name, contiguous, whatever the ranks or the ZeRO stage), `state.json` (step, schedule,
 counts), and `manifest.json` (size and SHA-256 of the others). Loading takes the newest committed
 folder that verifies, the next older one if it does not, and never unpickles objects.
+
+`checkpoints/best-00001234/` holds the weights of the best network, and `best.json` its error.
 """
 
 import hashlib
@@ -12,8 +14,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from torch import Tensor
 from vggdist.artifacts.files import fsync
 from vggdist.artifacts.formats import MOMENTUM_KEY
 from vggdist.artifacts.paths import quote
+from vggdist.artifacts.run_files import BEST_FILE, Best, best_folders
 from vggdist.artifacts.weights import Description
 from vggdist.errors import CheckpointError
 
@@ -64,6 +68,11 @@ def committed(folder: Path) -> list[Path]:
     )
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return folder / f"step-{step:08d}"
+
+
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
@@ -77,13 +86,10 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises:
         OSError: it could not be written; older checkpoints are untouched, nothing half-made stays.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
-    before = folder / f"{final.name}.trash-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        temporary.mkdir()
+    final = path_of(folder, checkpoint.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    with _committing(final) as temporary:
         description = checkpoint.description
         metadata = description.to_metadata() if description is not None else None
         save_file(dict(checkpoint.weights), temporary / WEIGHTS, metadata)
@@ -97,14 +103,57 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             for name in (WEIGHTS, MOMENTUM, STATE)
         }
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": manifest}))
-        for name in (*manifest, MANIFEST):
-            fsync(temporary / name)
+    everything = committed(folder)
+    until_now = everything[everything.index(final) :]
+    for path in everything:
+        if path not in until_now[:keep]:
+            _move_to_trash(path)
+    return final
+
+
+def keep_best(folder: Path, best: Best) -> Best:
+    """Keeps the weights of a committed checkpoint as those of the best network, of which there is
+    one: the one before is deleted then.
+
+    They are a second name of the same file, so that they take no space before the checkpoint itself
+    is deleted; a copy where the file system has no links.
+
+    Raises:
+        OSError: it could not be written; the one before is untouched, nothing half-made stays.
+    """
+    checkpoint, final = path_of(folder, best.step), folder / f"best-{best.step:08d}"
+    with _committing(final) as temporary:
+        try:
+            os.link(checkpoint / WEIGHTS, temporary / WEIGHTS)
+        except OSError:
+            shutil.copy(checkpoint / WEIGHTS, temporary / WEIGHTS)
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest["files"] = {WEIGHTS: manifest["files"][WEIGHTS]}
+        (temporary / MANIFEST).write_text(json.dumps(manifest))
+        about = {"step": best.step, "epoch": best.epoch, "top1_error": best.top1_error}
+        (temporary / BEST_FILE).write_text(json.dumps(about))
+    for path in best_folders(folder):
+        if path != final:
+            _move_to_trash(path)
+    return replace(best, folder=final)
+
+
+@contextmanager
+def _committing(final: Path) -> Iterator[Path]:
+    """A temporary folder, which takes the place of `final` when everything in it is on disk."""
+    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    before = final.with_name(f"{final.name}.trash-{os.getpid()}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            fsync(file)
         fsync(temporary)
         if final.exists():
             # The same step again, after falling back past a damaged one.
             final.rename(before)
         temporary.rename(final)
-        fsync(folder)
+        fsync(final.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if before.exists() and not final.exists():
@@ -113,12 +162,6 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             raise OSError(str(error)) from error
         raise
     shutil.rmtree(before, ignore_errors=True)
-    everything = committed(folder)
-    until_now = everything[everything.index(final) :]
-    for path in everything:
-        if path not in until_now[:keep]:
-            _move_to_trash(path)
-    return final
 
 
 def newest(folder: Path) -> Path | None:

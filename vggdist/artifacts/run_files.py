@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from vggdist.errors import ConfigError
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+BEST_SUFFIX = "@best"
+"""`RUN@best` is the best network of a run folder."""
+BEST_FILE = "best.json"
+_BEST_FOLDER = re.compile(r"best-(\d{8,})")
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.txt"
@@ -45,12 +50,24 @@ class Curves:
     """At the speed of the last point, without evaluations to come."""
 
 
+@dataclass(frozen=True)
+class Best:
+    """The evaluation of a training with the lowest top-1 error, the earliest of several."""
+
+    step: int
+    epoch: float
+    top1_error: float
+    """A fraction."""
+    folder: Path | None = None
+    """Of its weights; None: they were not kept, as by earlier versions."""
+
+
 def changed_settings(before: Config, now: Config) -> dict[str, tuple[object, object]]:
     """`section.key` -> (old, new), where a training would not be the same one any more."""
     return {
         key: values
         for key, values in differences(before, now).items()
-        if not KNOBS[key].may_change_to(now)
+        if not KNOBS[key].may_change_to(now, before)
     }
 
 
@@ -84,6 +101,40 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
         OSError: it cannot be written.
     """
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+
+
+def read_best(folder: Path) -> Best | None:
+    """The best evaluation of the training in a run folder; None: there has been none.
+
+    It is the network that was kept, or else the lowest point of the curves.
+    """
+    kept = [best for path in best_folders(folder / CHECKPOINTS) if (best := _read_kept(path))]
+    return min(kept or _evaluations(folder), key=lambda b: (b.top1_error, b.step), default=None)
+
+
+def best_folders(checkpoints: Path) -> list[Path]:
+    """The folders of best networks: one, or two where a process was killed between them."""
+    if not checkpoints.is_dir():
+        return []
+    return [path for path in checkpoints.iterdir() if _BEST_FOLDER.fullmatch(path.name)]
+
+
+def _read_kept(path: Path) -> Best | None:
+    try:
+        told = json.loads((path / BEST_FILE).read_text())
+        return Best(int(told["step"]), float(told["epoch"]), float(told["top1_error"]), path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _evaluations(folder: Path) -> Iterator[Best]:
+    with contextlib.suppress(OSError):
+        for point in JsonLines(folder / METRICS_FILE).read():
+            with contextlib.suppress(KeyError, TypeError):
+                if point["split"] == "validation":
+                    yield Best(
+                        int(point["step"]), float(point["epoch"]), float(point["top1_error"])
+                    )
 
 
 def read_curves(folder: Path, config: Config) -> Curves | None:

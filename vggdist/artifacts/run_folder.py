@@ -4,6 +4,7 @@ Holds `config.yaml` (resolved), `checkpoints/`, `metrics.jsonl`, `tensorboard/`,
 the end `result.json` and `predictions.png`.
 """
 
+import itertools
 import logging
 import shutil
 from collections.abc import Sequence
@@ -14,15 +15,18 @@ from typing import TextIO
 from vggdist.artifacts import checkpoint, files
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import (
+    BEST_SUFFIX,
     CHECKPOINTS,
     CONFIG_FILE,
     LOCK_FILE,
+    best_folders,
     changed_settings,
     has_begun,
+    read_best,
     read_config,
 )
 from vggdist.artifacts.weights import Weights, load_weights
-from vggdist.config import Config, Precision
+from vggdist.config import KNOBS, Config, Precision
 from vggdist.config_file import load_config, to_yaml
 from vggdist.errors import CheckpointError, ConfigError, WeightsError
 
@@ -173,6 +177,8 @@ def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
     free = shutil.disk_usage(folder).free
     there = len(checkpoint.committed(folder / CHECKPOINTS))
     needed = max(1, keep + 1 - there) * checkpoint_bytes
+    if not best_folders(folder / CHECKPOINTS):
+        needed += checkpoint_bytes // 2  # it has no momentum
     if free < checkpoint_bytes:
         raise ConfigError(
             f"run folder {folder} has {free / 1e6:,.1f} MB free, and a checkpoint takes "
@@ -181,8 +187,8 @@ def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
     if free < needed:
         logger.warning(
             "run folder %s has %s MB free, and checkpoints will take %s MB more: %d are kept "
-            "(checkpoint.keep), and one more is written before the oldest goes. Later ones may not "
-            "fit.",
+            "(checkpoint.keep) and the weights of the best network, and one more is written before "
+            "the oldest goes. Later ones may not fit.",
             folder,
             f"{free / 1e6:,.1f}",
             f"{needed / 1e6:,.1f}",
@@ -191,19 +197,21 @@ def require_space(folder: Path, checkpoint_bytes: int, keep: int) -> None:
 
 
 def weights_file(path: str) -> Path:
-    """A run folder, a checkpoint or a .safetensors file -> its weights.
+    """A run folder, `RUN@best`, a checkpoint or a .safetensors file -> its weights.
 
     Raises:
         ConfigError: there are none.
     """
-    given = Path(path)
-    if given.is_file():
+    given, wants_best = _split(path)
+    if given.is_file() and not wants_best:
         return given
     if not given.exists():
         raise ConfigError(
-            f"{quote(path)} does not exist; give a run folder, a checkpoint, or a .safetensors "
+            f"{quote(given)} does not exist; give a run folder, a checkpoint, or a .safetensors "
             "file."
         )
+    if wants_best:
+        return _best_weights(given)
     candidates = [given, *checkpoint.committed(given / CHECKPOINTS)]
     for candidate in candidates:
         if (candidate / checkpoint.WEIGHTS).is_file():
@@ -214,8 +222,33 @@ def weights_file(path: str) -> Path:
     )
 
 
+def _split(network: str) -> tuple[Path, bool]:
+    """`RUN@best` -> RUN, True; another path, or one that really ends so -> itself, False."""
+    path = Path(network)
+    if path.exists() or not network.endswith(BEST_SUFFIX):
+        return path, False
+    return Path(network.removesuffix(BEST_SUFFIX)), True
+
+
+def _best_weights(folder: Path) -> Path:
+    best = read_best(folder)
+    if best is not None and best.folder is not None:
+        return best.folder / checkpoint.WEIGHTS
+    if best is not None:
+        reason = (
+            f"the lowest error, {100 * best.top1_error:.2f} %, was that of step {best.step}, and "
+            "its weights were not kept"
+        )
+    else:
+        reason = "no evaluation of a training has been made there"
+    raise ConfigError(
+        f"{quote(folder)} has no best network: {reason}. {quote(folder)} alone is the newest "
+        "checkpoint of a run."
+    )
+
+
 def open_weights(network: str) -> Weights:
-    """The weights of a run folder, a checkpoint or a .safetensors file.
+    """The weights of a run folder, `RUN@best`, a checkpoint or a .safetensors file.
 
     Raises:
         VggdistError: there are none, they are invalid, or they differ from what the training wrote.
@@ -234,9 +267,9 @@ def config_of(network: str) -> Config | None:
     """The configuration of the training that a network is of; None: a weights file on its own.
 
     Args:
-        network: a run folder, a checkpoint, or a weights file.
+        network: a run folder, `RUN@best`, a checkpoint, or a weights file.
     """
-    path = Path(network).absolute()
+    path = _split(network)[0].absolute()
     folders = [path, *(step.parent for step in path.parents if step.name == CHECKPOINTS)]
     return next((config for folder in folders if (config := read_config(folder))), None)
 
@@ -272,9 +305,29 @@ def _check_same_training(config: Config, config_file: Path) -> None:
         ) from error
     changed = changed_settings(before, config)
     if changed:
-        listing = "\n".join(f"  - {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        folder = config_file.parent
+        lines = [f"{key}: {old!r} -> {new!r}{_rule(key)}" for key, (old, new) in changed.items()]
+        listing = "\n".join(f"  - {line}" for line in lines)
         raise CheckpointError(
-            f"{quote(config_file.parent)} holds a training of another "
-            f"configuration:\n{listing}\nChoose another run.folder for this one, or take these "
-            "changes back to continue that one."
+            f"{quote(folder)} holds a training of another configuration:\n{listing}\nTake these "
+            "changes back to continue it, or choose another run.folder to begin anew with them."
+            + _train_on(folder)
         )
+
+
+def _train_on(folder: Path) -> str:
+    """How to train on from a run's network with other settings, if there is one yet."""
+    if not checkpoint.committed(folder / CHECKPOINTS):
+        return ""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    free = next(name for name in names if not name.exists())
+    return (
+        " To train on from its newest network with them, add "
+        f"run.folder={quote(free)} model.initialize_from={quote(folder)} to the command."
+    )
+
+
+def _rule(key: str) -> str:
+    """When a key may change, of one that sometimes may."""
+    rule = KNOBS[key].rule
+    return f" (may change {rule})" if rule else ""

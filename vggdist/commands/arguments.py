@@ -148,7 +148,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         "network",
         type=user_path_text,
         metavar="WEIGHTS_OR_RUN",
-        help="run folder, checkpoint or weights file",
+        help="run folder, RUN@best, checkpoint or weights file",
     )
 
 

@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     def work() -> int:
         root = arguments.data or data_of(arguments.network)
         check_outputs(arguments, [root])
-        evaluated = evaluate(_request(arguments, root))
+        evaluated = evaluate(_request(arguments, root), heeds_signals=True)
         if evaluated is not None:  # on the main rank
             summary = summarize(evaluated)
             show(render_evaluated(summary), summary, arguments.json)
@@ -134,7 +134,7 @@ def _request(arguments: argparse.Namespace, root: str) -> Any:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    return run(arguments) if arguments.ranks == 1 else start_ranks(arguments.ranks)
+    return run(arguments) if arguments.ranks == 1 else start_ranks(arguments.ranks, save=True)
 
 
 def _protocols(text: str) -> tuple[str, ...]:

@@ -121,6 +121,8 @@ class WholeImageLoader(Prefetcher[Group]):
         share = share[np.lexsort((share, shape))]
         self.num_images = len(share)
         self.num_groups = -(-len(share) // group_size)
+        # Of the rank with the most: all ranks may need the same number of collectives.
+        self.num_rounds = -(-len(evaluation_share(len(images), 0, world_size)) // group_size)
 
         def samples(number: int, _known_bad: Set[int]) -> Samples | None:
             part = share[number * group_size : (number + 1) * group_size]

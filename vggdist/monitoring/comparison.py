@@ -176,7 +176,7 @@ def _finish(axes: Axes, title: str) -> None:
 def _best(run: Run) -> str:
     if run.best is None:
         return ""
-    return f"{percent(run.best['top1_error'])} (epoch {run.best['epoch']:.1f})"
+    return f"{percent(run.best.top1_error)} (epoch {run.best.epoch:.1f})"
 
 
 def _duration(run: Run) -> str:

@@ -15,7 +15,9 @@ from vggdist.artifacts.run_files import (
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
+    Best,
     Point,
+    read_best,
     read_config,
     read_points,
     read_result,
@@ -39,6 +41,8 @@ class Run:
     validation: tuple[Point, ...]
     result: dict[str, Any] | None
     """`result.json`, of a finished training."""
+    best: Best | None
+    """The evaluation with the least error, the first of several."""
     modified_at: float
     """When the last point was written, in seconds since 1970."""
 
@@ -76,11 +80,6 @@ class Run:
         return self.validation[-1]["top1_error"] if self.validation else None
 
     @property
-    def best(self) -> Point | None:
-        """The evaluation with the least error, the first of several."""
-        return min(self.validation, key=lambda point: point["top1_error"], default=None)
-
-    @property
     def images_per_second(self) -> float | None:
         """Of all ranks: while it runs at the last point, afterwards over the whole training."""
         if self.result is not None:
@@ -105,8 +104,9 @@ class Run:
             "epoch": self.epoch,
             "train_error": self.train_error,
             "validation_error": self.validation_error,
-            "best_error": None if self.best is None else self.best["top1_error"],
-            "best_step": None if self.best is None else self.best["step"],
+            "best_error": None if self.best is None else self.best.top1_error,
+            "best_step": None if self.best is None else self.best.step,
+            "best_epoch": None if self.best is None else self.best.epoch,
             "images_per_second": self.images_per_second,
             "seconds_left": self.seconds_left,
             "age_seconds": time.time() - self.modified_at,
@@ -163,6 +163,7 @@ def read_run(folder: Path) -> Run | None:
             point for point in points.get("validation", ()) if point.get("top1_error") is not None
         ),
         None,
+        read_best(folder),
         metrics.stat().st_mtime,
     )
     result = read_result(folder)

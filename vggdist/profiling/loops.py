@@ -162,7 +162,7 @@ class OurLoop:
         self.can_keep_gradients = config.zero_stage == 0 and split.world_size > 1
         self._flags = SharedFlags(self._engine)
         self.meter = Meter(process.device)
-        self._delayed = DelayedFlags()
+        self._delayed = DelayedFlags(process.device)
 
     def step(self, micro_batches: Iterable[Batch]) -> None:
         """One update and its flags, as in a training: those of the step before are read."""

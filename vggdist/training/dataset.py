@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -30,6 +31,8 @@ from vggdist.training.flags import end_if_asked
 from vggdist.training.signals import StopSignal
 
 logger = logging.getLogger("vggdist")
+
+_SYNCHRONIZED_SECONDS = 5.0  # interval of the ranks' collectives while some of them copy
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def copy_to_node(
         )
         try:
             # The ranks synchronize often: hours in one collective would look like a hang.
-            while not world.all_agree(_is_over(copying), process.device):
+            while not world.all_agree(_is_over(copying, stop), process.device):
                 end_if_asked(stop, process)
         except BaseException:
             cancelled.set()  # the pool waits for copies in progress
@@ -112,9 +115,14 @@ def copy_to_node(
     return local
 
 
-def _is_over(future: Future[None] | None) -> bool:
-    """Whether the work is done; waits for it for a few seconds."""
-    return future is None or bool(wait([future], timeout=5).done)
+def _is_over(future: Future[None] | None, stop: StopSignal) -> bool:
+    """Whether the work is done; waits for it for a few seconds, or until a signal comes."""
+    deadline = time.monotonic() + _SYNCHRONIZED_SECONDS
+    while future is not None and not future.done() and not stop.requested:
+        if time.monotonic() > deadline:
+            return False
+        wait([future], timeout=0.1)
+    return future is None or future.done()
 
 
 def announce_data(data: TrainingData, folder: Path) -> None:

@@ -10,6 +10,7 @@ change.
 
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, distributed
 from vggdist.distributed.process import Process, all_agree, sum_over_ranks
 from vggdist.errors import StoppedError
 from vggdist.training.engine import Engine, normalizations
-from vggdist.training.signals import NOTHING_SAVED, StopSignal
+from vggdist.training.signals import NOTHING_SAVED, STARTING, StopSignal
 
 T = TypeVar("T")
 
@@ -99,23 +100,40 @@ def until_stopped(
 
     Raises:
         StoppedError: a rank was asked to stop; raised on all ranks after the same number of
-            batches.
+            batches: the current one, or on a GPU the next.
     """
-    delayed = DelayedFlags()
+    delayed = DelayedFlags(device)
     for number in range(num_rounds):
         yield from itertools.islice(batches, 1)
         flags = torch.zeros(NUM_FLAGS, device=device)
         # `StepFlags.stop`. Not `[2] = ...`, a copy from the host, which waits for the device.
         flags[2:3].fill_(float(stop.requested))
-        before = delayed.push(sum_over_ranks(flags), number)
-        if before is not None and before.stop:
-            raise StoppedError("stopped in an evaluation; the same command continues.")
+        _end_evaluation(delayed.push(sum_over_ranks(flags), number))
+    _end_evaluation(delayed.flush())
+
+
+def _end_evaluation(flags: StepFlags | None) -> None:
+    if flags is not None and flags.stop:
+        raise StoppedError("stopped in an evaluation; the same command continues.")
 
 
 def end_if_asked(stop: StopSignal, process: Process) -> None:
     """Ends all ranks if any has received a signal before there was anything to save; collective."""
     if not all_agree(not stop.requested, process.device):
         raise StoppedError(NOTHING_SAVED)
+
+
+def first_of(batches: Iterator[T], stop: StopSignal, process: Process) -> Iterator[T]:
+    """The same batches once the first is there, for which a signal does not wait; collective.
+
+    Raises:
+        StoppedError: on all ranks, if any has been asked to stop until then.
+    """
+    first: list[T] = []
+    with suppress(StoppedError), stop.answering(STARTING):
+        first = stop.run(list, itertools.islice(batches, 1))
+    end_if_asked(stop, process)
+    return itertools.chain(first, batches)
 
 
 class SentFlags:
@@ -141,15 +159,21 @@ class SentFlags:
 
 
 class DelayedFlags:
-    """Returns each step's flags one step later, when the host need not wait for them."""
+    """Returns each step's flags one step later, when the host need not wait for a GPU; those of a
+    CPU at once.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._delays = device.type != "cpu"
         self._latest: SentFlags | None = None
 
     def push(self, flags: Tensor, step: int) -> StepFlags | None:
-        """Takes the flags of this step, and its sums behind them; returns those of the step before,
-        if any are left."""
+        """Takes the flags of this step, and its sums behind them; returns those that can be read,
+        if there are any.
+        """
         before, self._latest = self._latest, SentFlags(flags, step)
+        if not self._delays:
+            return self.flush()
         return None if before is None else before.read()
 
     def flush(self) -> StepFlags | None:

@@ -15,22 +15,23 @@ from torch import Tensor
 
 from vggdist.artifacts import checkpoint
 from vggdist.artifacts.paths import quote
-from vggdist.artifacts.run_files import CHECKPOINTS
+from vggdist.artifacts.run_files import CHECKPOINTS, Best
 from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config, steps_of_epochs
 from vggdist.data.batch import Batch
-from vggdist.distributed.process import Process, all_agree, sum_over_ranks
+from vggdist.distributed.process import Process, all_agree, from_main, sum_over_ranks
 from vggdist.errors import CheckpointError, NumericError, StoppedError, in_words
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.terminal import TrainingProgress
 from vggdist.training.bad_images import KnownBad
+from vggdist.training.best import BestNetwork
 from vggdist.training.engine import Engine
-from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags
+from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags, first_of
 from vggdist.training.metrics import MetricLog
 from vggdist.training.pictures import Pictures
 from vggdist.training.profile import StepProfile
 from vggdist.training.schedule import Schedule
-from vggdist.training.signals import StopSignal
+from vggdist.training.signals import SAVING, StopSignal
 from vggdist.training.step import Meter, train_step
 from vggdist.training.system import SystemReadings
 from vggdist.training.throughput import Throughput, Waiting
@@ -48,6 +49,7 @@ class Training:
         step: finished steps.
         errors: result of the latest evaluation.
         evaluated_step: the step after which it was made; -1: none yet.
+        best: the best network so far.
         elapsed_seconds: from the start of the first step to the end of the last, with evaluations.
     """
 
@@ -95,6 +97,7 @@ class Training:
         self.num_masked = 0
         self.errors: Errors | None = None
         self.evaluated_step = -1
+        self.best = BestNetwork(run_folder, process)
         self.elapsed_seconds = 0.0
         self.meter = Meter(process.device)
         self.throughput = Throughput(process.device)
@@ -107,6 +110,7 @@ class Training:
         )
         self._pictures_interval = self._steps(config.log.images_every_epochs)
         self._flags = SharedFlags(engine)
+        self._latest_save = (-1, False)  # the step, and whether it was written
         self._evaluation_seconds = 0.0
         self._num_decreases_told = 0
 
@@ -124,9 +128,10 @@ class Training:
         """Trains to the end (True), or until a rank is asked to stop and all have saved (False).
 
         Args:
-            stop: this rank's signals; one received before the first step counts too.
+            stop: this rank's signals.
 
         Raises:
+            StoppedError: on all ranks, if one was asked to stop before its first batch was there.
             NumericError: on all ranks, if a loss, a gradient or the weights are not finite.
             DataError: on all ranks, if too many images are bad.
             CheckpointError: the last checkpoint could not be written.
@@ -136,10 +141,13 @@ class Training:
             return False
         self._log_decreases()
         if self.finished:
+            schedule = self.schedule
+            logger.info("this training has ended: %s. %s", schedule.end(self.step), schedule.way_on)
             return True
         began_at = time.monotonic() - self.elapsed_seconds
-        delayed = DelayedFlags()
-        with self.open_batches(self.step) as batches:
+        delayed = DelayedFlags(self.process.device)
+        with self.open_batches(self.step) as opened, stop.answering(SAVING):
+            batches = first_of(opened, stop, self.process)
             self.throughput.resume()
             while not self.finished:
                 with self._profiled():
@@ -161,7 +169,7 @@ class Training:
                     self._save(last=ended or stopping)
                 if self._evaluation_due and not stopping:
                     stopping = not self._evaluate(stop)
-                    if not saving and (stopping or self.finished):
+                    if not self._is_saved and (stopping or self.finished):
                         self._save(last=True)
                 self._log_decreases()
                 if stopping:
@@ -198,6 +206,9 @@ class Training:
         self.schedule.load({"steps": steps, **of_schedule})
         self.known_bad.load(state["known_bad"])
         self.step, self.num_masked = saved.step, state["num_masked"]
+        self.best.load()
+        is_here = checkpoint.path_of(self.checkpoint_folder, self.step).exists()
+        self._latest_save = (self.step if from_main(is_here) else -1, True)
         self._num_decreases_told = len(self.schedule.decreases(self.step))
         self.errors = Errors.from_state(state["errors"]) if state["errors"] is not None else None
         self.evaluated_step = state.get("evaluated_step", saved.step)
@@ -312,7 +323,8 @@ class Training:
         started_at = time.monotonic()
         self.engine.eval()
         try:
-            errors = self.evaluate(stop)
+            with stop.answering("stopping after these images; the evaluation is repeated later"):
+                errors = self.evaluate(stop)
         except StoppedError:
             return False
         finally:
@@ -352,7 +364,15 @@ class Training:
             self.throughput.pause()
             self._evaluation_seconds += self.pictures.show_errors(self.errors, self.step)
             self.throughput.resume()
+        self._keep_if_best(self.errors.top1_error)
         return True
+
+    def _keep_if_best(self, top1_error: float) -> None:
+        if not self.best.is_beaten(self.step, top1_error):
+            return
+        if self._latest_save[0] != self.step:
+            self._save(last=False)
+        self.best.keep(Best(self.step, self.epoch, top1_error), self._is_saved)
 
     def _log_decreases(self) -> None:
         """Reports each decrease of the learning rate once."""
@@ -391,10 +411,10 @@ class Training:
                 checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
             except OSError as error:
                 problem = self._not_saved(error)
-        if last:  # all ranks end with the main rank
-            if not all_agree(not problem, self.process.device):
-                raise CheckpointError(problem)
-        elif problem:
+        self._latest_save = (self.step, all_agree(not problem, self.process.device))
+        if last and not self._is_saved:  # all ranks end with the main rank
+            raise CheckpointError(problem)
+        if problem:
             self.progress.clear()
             logger.error("%s Training continues.", problem)
         self.throughput.resume()
@@ -421,6 +441,10 @@ class Training:
                 self.pictures.show_fed(batch, self.step)
                 self.throughput.resume()
             yield batch
+
+    @property
+    def _is_saved(self) -> bool:
+        return self._latest_save == (self.step, True)
 
     @property
     def _log_due(self) -> bool:

@@ -30,8 +30,9 @@ def write_result(training: Training, classes: Sequence[str], folder: Path) -> di
 
     Model FLOP utilization, a fraction, and the peak that it is of are there where that is known.
 
-    The file also has the errors by class and the most confused pairs, the steps at which the
-    learning rate fell, the reason for the end of the training, and the digests of the manifests.
+    The file also has the evaluation with the lowest error, the errors by class and the most
+    confused pairs, the steps at which the learning rate fell, the reason for the end of the
+    training, and the digests of the manifests.
     """
     assert training.errors is not None
     result: dict[str, Any] = {
@@ -42,6 +43,13 @@ def write_result(training: Training, classes: Sequence[str], folder: Path) -> di
         "seconds": training.elapsed_seconds,
         "unusable_images": len(training.known_bad.found),
     }
+    if (best := training.best.known) is not None:
+        result["best"] = {
+            "top1_error": best.top1_error,
+            "step": best.step,
+            "epoch": best.epoch,
+            "kept": best.folder is not None,
+        }
     if training.utilization.peak:
         result |= training.utilization.of(training.throughput.images_per_second)
         result["peak"] = training.utilization.peak
@@ -86,6 +94,10 @@ def print_result(result: Mapping[str, Any], folder: Path) -> None:
     table.add_row("top-1 error", f"{100 * result['top1_error']:.2f} %")
     if len(result.get("classes", ())) > TOP5:
         table.add_row("top-5 error", f"{100 * result['top5_error']:.2f} %")
+    if (best := result.get("best")) is not None:
+        where = quote(f"{folder}{run_files.BEST_SUFFIX}") if best["kept"] else "not kept"
+        told = f"{100 * best['top1_error']:.2f} % at epoch {best['epoch']:.2f}: {where}"
+        table.add_row("best top-1 error", Text(told))
     table.add_row("images/s", f"{result['images_per_second']:.1f}")
     if "model_flop_utilization" in result:
         share = f"{100 * result['model_flop_utilization']:.1f} % of {result['peak']}"

@@ -106,6 +106,19 @@ class Schedule:
         )
 
     @property
+    def way_on(self) -> str:
+        """What makes a training that has ended longer, without changing what it has done."""
+        if self.config.name == "cosine":
+            return (
+                "With schedule.name=cosine its length cannot change; model.initialize_from=RUN in "
+                "another run.folder trains on, with a schedule of its own."
+            )
+        if self.finished:
+            return "A larger schedule.num_decreases trains on."
+        length = "num_epochs" if self.config.num_steps is None else "num_steps"
+        return f"A larger schedule.{length} trains on."
+
+    @property
     def finished(self) -> bool:
         """Whether the last plateau has been reached."""
         return self.config.name == "plateau" and len(self.plateaus) > self.config.num_decreases

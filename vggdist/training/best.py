@@ -1,0 +1,49 @@
+"""The network with the lowest validation error, which stays beside the newest checkpoints."""
+
+import logging
+from pathlib import Path
+
+from vggdist.artifacts import checkpoint
+from vggdist.artifacts.run_files import CHECKPOINTS, Best, read_best
+from vggdist.distributed.process import Process, from_main
+
+logger = logging.getLogger(__name__)
+
+
+class BestNetwork:
+    """What is known on all ranks of the best evaluation of a run folder.
+
+    Attributes:
+        known: the best evaluation so far, if there has been one.
+    """
+
+    def __init__(self, run_folder: Path, process: Process) -> None:
+        self.known: Best | None = None
+        self._folder, self._process = run_folder, process
+
+    def load(self) -> None:
+        """Reads it, for a training that continues; collective."""
+        self.known = from_main(read_best(self._folder) if self._process.is_main else None)
+
+    def is_beaten(self, step: int, top1_error: float) -> bool:
+        """Whether the network of a step is better than all before it."""
+        best = self.known
+        if best is None or top1_error < best.top1_error:
+            return True
+        # It was evaluated before, by a process that was killed before it had kept the weights.
+        return best.folder is None and best.step == step
+
+    def keep(self, best: Best, is_saved: bool) -> None:
+        """Keeps the weights of the checkpoint of `best.step`, if that was saved; collective."""
+        kept = best
+        if is_saved and self._process.is_main:
+            try:
+                kept = checkpoint.keep_best(self._folder / CHECKPOINTS, best)
+            except OSError as error:
+                logger.error(
+                    "the network of step %d, the best so far, could not be kept: %s. "
+                    "Training continues.",
+                    best.step,
+                    error,
+                )
+        self.known = from_main(kept)
