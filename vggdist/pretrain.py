@@ -27,16 +27,11 @@ from vggdist.distributed.entry import PYTHON_WARNINGS
 from vggdist.distributed.precision import DTYPES, resolve_precision
 from vggdist.distributed.process import Process
 from vggdist.distributed.rank import on_main, run_rank
-from vggdist.errors import (
-    EXIT_STOPPED,
-    CheckpointError,
-)
+from vggdist.errors import EXIT_STOPPED, CheckpointError
 from vggdist.evaluation.evaluator import evaluate
 from vggdist.evaluation.metrics import TOP5, Errors
 from vggdist.model.initialization import build_trainable
-from vggdist.terminal import counted
 from vggdist.training.bad_images import KnownBad
-from vggdist.training.board import TENSORBOARD_FOLDER
 from vggdist.training.dataset import TrainingData, announce_data, copy_to_node, open_training_data
 from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
@@ -47,7 +42,7 @@ from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import StopSignal
-from vggdist.training.start_texts import start_texts
+from vggdist.training.start_texts import announce_training, render_choices, start_texts
 from vggdist.training.zero import build_engine
 
 logger = logging.getLogger("vggdist")
@@ -100,18 +95,18 @@ def pretrain(
         num_steps = total_steps(config, dataset.train.num_images)
         profile = None
         if profiled is not None:
-            steps = choose_steps(profiled, first_step, num_steps)
-            profile = StepProfile(steps, folder, process)
-            stack.callback(profile.close)
+            profile = StepProfile(choose_steps(profiled, first_step, num_steps), folder, process)
         # After all checks have passed: later starts must agree with these files.
         on_main(process, _open_log, config, folder, stack)
+        if profile is not None:  # behind the log, which its table belongs to
+            stack.callback(profile.close)
         if process.is_main:
-            _announce(config, process, split, dataset, folder)
+            announce_training(config, split, dataset, folder)
             announce_data(data, folder)
         network = build_trainable(config, fresh=saved is None)
         earlier = saved.state.get("exchange") if saved else None
         engine = build_engine(network, config, split, process, earlier)
-        logger.info("%s", _choices(config, process, why, engine))
+        logger.info("%s", render_choices(config, process, why, engine.factored))
         if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
@@ -156,64 +151,6 @@ def _open_curves(
         raise run_folder.not_writable(folder, error) from error
     log.write_start(config, process.device.type, start_texts(config, process.device))
     return log
-
-
-def _announce(
-    config: Config, process: Process, split: BatchSplit, dataset: Dataset, folder: Path
-) -> None:
-    """Logs the numbers derived from the configuration, before the first step."""
-    steps = total_steps(config, dataset.train.num_images)
-    logger.info(
-        "run folder %s; its curves: tensorboard --logdir %s",
-        quote(folder),
-        quote(folder / TENSORBOARD_FOLDER),
-    )
-    logger.info(
-        "%s; %d classes, %d training and %d validation images",
-        quote(str(config.data.root)),
-        len(dataset.train.classes),
-        dataset.train.num_images,
-        dataset.val.num_images,
-    )
-    logger.info(
-        "global batch %d = %s x %s x %s; %s, %.2f epochs",
-        split.global_batch,
-        counted(split.world_size, "rank"),
-        counted(split.accumulation_steps, "micro batch", "micro batches"),
-        counted(split.micro, "image"),
-        counted(steps, "step"),
-        steps * split.global_batch / dataset.train.num_images,
-    )
-    if split.global_batch > dataset.train.num_images:
-        logger.warning(
-            "batch.global %d is more than the %d training images, so every step has some of them "
-            "twice or more; a smaller one trains in fewer images.",
-            split.global_batch,
-            dataset.train.num_images,
-        )
-    if dataset.train.quarantine:
-        num_bad = len(dataset.train.quarantine)
-        logger.info(
-            "%s in quarantine; training shows other images instead",
-            f"{counted(num_bad, 'training image')} {'is' if num_bad == 1 else 'are'}",
-        )
-
-
-def _choices(config: Config, process: Process, why: str, engine: Engine) -> str:
-    """What was chosen for this machine.
-
-    Args:
-        why: the precision and its reason, as a sentence.
-        engine: knows what is exchanged.
-    """
-    threads = counted(config.data.num_threads or process.num_cores, "thread")
-    place = "GPU" if process.device.type == "cuda" else "CPU"
-    parts = [f"{process.device}, {why.rstrip('.')}", f"images decoded on the {place}, {threads}"]
-    if process.world_size > 1:
-        parts[-1] += " a rank"
-        factored = f"those of {', '.join(engine.factored)} as factors"
-        parts.append("gradients exchanged whole" + (f", {factored}" if engine.factored else ""))
-    return f"chosen for this machine: {'; '.join(parts)}."
 
 
 def _load_checkpoint(path: Path | None, process: Process) -> checkpoint.Checkpoint | None:

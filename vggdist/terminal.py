@@ -175,10 +175,6 @@ class TrainingProgress:
         training_progress.log(logging.INFO if is_told else logging.DEBUG, "%s", text)
         self.show(step, epoch, values, seconds_left)
 
-    def clear(self) -> None:
-        """Before other lines are written."""
-        self._line.clear()
-
     def _text(self, step: int, epoch: float, values: dict[str, float], seconds_left: float) -> str:
         used = ""
         if "model_flop_utilization" in values:

@@ -14,14 +14,15 @@ from torch.profiler import profile
 
 from tests.ranks import leave_world, run_in_ranks
 from tests.run_folders import assert_equal_tensors, last_checkpoint, numbers
+from vggdist.artifacts.run_files import has_begun
 from vggdist.config_file import load_config
 from vggdist.distributed.process import Process
-from vggdist.errors import ConfigError
+from vggdist.errors import EXIT_STOPPED, ConfigError
 from vggdist.pretrain import run
-from vggdist.terminal import TrainingProgress
 from vggdist.training import ranges
 from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.ranges import RANGES, named
+from vggdist.training.signals import StopSignal
 from vggdist.training.step_times import measure_steps, read_trace
 from vggdist.training.throughput import Throughput
 
@@ -82,7 +83,7 @@ def profiled_steps(folder: Path, taken: range, wanted: range) -> StepProfile:
     """A training of empty steps that ends by itself or before."""
     steps = StepProfile(wanted, folder, Process(0, 0, 1, CPU, 1))
     for step in taken:
-        with steps.around(step, Throughput(CPU), TrainingProgress(9)), named("forward"):
+        with steps.around(step, Throughput(CPU)), named("forward"):
             torch.ones(1)
     steps.close()
     return steps
@@ -160,6 +161,39 @@ def test_a_profiled_training_has_its_results_and_traces_whose_times_add_up(
     assert text in (folder / "log.txt").read_text()
     with gzip.open(folder / "profile" / "steps-3-5.rank0.pt.trace.json.gz") as file:
         assert json.load(file)["schemaVersion"] == 1
+
+
+class StopAfterFirstPoint(StopSignal):
+    """A signal that has come once a training's curves have a point."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        super().__init__()
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        return has_begun(self._folder)
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        pass
+
+
+def stop_while_recording(_: Process, overrides: list[str], folder: Path) -> int:
+    leave_world()
+    return run(load_config(None, overrides), StopAfterFirstPoint(folder), range(1, 6))
+
+
+@pytest.mark.multi_process
+@pytest.mark.slow
+def test_the_log_has_the_table_of_a_profile_that_a_signal_ended(
+    tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    overrides = [*tiny_overrides, f"run.folder={tmp_path}"]
+    assert run_in_ranks(stop_while_recording, 1, overrides, tmp_path) == [EXIT_STOPPED]
+    (table,) = (tmp_path / "profile").glob("*.txt")
+    assert table.name != "steps-1-5.txt", "else no signal ended it"
+    assert table.read_text() in (tmp_path / "log.txt").read_text()
 
 
 def contains(outer: dict[str, Any], inner: dict[str, Any]) -> bool:

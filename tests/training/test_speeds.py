@@ -22,6 +22,7 @@ def decide(process: Process) -> dict[str, Any]:
     engine = small_engine(process, exchange="auto")
     kept = engine.exchange_state
     assert kept is not None
+    waited = engine.exchange_wait()
     # The opposite of what was decided is kept as well, and by no other batch.
     ways = {
         name: "factors" if way == "all_reduce" else "all_reduce"
@@ -31,6 +32,7 @@ def decide(process: Process) -> dict[str, Any]:
     other_batch = opposite | {"per_rank": 2 * split.per_rank}
     return {
         "speeds": measure_speeds(config, split, process, collectives),
+        "waited": waited,
         "state": kept,
         "kept": choose_ways(config, split, process, collectives, opposite),
         "opposite": ways,
@@ -51,6 +53,10 @@ def decide(process: Process) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
     return run_in_ranks(decide, 2)
+
+
+def test_waits_of_the_measurement_count_for_no_step(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["waited"] for rank in ranks] == [0.0, 0.0]
 
 
 def test_all_ranks_measure_and_decide_alike(ranks: list[dict[str, Any]]) -> None:

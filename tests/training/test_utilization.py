@@ -68,7 +68,7 @@ def used(process: Process, folder: Path) -> tuple[dict[str, Any], str]:
     torch.cuda.get_device_name = lambda _: "A GPU"
     utilization.peak_teraflops = lambda *_: 1e-4  # type: ignore[assignment]
     part = Part(process, folder, schedule={"num_steps": 3}, log={"every_steps": 1})
-    part.training.utilization = Utilization(part.training.config, 1, GPU)
+    part.training.observer.utilization = Utilization(part.training.config, 1, GPU)
     part.train()
     result = write_result(part.training, tuple("abcde"), folder)
     with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -13,7 +13,6 @@ from vggdist.artifacts.files import write_text
 from vggdist.artifacts.paths import quote
 from vggdist.distributed.process import Process
 from vggdist.errors import ConfigError
-from vggdist.terminal import TrainingProgress
 from vggdist.training.ranges import STEP, recorded
 from vggdist.training.step_times import measure_steps, read_trace, render_steps
 from vggdist.training.throughput import Throughput
@@ -67,13 +66,12 @@ class StepProfile:
         self._recorded: list[int] = []
 
     @contextmanager
-    def around(self, step: int, clock: Throughput, progress: TrainingProgress) -> Iterator[None]:
+    def around(self, step: int, clock: Throughput) -> Iterator[None]:
         """Within the block the step is taken; it is recorded if it is one of the wanted.
 
         Args:
             step: its number.
             clock: stands still while the profiler starts and writes.
-            progress: makes room for the table.
         """
         if self._steps.start - 1 <= step < self._steps.stop:
             clock.pause()
@@ -87,7 +85,6 @@ class StepProfile:
         self._recorded.append(step)
         if step == self._steps[-1]:
             clock.pause()
-            progress.clear()
             self.close()
             clock.resume()
 

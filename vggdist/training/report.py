@@ -50,9 +50,9 @@ def write_result(training: Training, classes: Sequence[str], folder: Path) -> di
             "epoch": best.epoch,
             "kept": best.folder is not None,
         }
-    if training.utilization.peak:
-        result |= training.utilization.of(training.throughput.images_per_second)
-        result["peak"] = training.utilization.peak
+    if training.observer.utilization.peak:
+        result |= training.observer.utilization.of(training.throughput.images_per_second)
+        result["peak"] = training.observer.utilization.peak
     result |= {
         "ended": training.schedule.end(training.step),
         "decreases": [fall._asdict() for fall in training.schedule.decreases(training.step)],

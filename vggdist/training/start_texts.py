@@ -1,21 +1,86 @@
-"""What the start of a training tells in words: its settings, command, versions and network."""
+"""What the start of a training tells in words: its numbers, choices, settings and versions."""
 
+import logging
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import vggdist
-from vggdist.config import Config
+from vggdist.artifacts.paths import quote
+from vggdist.config import BatchSplit, Config, total_steps
 from vggdist.config_file import differences, to_yaml
+from vggdist.data.manifest import Dataset
+from vggdist.distributed.process import Process
 from vggdist.model.summary import render_summary, summarize
+from vggdist.terminal import counted
+from vggdist.training.board import TENSORBOARD_FOLDER
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("deepspeed", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "tensorboard")
 _PATIENCE_SECONDS = 5.0
+
+
+def announce_training(config: Config, split: BatchSplit, dataset: Dataset, folder: Path) -> None:
+    """Logs the numbers derived from the configuration, before the first step."""
+    steps = total_steps(config, dataset.train.num_images)
+    logger.info(
+        "run folder %s; its curves: tensorboard --logdir %s",
+        quote(folder),
+        quote(folder / TENSORBOARD_FOLDER),
+    )
+    logger.info(
+        "%s; %d classes, %d training and %d validation images",
+        quote(str(config.data.root)),
+        len(dataset.train.classes),
+        dataset.train.num_images,
+        dataset.val.num_images,
+    )
+    logger.info(
+        "global batch %d = %s x %s x %s; %s, %.2f epochs",
+        split.global_batch,
+        counted(split.world_size, "rank"),
+        counted(split.accumulation_steps, "micro batch", "micro batches"),
+        counted(split.micro, "image"),
+        counted(steps, "step"),
+        steps * split.global_batch / dataset.train.num_images,
+    )
+    if split.global_batch > dataset.train.num_images:
+        logger.warning(
+            "batch.global %d is more than the %d training images, so every step has some of them "
+            "twice or more; a smaller one trains in fewer images.",
+            split.global_batch,
+            dataset.train.num_images,
+        )
+    if dataset.train.quarantine:
+        num_bad = len(dataset.train.quarantine)
+        logger.info(
+            "%s in quarantine; training shows other images instead",
+            f"{counted(num_bad, 'training image')} {'is' if num_bad == 1 else 'are'}",
+        )
+
+
+def render_choices(config: Config, process: Process, why: str, factored: Sequence[str]) -> str:
+    """What was chosen for this machine.
+
+    Args:
+        why: the precision and its reason, as a sentence.
+        factored: layers whose gradients are sent as factors.
+    """
+    threads = counted(config.data.num_threads or process.num_cores, "thread")
+    place = "GPU" if process.device.type == "cuda" else "CPU"
+    parts = [f"{process.device}, {why.rstrip('.')}", f"images decoded on the {place}, {threads}"]
+    if process.world_size > 1:
+        parts[-1] += " a rank"
+        told = f", those of {', '.join(factored)} as factors" if factored else ""
+        parts.append(f"gradients exchanged whole{told}")
+    return f"chosen for this machine: {'; '.join(parts)}."
 
 
 def start_texts(config: Config, device: torch.device) -> dict[str, str]:

@@ -7,9 +7,9 @@ Winograd's, may be above 1.
 
 import torch
 
-from vggdist.config import Config, trained_layers
+from vggdist.config import Config
 from vggdist.distributed.peak import peak_teraflops
-from vggdist.model.summary import summarize
+from vggdist.model.layer_costs import count_layers
 
 
 class Utilization:
@@ -44,10 +44,6 @@ def training_flops(config: Config) -> int:
     With F the multiply-adds of the forward pass and F1 those of the first layer, 2 (3 F - F1), if
     all layers are trained.
     """
-    summary = summarize(config.model, config.data.crop_size)
-    passes = summary.backward_passes(trained_layers(config))
     return sum(
-        2 * layer.multiply_adds * (1 + passes[layer.name])
-        for layer in summary.layers
-        if layer.multiply_adds
+        2 * layer.multiply_adds * (1 + layer.backward_passes) for layer in count_layers(config)
     )
