@@ -19,11 +19,12 @@ from vggdist.distributed.rank import run_rank
 from vggdist.errors import EXIT_STOPPED
 from vggdist.evaluate import Request, evaluate
 from vggdist.model.initialization import build_initialized
+from vggdist.training.signals import StopSignal
 
 MODEL = ModelConfig(configuration=(("3-4",), ("3-4",)), num_classes=3, fc_width=8)
 
 
-def stopped(process: Process, request: Request, rank: int) -> tuple[int, int]:
+def stopped(process: Process, request: Request, rank: int, is_job: bool) -> tuple[int, int]:
     """The exit code, and how many images this rank has sent through the network as wholes."""
     leave_world()
     evaluation.GROUP_SIZE = 1
@@ -39,7 +40,11 @@ def stopped(process: Process, request: Request, rank: int) -> tuple[int, int]:
     evaluation.dense_posteriors = slowly
 
     def work() -> int:
-        evaluate(request, heeds_signals=True)
+        if is_job:  # which heeds signals from its start
+            with StopSignal(speaks=process.is_main) as stop:
+                evaluate(request, stop)
+        else:
+            evaluate(request, heeds_signals=True)
         return 0
 
     return run_rank(work), len(seen)
@@ -47,9 +52,9 @@ def stopped(process: Process, request: Request, rank: int) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "is_job"), [(0, True), (1, False)])
 def test_all_ranks_end_after_the_same_images_and_finished_files_are_kept(
-    tiny_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], rank: int
+    tiny_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], rank: int, is_job: bool
 ) -> None:
     network = tmp_path / "net.safetensors"
     description = Description(MODEL, 32, (120.0, 120.0, 120.0), train_scale=(32, 40))
@@ -61,7 +66,7 @@ def test_all_ranks_end_after_the_same_images_and_finished_files_are_kept(
         out=tmp_path / "out",
         overrides=("precision=fp32", "device=cpu"),
     )
-    assert run_in_ranks(stopped, 2, request, rank) == [(EXIT_STOPPED, 2)] * 2
+    assert run_in_ranks(stopped, 2, request, rank, is_job) == [(EXIT_STOPPED, 2)] * 2
     told = capfd.readouterr().err
     answer = "SIGINT received: stopping; files that are finished are kept."
     assert told.count(answer) == (rank == 0)

@@ -91,13 +91,15 @@ class Request:
     """`section.key=value`."""
 
 
-def evaluate(request: Request, heeds_signals: bool = False) -> Evaluated | None:
+def evaluate(
+    request: Request, stop: StopSignal | None = None, heeds_signals: bool = False
+) -> Evaluated | None:
     """Computes the missing posteriors files; collective.
 
     Args:
         request: what to evaluate.
-        heeds_signals: whether a signal ends it between two groups of images, once the ranks have
-            joined; for the main thread only.
+        stop: a handler that is already active; a signal ends it between two groups of images.
+        heeds_signals: whether a handler starts when the ranks have joined; in the main thread only.
 
     Returns:
         On the main rank, all files in the order of protocols and scales; None on the others.
@@ -112,9 +114,10 @@ def evaluate(request: Request, heeds_signals: bool = False) -> Evaluated | None:
     scales = require_scales(request.scales or [network.default_scale], network.crop_size)
     with ExitStack() as stack:
         process = stack.enter_context(world.joined(config.device))
-        stop = StopSignal(speaks=process.is_main)
-        if heeds_signals:
-            stack.enter_context(stop)
+        if stop is None:
+            stop = StopSignal(speaks=process.is_main)
+            if heeds_signals:
+                stack.enter_context(stop)
         trained = precision_of(request.network)
         config, why = resolve_precision(config, process, trained=trained)
         images = open_split(request.root, request.split)

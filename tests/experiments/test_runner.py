@@ -1,17 +1,17 @@
 """What is missing of an experiment is submitted or run, and nothing else."""
 
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.experiments.made_experiments import finish, make_experiment
-from vggdist.errors import EXIT_STOPPED, DistributedError
+from vggdist import evaluate as evaluation
+from vggdist.errors import EXIT_STOPPED, DistributedError, StoppedError
+from vggdist.evaluate import Request
 from vggdist.experiments import job_log
 from vggdist.experiments import runner as running
-from vggdist.experiments.payloads import EvaluationPayload, ReportPayload, _unless_stopped
+from vggdist.experiments.payloads import EvaluationPayload, ReportPayload
 from vggdist.experiments.runner import ALONE, missing, problems, run_here
 from vggdist.experiments.schema import load_experiment
 from vggdist.experiments.stages import (
@@ -276,19 +276,17 @@ def test_a_signal_ends_all_stages_here(tmp_path: Path, run_stage: dict[str, int]
     assert read_status(experiment)["c"].state == "waiting"
 
 
-def test_an_evaluation_is_left_alone_once_a_signal_has_come() -> None:
-    stop, ended = StopSignal(), threading.Event()
-    threading.Timer(0.1, lambda: setattr(stop, "requested", True)).start()
-    began = time.monotonic()
-    assert _unless_stopped(lambda: int(ended.wait(60)), stop) == EXIT_STOPPED
-    assert time.monotonic() - began < 10
-    ended.set()
+def test_an_evaluation_heeds_the_signals_of_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(request: Request, stop: StopSignal) -> None:
+        assert stop is signals
+        raise StoppedError("stopped in an evaluation.")
 
-
-def test_an_evaluation_s_code_and_problem_come_through() -> None:
-    def fail() -> int:
-        raise OSError("no disk")
-
-    assert _unless_stopped(lambda: 3, StopSignal()) == 3
-    with pytest.raises(OSError, match="no disk"):
-        _unless_stopped(fail, StopSignal())
+    signals = StopSignal()
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    stage = make_experiment(tmp_path).stages["test_b"]
+    assert isinstance(stage, Evaluation)
+    payload = EvaluationPayload(stage, "net", "data", str(tmp_path))
+    assert payload.run(signals) == EXIT_STOPPED
+    assert not (tmp_path / "result.json").exists()

@@ -362,6 +362,30 @@ def test_the_best_network_is_that_of_the_lowest_error_and_the_first_of_equal_one
     assert best == Best(15, 3.75, 0.3, tmp_path / "checkpoints" / "best-00000015")
 
 
+def lower_at_the_end_of_a_part(process: Process, folder: Path) -> None:
+    errors = {3: 0.6, 5: 0.2, 6: 0.5, 9: 0.4}
+    for num_steps in (5, 9):
+        part = Part(
+            process,
+            folder,
+            lambda training, _: Errors(100, errors[training.step], 0.25, 1.0),
+            schedule={"num_steps": num_steps},
+            evaluation=EVERY_THREE_STEPS,
+        )
+        part.train()
+
+
+def test_the_curve_of_the_best_error_never_rises(tmp_path: Path) -> None:
+    run_in_ranks(lower_at_the_end_of_a_part, 1, tmp_path)
+    points = records(tmp_path, "validation")
+    assert [(p["step"], p["best_top1_error"]) for p in points] == [
+        (3, 0.6),
+        (5, 0.2),
+        (6, 0.2),
+        (9, 0.2),
+    ]
+
+
 def broken_evaluation(_: Training, stop: StopSignal) -> Errors:
     raise DataError("The image cat.jpg cannot be used.")
 

@@ -67,6 +67,19 @@ def test_what_is_not_a_step_is_left_out(clock: Clock) -> None:
     assert throughput.seconds == pytest.approx(2.0)
 
 
+def test_the_clock_goes_on_after_the_outermost_of_nested_pauses(clock: Clock) -> None:
+    throughput = Throughput(torch.device("cpu"))
+    throughput.add_step(10, 0.0)
+    clock.now += 1.0
+    with throughput.paused():
+        clock.now += 100.0  # an evaluation
+        with throughput.paused():
+            clock.now += 100.0  # its checkpoint
+        clock.now += 100.0  # the copy of the best network
+    clock.now += 1.0
+    assert throughput.close_window()["images_per_second"] == pytest.approx(5.0)
+
+
 def test_an_empty_window_says_nothing(clock: Clock) -> None:
     throughput = Throughput(torch.device("cpu"))
     clock.now += 1.0

@@ -38,16 +38,55 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curves:
-    """Where a training is, by the last points of its curves; errors are fractions."""
+    """The points of a training's curves, and where it is by the last ones; errors are fractions."""
 
-    step: int
-    epoch: float
-    train_error: float | None
-    """Top-1, on the training images since the point before."""
-    validation_error: float | None
-    """Top-1, of the latest evaluation."""
-    seconds_left: float | None
-    """At the speed of the last point, without evaluations to come."""
+    config: Config
+    train: tuple[Point, ...]
+    """In the order of their steps, as those of `validation`."""
+    validation: tuple[Point, ...]
+
+    @property
+    def step(self) -> int:
+        """The last that there is a point of."""
+        return max((int(points[-1]["step"]) for points in self._begun()), default=0)
+
+    @property
+    def epoch(self) -> float:
+        """The last that there is a point of."""
+        return max((float(points[-1]["epoch"]) for points in self._begun()), default=0.0)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Of the whole training; None before its first point."""
+        if not self.step:
+            return None
+        return total_steps(self.config, round(self.step * self.config.batch.global_ / self.epoch))
+
+    @property
+    def train_error(self) -> float | None:
+        """Top-1, on the training images since the point before."""
+        return self.train[-1].get("top1_error") if self.train else None
+
+    @property
+    def validation_error(self) -> float | None:
+        """Top-1, of the last evaluation."""
+        return self.validation[-1]["top1_error"] if self.validation else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of all ranks, at the last point."""
+        return self.train[-1].get("images_per_second") if self.train else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At that speed, without evaluations to come."""
+        if self.num_steps is None or not self.images_per_second:
+            return None
+        steps = max(0, self.num_steps - self.step)
+        return steps * self.config.batch.global_ / self.images_per_second
+
+    def _begun(self) -> Iterator[tuple[Point, ...]]:
+        return (points for points in (self.train, self.validation) if points)
 
 
 @dataclass(frozen=True)
@@ -128,29 +167,18 @@ def _read_kept(path: Path) -> Best | None:
 
 
 def _evaluations(folder: Path) -> Iterator[Best]:
-    with contextlib.suppress(OSError):
-        for point in JsonLines(folder / METRICS_FILE).read():
-            with contextlib.suppress(KeyError, TypeError):
-                if point["split"] == "validation":
-                    yield Best(
-                        int(point["step"]), float(point["epoch"]), float(point["top1_error"])
-                    )
+    for point in read_points(folder).get("validation", ()):
+        with contextlib.suppress(KeyError, TypeError):
+            yield Best(int(point["step"]), float(point["epoch"]), float(point["top1_error"]))
 
 
 def read_curves(folder: Path, config: Config) -> Curves | None:
-    """The last points of the curves; None before the first step."""
-    last = {split: points[-1] for split, points in read_points(folder).items()}
-    if not last:
+    """The curves of a training; None before the first step."""
+    points = read_points(folder)
+    if not points:
         return None
-    train, validation = last.get("train", {}), last.get("validation", {})
-    newest = max(last.values(), key=lambda point: int(point["step"]))
-    step, epoch = int(newest["step"]), float(newest["epoch"])
-    seconds_left = None
-    if speed := train.get("images_per_second"):
-        num_images = round(step * config.batch.global_ / epoch)
-        steps_left = max(0, total_steps(config, num_images) - step)
-        seconds_left = steps_left * config.batch.global_ / float(speed)
-    return Curves(step, epoch, train.get("top1_error"), validation.get("top1_error"), seconds_left)
+    validation = [p for p in points.get("validation", ()) if p.get("top1_error") is not None]
+    return Curves(config, tuple(points.get("train", ())), tuple(validation))
 
 
 def read_points(folder: Path) -> dict[str, list[Point]]:

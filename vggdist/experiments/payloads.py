@@ -6,16 +6,14 @@ Each leaves `result.json` in its folder when all is done, with what it is the re
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import RESULT_FILE, read_result, write_result
-from vggdist.errors import EXIT_STOPPED, WeightsError
+from vggdist.errors import WeightsError
 from vggdist.experiments.stages import Evaluation, Report, definition
 
 if TYPE_CHECKING:
@@ -38,9 +36,9 @@ class EvaluationPayload:
         """Evaluates on this rank; files that are there are not computed again."""
         from vggdist.distributed.rank import run_rank
 
-        return _unless_stopped(lambda: run_rank(self._evaluate), stop)
+        return run_rank(lambda: self._evaluate(stop))
 
-    def _evaluate(self) -> int:
+    def _evaluate(self, stop: StopSignal) -> int:
         from vggdist.evaluate import Request, evaluate
         from vggdist.evaluation.report import render_evaluated, summarize
 
@@ -52,7 +50,8 @@ class EvaluationPayload:
                 scales=self.stage.scales,
                 out=Path(self.folder),
                 overrides=self.stage.settings,
-            )
+            ),
+            stop,
         )
         if evaluated is not None:  # the main rank speaks
             summary = summarize(evaluated)
@@ -88,26 +87,6 @@ class ReportPayload:
         text = f"{render_report(report)}\n\n{written}"
         _finish(self.stage, self.folder, report.to_dict(), text)
         return 0
-
-
-def _unless_stopped(work: Callable[[], int], stop: StopSignal) -> int:
-    """Works in a thread, which is left alone once a signal has come.
-
-    An evaluation has nothing half-done to save, and may be in the middle of a collective that other
-    ranks have left; posteriors files that are finished stay.
-    """
-    end: Future[int] = Future()
-
-    def run() -> None:
-        try:
-            end.set_result(work())
-        except BaseException as problem:
-            end.set_exception(problem)
-
-    threading.Thread(target=run, name="evaluation", daemon=True).start()
-    while not end.done() and not stop.requested:
-        wait([end], 0.2)
-    return end.result() if end.done() else EXIT_STOPPED
 
 
 def _posteriors(folder: Path) -> list[Path]:

@@ -16,29 +16,24 @@ from vggdist.artifacts.run_files import (
     LOCK_FILE,
     METRICS_FILE,
     Best,
-    Point,
+    Curves,
     read_best,
     read_config,
-    read_points,
+    read_curves,
     read_result,
 )
-from vggdist.config import Config, total_steps
 from vggdist.errors import ConfigError
 
 State = Literal["running", "finished", "stopped"]
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Curves):
     """A run folder; errors are top-1, as fractions."""
 
     folder: Path
-    config: Config
     state: State
     """running: a process trains there. stopped: the same command continues it."""
-    train: tuple[Point, ...]
-    """Points of the training curves, in the order of their steps."""
-    validation: tuple[Point, ...]
     result: dict[str, Any] | None
     """`result.json`, of a finished training."""
     best: Best | None
@@ -53,45 +48,16 @@ class Run:
         return configuration if isinstance(configuration, str) else "own"
 
     @property
-    def step(self) -> int:
-        """The last that the curves have."""
-        return max((int(points[-1]["step"]) for points in self._curves()), default=0)
-
-    @property
-    def epoch(self) -> float:
-        """The last that the curves have."""
-        return max((float(points[-1]["epoch"]) for points in self._curves()), default=0.0)
-
-    @property
-    def num_steps(self) -> int | None:
-        """Of the whole training; None before its first point."""
-        if not self.step:
-            return None
-        return total_steps(self.config, round(self.step * self._global_batch / self.epoch))
-
-    @property
-    def train_error(self) -> float | None:
-        """At the last point."""
-        return self.train[-1]["top1_error"] if self.train else None
-
-    @property
-    def validation_error(self) -> float | None:
-        """Of the last evaluation."""
-        return self.validation[-1]["top1_error"] if self.validation else None
-
-    @property
     def images_per_second(self) -> float | None:
         """Of all ranks: while it runs at the last point, afterwards over the whole training."""
         if self.result is not None:
             return self.result.get("images_per_second")
-        return self.train[-1].get("images_per_second") if self.train else None
+        return super().images_per_second
 
     @property
     def seconds_left(self) -> float | None:
         """At the speed of the last point, without evaluations to come; None unless it runs."""
-        if self.state != "running" or self.num_steps is None or not self.images_per_second:
-            return None
-        return max(0, self.num_steps - self.step) * self._global_batch / self.images_per_second
+        return super().seconds_left if self.state == "running" else None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -111,13 +77,6 @@ class Run:
             "seconds_left": self.seconds_left,
             "age_seconds": time.time() - self.modified_at,
         }
-
-    def _curves(self) -> Iterator[tuple[Point, ...]]:
-        return (points for points in (self.train, self.validation) if points)
-
-    @property
-    def _global_batch(self) -> int:
-        return self.config.batch.global_
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -153,15 +112,13 @@ def read_run(folder: Path) -> Run | None:
     config = read_config(folder)
     if config is None or not metrics.is_file():
         return None
-    points = read_points(folder)
+    curves = read_curves(folder, config)
     run = Run(
-        folder,
         config,
+        curves.train if curves else (),
+        curves.validation if curves else (),
+        folder,
         "running" if is_locked(folder / LOCK_FILE) else "stopped",
-        tuple(points.get("train", ())),
-        tuple(
-            point for point in points.get("validation", ()) if point.get("top1_error") is not None
-        ),
         None,
         read_best(folder),
         metrics.stat().st_mtime,

@@ -1,6 +1,7 @@
 """The network with the lowest validation error, which stays beside the newest checkpoints."""
 
 import logging
+import math
 from pathlib import Path
 
 from vggdist.artifacts import checkpoint
@@ -25,13 +26,17 @@ class BestNetwork:
         """Reads it, for a training that continues; collective."""
         self.known = from_main(read_best(self._folder) if self._process.is_main else None)
 
+    @property
+    def top1_error(self) -> float:
+        """A fraction; infinite before the first evaluation."""
+        return math.inf if self.known is None else self.known.top1_error
+
     def is_beaten(self, step: int, top1_error: float) -> bool:
         """Whether the network of a step is better than all before it."""
-        best = self.known
-        if best is None or top1_error < best.top1_error:
+        if self.known is None or top1_error < self.known.top1_error:
             return True
         # It was evaluated before, by a process that was killed before it had kept the weights.
-        return best.folder is None and best.step == step
+        return self.known.folder is None and self.known.step == step
 
     def keep(self, best: Best, is_saved: bool) -> None:
         """Keeps the weights of the checkpoint of `best.step`, if that was saved; collective."""

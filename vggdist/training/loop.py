@@ -32,7 +32,7 @@ from vggdist.training.pictures import Pictures
 from vggdist.training.profile import StepProfile
 from vggdist.training.rhythm import Rhythm
 from vggdist.training.schedule import Schedule
-from vggdist.training.signals import SAVING, StopSignal
+from vggdist.training.signals import REPEATING, SAVING, StopSignal
 from vggdist.training.step import train_step
 from vggdist.training.throughput import Waiting
 
@@ -265,29 +265,29 @@ class Training:
 
     def _evaluate(self, stop: StopSignal) -> bool:
         """Whether the evaluation was completed; False on all ranks if a signal ended it."""
-        self.throughput.pause()
-        started_at = time.monotonic()
-        self.engine.eval()
-        try:
-            with stop.answering("stopping after these images; the evaluation is repeated later"):
-                errors = self.evaluate(stop)
-        except StoppedError:
-            return False
-        finally:
-            self.engine.train()
-            self.throughput.resume()
-        if not math.isfinite(errors.loss):
-            raise self._diverged(
-                f"step {self.step}: the validation loss is infinite or not a number, so the "
-                "network is useless, and training stops.",
-                good_until=self.evaluated_step,
-            )
-        self.errors, self.evaluated_step = errors, self.step
-        if self._rhythm.is_evaluation_step(self.step):
-            self.schedule.observe(self.step, errors.top1_error)
-        self.observer.show_evaluation(self.step, errors, time.monotonic() - started_at)
-        self._keep_if_best(errors.top1_error)
-        return True
+        with self.throughput.paused():
+            started_at = time.monotonic()
+            self.engine.eval()
+            try:
+                with stop.answering(REPEATING):
+                    errors = self.evaluate(stop)
+            except StoppedError:
+                return False
+            finally:
+                self.engine.train()
+            if not math.isfinite(errors.loss):
+                raise self._diverged(
+                    f"step {self.step}: the validation loss is infinite or not a number, so the "
+                    "network is useless, and training stops.",
+                    good_until=self.evaluated_step,
+                )
+            self.errors, self.evaluated_step = errors, self.step
+            if self._rhythm.is_evaluation_step(self.step):
+                self.schedule.observe(self.step, errors.top1_error)
+            lowest = min(errors.top1_error, self.best.top1_error)
+            self.observer.show_evaluation(self.step, errors, lowest, time.monotonic() - started_at)
+            self._keep_if_best(errors.top1_error)
+            return True
 
     def _keep_if_best(self, top1_error: float) -> None:
         if not self.best.is_beaten(self.step, top1_error):
@@ -297,27 +297,27 @@ class Training:
         self.best.keep(Best(self.step, self._rhythm.epoch(self.step), top1_error), self._is_saved)
 
     def _save(self, last: bool) -> None:
-        self.throughput.pause()
-        if not all_agree(self.engine.is_finite(), self.process.device):
-            raise self._diverged(
-                f"step {self.step}: the weights are infinite, not numbers, or so large that the "
-                "square of their norm is; no checkpoint was made of them, and training stops.",
-                good_until=self.step - 1,
-            )
-        weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
-        problem = ""
-        if self.process.is_main:
-            saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
-            try:
-                checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
-            except OSError as error:
-                problem = self._not_saved(error)
-        self._latest_save = (self.step, all_agree(not problem, self.process.device))
-        if last and not self._is_saved:  # all ranks end with the main rank
-            raise CheckpointError(problem)
-        if problem:
-            logger.error("%s Training continues.", problem)
-        self.throughput.resume()
+        with self.throughput.paused():
+            if not all_agree(self.engine.is_finite(), self.process.device):
+                raise self._diverged(
+                    f"step {self.step}: the weights are infinite, not numbers, or so large that "
+                    "the square of their norm is; no checkpoint was made of them, and training "
+                    "stops.",
+                    good_until=self.step - 1,
+                )
+            weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
+            problem = ""
+            if self.process.is_main:
+                saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
+                try:
+                    checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
+                except OSError as error:
+                    problem = self._not_saved(error)
+            self._latest_save = (self.step, all_agree(not problem, self.process.device))
+            if last and not self._is_saved:  # all ranks end with the main rank
+                raise CheckpointError(problem)
+            if problem:
+                logger.error("%s Training continues.", problem)
 
     def _not_saved(self, error: OSError) -> str:
         committed = checkpoint.committed(self.checkpoint_folder)

@@ -74,9 +74,8 @@ class Observer:
     def show_fed(self, batch: Batch, step: int) -> None:
         """The first images of a step's first batch, at some steps."""
         if self._pictures is not None and self._rhythm.is_picture_step(step):
-            self.throughput.pause()
-            self._pictures.show_fed(batch, step)
-            self.throughput.resume()
+            with self.throughput.paused():
+                self._pictures.show_fed(batch, step)
 
     def renew_line(self, step: int, sums: tuple[float, ...]) -> None:
         """The live line, if it is old enough.
@@ -97,15 +96,16 @@ class Observer:
             num_masked: updates so far that were left out.
         """
         if self._rhythm.is_log_step(step):
-            self._write_point(step, num_masked)
+            self._write_log(step, num_masked)
         if self._log is not None and self._engine.measure_histograms:
             self._log.write_histograms("weights", self._engine.weight_histograms(), step)
             self._log.write_histograms("gradients", self._engine.gradient_histograms, step)
 
-    def show_evaluation(self, step: int, errors: Errors, seconds: float) -> None:
-        """The errors, and pictures of the worst.
+    def show_evaluation(self, step: int, errors: Errors, lowest: float, seconds: float) -> None:
+        """The errors, and pictures of the worst mistakes.
 
         Args:
+            lowest: top-1 error of all evaluations so far, this one included.
             seconds: that it took.
         """
         self._evaluation_seconds = seconds
@@ -115,7 +115,7 @@ class Observer:
                 "loss": errors.loss,
                 "top1_error": errors.top1_error,
                 "top5_error": errors.top5_error,
-                "best_top1_error": min([*self._schedule.errors, errors.top1_error]),
+                "best_top1_error": lowest,
             }
             self._log.write("validation", step, epoch, values)
             top5 = f"top-5 error {100 * errors.top5_error:.2f} %  "
@@ -127,9 +127,7 @@ class Observer:
                 errors.loss,
             )
         if self._pictures is not None:
-            self.throughput.pause()
             self._evaluation_seconds += self._pictures.show_errors(errors, step)
-            self.throughput.resume()
 
     def show_decreases(self, step: int) -> None:
         """Each decrease of the learning rate, once."""
@@ -148,7 +146,7 @@ class Observer:
         """Why the training ends."""
         self._tell(f"training ends at step {step}: {self._schedule.end(step)}.", step)
 
-    def _write_point(self, step: int, num_masked: int) -> None:
+    def _write_log(self, step: int, num_masked: int) -> None:
         """A point of every curve; collective."""
         values = self.throughput.close_window(self._engine.exchange_wait)
         if "images_per_second" in values:

@@ -74,9 +74,8 @@ class StepProfile:
             clock: stands still while the profiler starts and writes.
         """
         if self._steps.start - 1 <= step < self._steps.stop:
-            clock.pause()
-            self._prepare(start=step in self._steps)
-            clock.resume()
+            with clock.paused():
+                self._prepare(start=step in self._steps)
         if step not in self._steps:
             yield
             return
@@ -84,9 +83,8 @@ class StepProfile:
             yield
         self._recorded.append(step)
         if step == self._steps[-1]:
-            clock.pause()
-            self.close()
-            clock.resume()
+            with clock.paused():
+                self.close()
 
     def close(self) -> None:
         """Writes what was recorded, once, also if the training has ended before its last step."""

@@ -25,6 +25,7 @@ T = TypeVar("T")
 NOTHING_SAVED = "stopped before there was anything to save; the same command starts again."
 STARTING = "stopping as soon as possible"
 SAVING = "saving after this step"
+REPEATING = "stopping after these images; the evaluation is repeated later"
 _PATIENCE_SECONDS = 2.0
 """For the main thread to leave a library and end the process itself after a second SIGINT."""
 _END = 0  # no signal's number

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,6 +24,7 @@ class Throughput:
         self._started_at = time.monotonic()
         self._window_seconds = self._window_wait = 0.0
         self._window_images = 0
+        self._is_paused = False
 
     def add_step(self, images: int, wait_seconds: float) -> None:
         """Adds a step of `images` images over all ranks, in which this rank waited so long."""
@@ -38,6 +40,20 @@ class Throughput:
     def resume(self) -> None:
         """Restarts the clock."""
         self._started_at = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock stands still for work other than steps; may be nested."""
+        if self._is_paused:
+            yield
+            return
+        self.pause()
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            self.resume()
 
     def close_window(
         self, exchange_wait: Callable[[], float | None] = lambda: None
