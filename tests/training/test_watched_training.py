@@ -73,7 +73,6 @@ def test_a_training_on_two_ranks_then_on_one_is_shown_once(tmp_path: Path) -> No
         "optimizer/learning_rate_fell": [8],
         "schedule/text_summary": [8, 13],
         "config/text_summary": [0, last + 1],
-        "fed": [0],
         **{f"validation/{name}": evaluations for name in results},
         **{f"{kind}/{n}": evaluations for kind in ("weights", "gradients") for n in LAYERS},
         "custom_scalars__config__": [0],
