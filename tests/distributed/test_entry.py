@@ -1,5 +1,7 @@
 """The first seconds of every command: Ctrl-C ends it, and nothing is said."""
 
+import errno
+import io
 import os
 import shlex
 import signal
@@ -103,6 +105,15 @@ def test_what_a_user_can_solve_is_a_sentence_and_an_exit_code(
 
     assert entry.run(work) == 2
     assert capsys.readouterr().err == "error: a is b; set it to c.\n"
+
+
+def test_a_full_disk_is_told_in_place_of_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    terminal.write("step 3/10")
+    assert entry.end_of_full_disk(OSError(errno.ENOSPC, "No space left on device")) == 1
+    assert terminal.getvalue().startswith("step 3/10\r\x1b[Kerror: ")
 
 
 def test_names_of_any_bytes_are_printed(tmp_path: Path) -> None:

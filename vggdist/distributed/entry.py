@@ -18,6 +18,7 @@ from vggdist.errors import (
     no_space_left,
     old_python,
 )
+from vggdist.terminal import fresh_line
 
 PYTHON_WARNINGS = logging.getLogger("py.warnings")
 """Has what `warnings.warn` says after `quiet_libraries`."""
@@ -75,7 +76,7 @@ def end_of_full_disk(error: OSError) -> int:
     """
     if (sentence := no_space_left(error)) is None:
         raise error
-    sys.stderr.write(f"error: {sentence}\n")
+    sys.stderr.write(f"{fresh_line(sys.stderr)}error: {sentence}\n")
     return VggdistError.exit_code
 
 

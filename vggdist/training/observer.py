@@ -67,9 +67,8 @@ class Observer:
     def prepare_step(self, step: int) -> None:
         """Has the engine measure what `show_step` needs."""
         self._engine.measure_norm = self._rhythm.is_log_step(step)
-        self._engine.measure_histograms = self._log is not None and self._rhythm.is_histogram_step(
-            step
-        )
+        wanted = self._rhythm.is_histogram_step(step)
+        self._engine.measure_histograms = wanted and self._log is not None
 
     def show_fed(self, batch: Batch, step: int) -> None:
         """The first images of a step's first batch, at some steps."""
