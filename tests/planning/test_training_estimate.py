@@ -20,7 +20,6 @@ from vggdist.model.layer_costs import count_layers
 from vggdist.planning.devices import DEVICES
 from vggdist.planning.estimate import Estimate, estimate_training
 from vggdist.planning.links import Cluster
-from vggdist.planning.memory import estimate_memory
 from vggdist.planning.run import estimate_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
