@@ -91,7 +91,9 @@ class _Step:
             rounded_weights=sum(self._rounded(row) for row in self._rows),
             exchange=0,
         )
-        yield replace(now, activations=now.activations + self._most_of_frozen())
+        # Of autocast's copies hardly any is there yet.
+        yield replace(now, activations=self._most_of_frozen(), rounded_weights=0)
+        yield now
         for number in reversed(range(self._first, len(self._rows))):
             row = self._rows[number]
             out = self._bytes_of(row)
@@ -151,14 +153,22 @@ class _Step:
             return kept + FP32_BYTES * (_LRN_KEPT + rounded_input) * units
         if row.name in FULLY_CONNECTED[:-1]:  # with dropout's mask, and what it leaves
             return 2 * kept + MASK_BYTES * units
-        return kept if row.num_parameters else kept + INDEX_BYTES * units
+        return kept + self._indices(row)
 
     def _most_of_frozen(self) -> int:
-        """What rows that keep nothing have at once, if that is more than all that is kept."""
-        frozen = [self._bytes_of(row) for row in self._rows[: self._first]]
-        pairs = [sum(pair) for pair in pairwise(frozen)]
-        kept = sum(self._kept(number) for number in range(len(self._rows)))
-        return max(0, max(pairs, default=0) - kept)
+        """What a row that keeps nothing has at once in the forward pass: inputs and outputs."""
+        return max(
+            (
+                self._bytes_of(before) + self._bytes_of(row) + self._indices(row)
+                for before, row in pairwise(self._rows[: self._first])
+            ),
+            default=0,
+        )
+
+    def _indices(self, row: LayerSummary) -> int:
+        """The places that a max-pooling remembers."""
+        is_pooling = row.kind.startswith("max-pooling")
+        return INDEX_BYTES * self._split.micro * prod(row.output_shape) if is_pooling else 0
 
     def _is_normalized(self, number: int) -> bool:
         return any(row.kind == "batch normalization" for row in self._rows[number + 1 :][:1])
