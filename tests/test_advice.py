@@ -495,6 +495,7 @@ ELSEWHERE = {
     "experiments/job_log.py": "two processes at once, and folders that cannot be written",
     "experiments/runner.py": "a folder that cannot be written",
     "slurm/commands.py": "a job in SLURM's queue",
+    "training/micro_batch.py": HARDWARE,
 }
 """Modules whose errors the tests of their own bring about."""
 OF_THE_SYSTEM = (

@@ -9,17 +9,21 @@ from PIL import Image
 
 from tests.ranks import leave_world, run_in_ranks, train_in_ranks
 from tests.run_folders import steps
+from vggdist import pretrain as subject
 from vggdist.artifacts import run_folder
 from vggdist.artifacts.run_folder import open_weights
+from vggdist.config import split_batch, with_classes
 from vggdist.config_file import load_config
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import BadFile, save_quarantine
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError, ConfigError, DataError
+from vggdist.model.fitting import needed_memory
 from vggdist.prepare.packing import Packing
 from vggdist.prepare.preparation import prepare
 from vggdist.prepare.sources import FolderSource
 from vggdist.pretrain import pretrain, run
+from vggdist.training.micro_batch import choose_micro
 
 
 @pytest.fixture
@@ -84,6 +88,41 @@ def test_the_number_of_classes_follows_from_the_data_set_and_stands_in_the_run_f
     assert run_folder.choose_checkpoint(again, folder) is not None
     message = refusal([*tiny_overrides, "model.num_classes=4"], CheckpointError)
     assert "model.num_classes: 3 -> 4" in message
+
+
+def no_engine(*_):
+    raise NotImplementedError
+
+
+def test_the_micro_batch_that_fits_a_gpu_stands_in_the_run_folder_and_is_kept(
+    tiny_overrides, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "vggdist")
+    memory = 85e9
+
+    def choose(config, process, before):
+        return choose_micro(config, process.world_size, int(memory), before)
+
+    monkeypatch.setattr(subject, "resolve_micro", choose)
+    unset = [*tiny_overrides, "batch.micro=null"]
+    config = load_config(None, [*unset, "schedule.num_steps=1"])
+    folder = Path(config.run_folder)
+    assert pretrain(config) == 0
+    chosen = load_config(folder / "config.yaml").batch.micro
+    assert chosen == config.batch.global_
+    assert f"micro batch {chosen}, the largest up to 256 that fits 85.0 GB; images" in caplog.text
+    assert f"x 1 micro batch x {chosen} images" in caplog.text
+    # One that continues there, with hardly enough memory for it and then with less.
+    memory = needed_memory(with_classes(config, 3), split_batch(config.batch, 1)) + 1
+    again = [*unset, "schedule.num_steps=2"]
+    with monkeypatch.context() as patch:  # DeepSpeed has only one world in its life
+        patch.setattr(subject, "build_engine", no_engine)
+        with pytest.raises(NotImplementedError):
+            pretrain(load_config(None, again))
+    assert load_config(folder / "config.yaml").batch.micro == chosen
+    memory -= 1e6
+    message = refusal(again, ConfigError)
+    assert f"this run was begun with micro batches of {chosen} images" in message
 
 
 @pytest.fixture

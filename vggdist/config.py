@@ -270,7 +270,8 @@ class BatchConfig(Section):
         None,
         ge=1,
         description="Images that a rank sends through the network at once; null: the largest "
-        "divisor of its share that is at most 64.",
+        "divisor of its share that is at most 64, on a GPU at most 256 and such that memory "
+        "suffices (at most 64 there too with model.batch_norm and with zero_stage).",
     )
 
 
@@ -567,6 +568,19 @@ class Config(Section):
         return is_plain and self.resolved_precision != "fp16"
 
     @property
+    def set_precision(self) -> Precision | None:
+        """The precision, unless it is still to be chosen."""
+        return None if self.precision == "auto" else self.precision
+
+    @property
+    def micro_follows_memory(self) -> bool:
+        """Whether a GPU's memory decides the micro batch (`model/fitting.py`).
+
+        Batch normalization computes with it, and DeepSpeed's buffers at ZeRO are not counted.
+        """
+        return self.batch.micro is None and not self.model.batch_norm and self.zero_stage == 0
+
+    @property
     def run_folder(self) -> str:
         """The run folder: as configured, or named after the configuration."""
         if self.run.folder is not None:
@@ -597,6 +611,7 @@ class BatchSplit:
 
 
 LARGEST_AUTOMATIC_MICRO = 64
+"""Where a GPU's memory does not decide (`model/fitting.py`)."""
 
 
 def split_batch(batch: BatchConfig, world_size: int) -> BatchSplit:
@@ -613,20 +628,19 @@ def split_batch(batch: BatchConfig, world_size: int) -> BatchSplit:
             f"batch.global {batch.global_} cannot be shared equally by {world_size} ranks; set it "
             f"to {nearest}, or change the number of ranks."
         )
-    if batch.micro is None:
-        micro = max(
-            m for m in range(1, min(per_rank, LARGEST_AUTOMATIC_MICRO) + 1) if per_rank % m == 0
-        )
-    else:
-        micro = batch.micro
+    micro = batch.micro or divisors(per_rank, LARGEST_AUTOMATIC_MICRO)[-1]
     if per_rank % micro:
-        divisors = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
         raise ConfigError(
             f"batch.micro {micro} does not divide the {per_rank} images of each rank (batch.global "
             f"{batch.global_} / {world_size} ranks), so gradient accumulation would be uneven; set "
-            f"batch.micro to {max(m for m in divisors if m <= micro or m == 1)}, for example."
+            f"batch.micro to {divisors(per_rank, micro)[-1]}, for example."
         )
     return BatchSplit(batch.global_, micro, per_rank // micro, world_size)
+
+
+def divisors(number: int, largest: int) -> list[int]:
+    """The divisors up to `largest`, from 1 up."""
+    return [divisor for divisor in range(1, min(number, largest) + 1) if number % divisor == 0]
 
 
 def with_classes(config: Config, num_classes: int) -> Config:

@@ -37,6 +37,7 @@ from vggdist.training.engine import Engine
 from vggdist.training.flags import end_if_asked, until_stopped
 from vggdist.training.loop import Training
 from vggdist.training.metrics import LogFile, MetricLog
+from vggdist.training.micro_batch import resolve_micro
 from vggdist.training.pictures import Pictures
 from vggdist.training.profile import StepProfile, choose_steps
 from vggdist.training.report import PREDICTIONS_FILE, draw_predictions, print_result, write_result
@@ -76,18 +77,21 @@ def pretrain(
         process = stack.enter_context(world.joined(config.device))
         # Not sooner: a library that waits for other ranks would not react to a signal.
         stop = stop or stack.enter_context(StopSignal(speaks=process.is_main))
-        split = split_batch(config.batch, process.world_size)
+        split_batch(config.batch, process.world_size)  # refuses what cannot be shared
         folder = Path(config.run_folder)
         undo = ExitStack()  # ends with what is new if no step is taken
         patience = RESTART_PATIENCE_SECONDS if srun.num_restarts(os.environ) else 0.0
         start = world.from_main(
             on_main(process, stop.run, run_folder.enter, config, folder, stack, undo, patience)
         )
-        before = run_folder.precision_of_training(start, folder) if process.is_main else None
-        config, why = resolve_precision(config, process, world.from_main(before))
+        before = run_folder.config_before(start, folder) if process.is_main else None
+        before = world.from_main(before)
+        config, why = resolve_precision(config, process, before.set_precision if before else None)
         saved = _load_checkpoint(start, process)
         data = open_training_data(config, folder, process, saved, stop, undo)
         config = with_classes(config, len(data.dataset.train.classes))
+        config, why_micro = resolve_micro(config, process, before)
+        split = split_batch(config.batch, process.world_size)
         end_if_asked(stop, process)
         dataset = copy_to_node(data.dataset, config.data.local_folder, process, stop)
         require_whole([dataset.val], process)
@@ -106,7 +110,7 @@ def pretrain(
         network = build_trainable(config, fresh=saved is None)
         earlier = saved.state.get("exchange") if saved else None
         engine = build_engine(network, config, split, process, earlier)
-        logger.info("%s", render_choices(config, process, why, engine.factored))
+        logger.info("%s", render_choices(config, process, (why, why_micro), engine.factored))
         if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)

@@ -20,10 +20,10 @@ from vggdist.artifacts.checkpoint import Checkpoint
 from vggdist.artifacts.run_files import Best, read_best
 from vggdist.artifacts.run_folder import (
     choose_checkpoint,
+    config_before,
     data_of,
     enter,
     lock,
-    precision_of_training,
     prepare,
     require_space,
     weights_file,
@@ -199,17 +199,18 @@ def test_auto_is_the_precision_of_the_training_that_is_continued(tmp_path: Path)
     save(tmp_path, 10)
     newest = choose(tmp_path, precision="auto")
     assert newest == step_of(tmp_path, 10)
-    assert precision_of_training(newest, tmp_path) == "bf16"
-    assert precision_of_training(newest, tmp_path / "another") == "bf16"  # resume=PATH
-    assert precision_of_training(None, tmp_path) == "bf16"  # its checkpoints not found again
+    trained = config_with(precision="bf16")
+    assert config_before(newest, tmp_path) == trained
+    assert config_before(newest, tmp_path / "another") == trained  # resume=PATH
+    assert config_before(None, tmp_path) == trained  # its checkpoints not found again
     message = refusal(CheckpointError, choose, tmp_path, precision="fp32")
     assert "precision: 'bf16' -> 'fp32'" in message
 
 
-def test_a_new_training_has_no_precision_to_keep(tmp_path: Path) -> None:
-    assert precision_of_training(None, tmp_path / "none") is None
+def test_a_new_training_has_no_choices_to_keep(tmp_path: Path) -> None:
+    assert config_before(None, tmp_path / "none") is None
     prepare(config_with(precision="bf16"), tmp_path)  # a start that failed
-    assert precision_of_training(None, tmp_path) is None
+    assert config_before(None, tmp_path) is None
 
 
 def test_a_configuration_of_another_version_is_refused(folder: Path) -> None:

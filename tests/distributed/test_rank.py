@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed import distributed_c10d
 
 from tests.ranks import run_in_ranks
@@ -80,3 +81,17 @@ def test_all_ranks_end_where_the_main_one_fails_after_a_long_time() -> None:
         "The disk is broken.",
         f"code {DataError.exit_code}",
     ]
+
+
+def test_a_gpu_without_memory_ends_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    assert rank.run_rank(work) == 2
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory: the GPU's memory does not suffice. Set batch.micro lower than "
+        "it is (in an evaluation evaluation.micro and evaluation.max_megapixels); `nvidia-smi` "
+        "shows who else uses the GPU.\n"
+    )

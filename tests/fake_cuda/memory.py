@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vggdist.training.engine import Engine
+from vggdist.training.optimizer import trained_parameters
 
 
 @dataclass
@@ -42,7 +43,7 @@ class DeviceMemory(TorchDispatchMode):
 
     def follow_gradients(self, network: nn.Module) -> None:
         """Tells gradients from other tensors, from now on."""
-        for parameter in network.parameters():
+        for parameter in trained_parameters(network).values():
             parameter.register_post_accumulate_grad_hook(self._note_gradient)
 
     def peak(self, engine: Engine) -> dict[str, int]:

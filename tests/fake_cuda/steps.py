@@ -21,7 +21,7 @@ from tests.fake_cuda import runtime
 from tests.fake_cuda.memory import DeviceMemory
 from tests.fake_cuda.runtime import PretendedTensors
 from tests.fake_cuda.watch import Watch
-from vggdist.config import BatchSplit, Config, split_batch
+from vggdist.config import BatchSplit, Config, split_batch, trained_layers
 from vggdist.config_file import load_config
 from vggdist.data.batch import Batch
 from vggdist.distributed import collectives
@@ -29,7 +29,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.evaluation.metrics import Errors
-from vggdist.model.initialization import build_initialized
+from vggdist.model.initialization import build_initialized, freeze
 from vggdist.training.engine import Engine
 from vggdist.training.loop import Training
 from vggdist.training.schedule import Schedule
@@ -116,6 +116,7 @@ def train(overrides: Sequence[str], ranks: Ranks = ALONE, measure_memory: bool =
 
     with PretendedTensors(), watch, memory if measure_memory else contextlib.nullcontext():
         network = build_initialized(config.model, config.data.crop_size, config.seed)
+        freeze(network, trained_layers(config))
         engine = build_engine(network, config, split, process)
         if measure_memory:
             memory.follow_gradients(engine.module)

@@ -48,7 +48,7 @@ def test_a_dry_run_shows_everything_and_needs_neither_slurm_nor_data_nor_torch(
     assert done.returncode == 0, done.stderr
     for line in (
         "world size 32 = 4 nodes x 8 ranks, each with a GPU and 8 CPUs",
-        "global batch 256 = 32 ranks x 1 micro batch x 8 images",
+        "global batch 256 = 32 ranks x 8 images, in micro batches as the GPUs' memory allows",
         "  root: /nowhere",
         "#SBATCH --nodes=4",
         "#SBATCH --ntasks-per-node=8",

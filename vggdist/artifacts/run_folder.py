@@ -110,8 +110,8 @@ def has_training(folder: Path) -> bool:
     return bool(checkpoint.committed(folder / CHECKPOINTS)) or has_begun(folder)
 
 
-def precision_of_training(checkpoint_path: Path | None, folder: Path) -> Precision | None:
-    """The precision of the training that is continued; None: none is, or it cannot be read.
+def config_before(checkpoint_path: Path | None, folder: Path) -> Config | None:
+    """The configuration of the training that is continued; None: none is, or it cannot be read.
 
     Args:
         checkpoint_path: what is continued from, perhaps of another run folder; none: a training in
@@ -121,8 +121,7 @@ def precision_of_training(checkpoint_path: Path | None, folder: Path) -> Precisi
         folder = checkpoint_path.absolute().parent.parent
     elif not has_training(folder):
         return None
-    before = read_config(folder)
-    return None if before is None or before.precision == "auto" else before.precision
+    return read_config(folder)
 
 
 def prepare(config: Config, folder: Path) -> None:
@@ -277,7 +276,7 @@ def config_of(network: str) -> Config | None:
 def precision_of(network: str) -> Precision | None:
     """The precision in which a network was trained, as far as is known."""
     config = config_of(network)
-    return None if config is None or config.precision == "auto" else config.precision
+    return None if config is None else config.set_precision
 
 
 def data_of(network: str) -> str:

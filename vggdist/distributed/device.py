@@ -48,6 +48,11 @@ def choose_device(name: str, local_rank: int, num_gpus: int = 0) -> torch.device
     )
 
 
+def memory_of(gpu: torch.device) -> int:
+    """Bytes of a GPU, whoever uses them."""
+    return int(torch.cuda.get_device_properties(gpu).total_memory)
+
+
 def _why_no_gpu() -> str:
     """Why torch cannot use the GPU that this process was given; empty if it was given none.
 

@@ -17,6 +17,7 @@ from vggdist.distributed.entry import end_of_full_disk
 from vggdist.distributed.process import Process
 from vggdist.errors import (
     EXIT_INTERRUPTED,
+    ConfigError,
     DataError,
     DistributedError,
     StoppedError,
@@ -53,6 +54,8 @@ def run_rank(work: Callable[[], int]) -> int:
         return error.exit_code
     except OSError as error:
         return end_of_full_disk(error)
+    except torch.OutOfMemoryError as error:
+        return _end_of_full_gpu(error, rank)
     except SystemExit as end:  # from `on_main`, where the main rank prints
         return int(end.code or 0)
     except RuntimeError as error:
@@ -63,6 +66,19 @@ def run_rank(work: Callable[[], int]) -> int:
             "why.\n"
         )
         return DistributedError.exit_code
+
+
+def _end_of_full_gpu(error: torch.OutOfMemoryError, rank: str) -> int:
+    """Says what to set; returns the exit code."""
+    where = f"rank {rank}: " if rank != "0" else ""
+    # Its first sentence; those about torch's allocator follow.
+    problem = " ".join(str(error).split(". ")[0].split())
+    sys.stderr.write(
+        f"{fresh_line(sys.stderr)}error: {where}{problem}: the GPU's memory does not suffice. Set "
+        "batch.micro lower than it is (in an evaluation evaluation.micro and "
+        "evaluation.max_megapixels); `nvidia-smi` shows who else uses the GPU.\n"
+    )
+    return ConfigError.exit_code
 
 
 def leave(exit_code: int) -> int:

@@ -1,4 +1,4 @@
-"""What each weight layer of a training computes, keeps and sends. No torch."""
+"""What each weight layer of a training computes and sends. No torch."""
 
 from dataclasses import dataclass
 from math import prod
@@ -16,8 +16,6 @@ class Layer:
         name: the paper's name, conv1_1 to fc8.
         num_parameters: weights and biases, those of its batch normalization included.
         multiply_adds: of one image's forward pass, without biases.
-        kept_elements: what autograd keeps of one image for the backward pass.
-        kept_indices: places that the max-pooling behind the layer keeps of one image.
         matrix: (in_features, out_features) of a fully connected layer, else none.
         backward_passes: as `ModelSummary.backward_passes`.
         is_trained: whether it has a gradient.
@@ -26,8 +24,6 @@ class Layer:
     name: str
     num_parameters: int
     multiply_adds: int
-    kept_elements: int
-    kept_indices: int
     matrix: tuple[int, int] | None
     backward_passes: int
     is_trained: bool
@@ -51,26 +47,16 @@ def count_layers(config: Config, fc6_side: int | None = None) -> tuple[Layer, ..
     summary = summarize(config.model, config.data.crop_size, fc6_side)
     backward_passes = summary.backward_passes(trained)
     for layer, *behind in summary.weight_layers():
-        outputs, is_trained = prod(layer.output_shape), layer.name in trained
-        pooled = sum(prod(row.output_shape) for row in behind if row.name.startswith("pool"))
-        if layer.name in FULLY_CONNECTED:
-            matrix = (layer.multiply_adds // outputs, outputs)
-            # What ReLU gives, and its product with dropout's mask, which is the next layer's input.
-            copies = 1 if layer.name == FULLY_CONNECTED[-1] else 2
-        else:
-            matrix = None
-            # ReLU works in place: its outputs are kept once, for itself and the next layer.
-            copies = 2 if config.model.batch_norm else 1
+        outputs = prod(layer.output_shape)
+        is_connected = layer.name in FULLY_CONNECTED
         layers.append(
             Layer(
                 layer.name,
                 sum(row.num_parameters for row in (layer, *behind)),
                 layer.multiply_adds,
-                kept_elements=copies * outputs + pooled,
-                kept_indices=pooled,
-                matrix=matrix,
+                matrix=(layer.multiply_adds // outputs, outputs) if is_connected else None,
                 backward_passes=backward_passes[layer.name],
-                is_trained=is_trained,
+                is_trained=layer.name in trained,
             )
         )
     return tuple(layers)

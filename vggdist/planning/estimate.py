@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vggdist.config import BatchConfig, Config, split_batch
+from vggdist.config import BatchConfig, BatchSplit, Config, split_batch
 from vggdist.data.count import ImageCounts
 from vggdist.errors import ConfigError
+from vggdist.model.fitting import fitting_split
 from vggdist.model.layer_costs import count_layers
+from vggdist.model.memory import count_memory
 from vggdist.planning.links import Cluster
-from vggdist.planning.memory import estimate_memory
 from vggdist.planning.messages import Way, Work
 from vggdist.planning.run import (
     Checkpoints,
@@ -133,7 +134,7 @@ def estimate_training(
 
     def work_of(world_size: int) -> Work:
         batch = _batch(config, micro_batch, world_size)
-        return Work.of_training(layers, config, split_batch(batch, world_size))
+        return Work.of_training(layers, config, _split(config, batch, world_size, cluster))
 
     work = work_of(cluster.world_size)
     batch = _batch(config, micro_batch, cluster.world_size)
@@ -149,7 +150,7 @@ def estimate_training(
         step=step,
         ways={name: time_step(work, cluster, way) for name, way in WAYS.items()},
         efficiency=dict(_efficiencies(work_of, cluster)),
-        memory=estimate_memory(config, work, cluster.world_size, step.ways),
+        memory=count_memory(config, work.split(cluster.world_size), step.ways),
         micro_batches={} if micro_batch is None else _try_micro_batches(config, work, cluster),
         supply=supply,
         checkpoints=checkpoints,
@@ -165,13 +166,22 @@ def _try_micro_batches(config: Config, work: Work, cluster: Cluster) -> dict[int
     for micro in sorted({*MICRO_BATCHES, work.micro}):
         tried_work = replace(work, micro=micro)
         step = time_step(tried_work, cluster, config.exchange)
-        memory = estimate_memory(config, tried_work, cluster.world_size, step.ways)
+        memory = count_memory(config, tried_work.split(cluster.world_size), step.ways)
         tried[micro] = {
             "efficiency": step.compute_seconds / step.seconds,
             "images_per_second": micro * cluster.world_size / step.seconds,
             "memory_bytes": memory["total"],
         }
     return tried
+
+
+def _split(config: Config, batch: BatchConfig, world_size: int, cluster: Cluster) -> BatchSplit:
+    """As the training would divide its batch there."""
+    config = config.model_copy(update={"batch": batch})
+    device = cluster.device
+    if device.cores_compute or not config.micro_follows_memory:
+        return split_batch(batch, world_size)
+    return fitting_split(config, world_size, 1e9 * device.memory_gigabytes)
 
 
 def _batch(config: Config, micro_batch: int | None, world_size: int) -> BatchConfig:

@@ -55,6 +55,11 @@ class Work:
         """Images of one step on one rank."""
         return self.micro * self.accumulation_steps
 
+    def split(self, world_size: int) -> BatchSplit:
+        """The global batch of so many ranks."""
+        images = self.images_per_rank * world_size
+        return BatchSplit(images, self.micro, self.accumulation_steps, world_size)
+
     def never_whole(self, ways: Mapping[str, str]) -> tuple[Layer, ...]:
         """Layers whose gradient is made block by block and is never in memory as a whole."""
         return tuple(

@@ -26,6 +26,7 @@ from vggdist.config import BatchSplit, Config
 from vggdist.data.dataset import open_images
 from vggdist.distributed import process as world
 from vggdist.distributed import traffic
+from vggdist.distributed.device import memory_of
 from vggdist.distributed.precision import DTYPES
 from vggdist.errors import ConfigError
 from vggdist.model.layer_costs import count_layers
@@ -271,7 +272,7 @@ def _checkpoint_rate(folder: Path) -> float:
 
 def _memory_bytes(process: world.Process) -> int:
     if process.device.type == "cuda":
-        return int(torch.cuda.get_device_properties(process.device).total_memory)
+        return memory_of(process.device)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // process.world_size
 
 

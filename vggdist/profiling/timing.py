@@ -20,6 +20,7 @@ from vggdist.distributed import process as world
 from vggdist.distributed.precision import resolve_precision
 from vggdist.errors import ConfigError
 from vggdist.terminal import StatusLine, duration
+from vggdist.training.micro_batch import resolve_micro
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Bench:
     """One rank of a benchmark: all ranks do the same at the same time.
 
     Attributes:
-        config: what is measured, with the precision resolved.
+        config: what is measured, with the precision resolved, and on GPUs the micro batch.
         process: this rank.
         status: speaks on the main rank.
     """
@@ -72,6 +73,7 @@ def open_bench(config: Config) -> Iterator[Bench]:
     optimizer = config.optimizer.model_copy(update={"learning_rate": _LEARNING_RATE})
     with world.joined(config.device) as process:
         config, why = resolve_precision(config.model_copy(update={"optimizer": optimizer}), process)
+        config, _ = resolve_micro(config, process)
         bench = Bench(config, process, StatusLine(speaks=process.is_main))
         bench.status.note(why)
         yield bench

@@ -167,6 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
         "run_folder": str(folder),
         "job_folder": str(submission.folder),
     }
+    if layout.gpus_per_node and config.micro_follows_memory:  # which is seen where they are
+        summary |= {"accumulation_steps": None, "micro_batch": None}
     if arguments.dry_run:
         return _preview(arguments, submission, summary, to_yaml(config))
     return (_run_local if arguments.local else _submit)(arguments, submission, summary)
@@ -174,13 +176,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _render(summary: dict[str, Any]) -> str:
     gpu = "a GPU and " if summary["gpus_per_node"] else ""
+    if summary["micro_batch"] is None:
+        images = summary["global_batch"] // summary["world_size"]
+        share = f"{counted(images, 'image')}, in micro batches as the GPUs' memory allows"
+    else:
+        steps = counted(summary["accumulation_steps"], "micro batch", "micro batches")
+        share = f"{steps} x {counted(summary['micro_batch'], 'image')}"
     return (
         f"world size {summary['world_size']} = {counted(summary['nodes'], 'node')} x "
         f"{counted(summary['ranks_per_node'], 'rank')}, each with {gpu}"
         f"{counted(summary['cpus_per_rank'], 'CPU')}\n"
         f"global batch {summary['global_batch']} = {counted(summary['world_size'], 'rank')} x "
-        f"{counted(summary['accumulation_steps'], 'micro batch', 'micro batches')} x "
-        f"{counted(summary['micro_batch'], 'image')}\n"
+        f"{share}\n"
         f"run folder {quote(summary['run_folder'])}, job folder {quote(summary['job_folder'])}\n"
     )
 

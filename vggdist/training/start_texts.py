@@ -66,16 +66,21 @@ def announce_training(config: Config, split: BatchSplit, dataset: Dataset, folde
         )
 
 
-def render_choices(config: Config, process: Process, why: str, factored: Sequence[str]) -> str:
+def render_choices(
+    config: Config, process: Process, why: Sequence[str], factored: Sequence[str]
+) -> str:
     """What was chosen for this machine.
 
     Args:
-        why: the precision and its reason, as a sentence.
+        why: the precision, and the micro batch if it was chosen, each a sentence with its reason.
         factored: layers whose gradients are sent as factors.
     """
     threads = counted(config.data.num_threads or process.num_cores, "thread")
     place = "GPU" if process.device.type == "cuda" else "CPU"
-    parts = [f"{process.device}, {why.rstrip('.')}", f"images decoded on the {place}, {threads}"]
+    parts = [
+        ", ".join([str(process.device), *(reason.rstrip(".") for reason in why if reason)]),
+        f"images decoded on the {place}, {threads}",
+    ]
     if process.world_size > 1:
         parts[-1] += " a rank"
         told = f", those of {', '.join(factored)} as factors" if factored else ""
