@@ -50,7 +50,7 @@ def test_between_two_nodes_of_two_a_tensor_goes_once_each_way() -> None:
     assert traffic.factor_bytes_between_nodes(30, 10, 5, 2, 2, 4) == 2 * 5 * 40 * 4
 
 
-def test_auto_decides_layer_by_layer_and_a_wish_is_followed() -> None:
+def test_2048_images_are_fewer_bytes_as_factors_of_fc6_and_fc7_alone() -> None:
     """512 images on each of 4 ranks: 2,048 are above fc8's break-even, below the others'."""
     layers = [
         traffic.layer_traffic(
@@ -63,18 +63,13 @@ def test_auto_decides_layer_by_layer_and_a_wish_is_followed() -> None:
         )
         for name, shape in FULLY_CONNECTED.items()
     ]
-    assert traffic.choose("auto", layers) == {
-        "fc6": "factors",
-        "fc7": "factors",
-        "fc8": "all_reduce",
-    }
-    assert set(traffic.choose("factors", layers).values()) == {"factors"}
-    assert set(traffic.choose("all_reduce", layers).values()) == {"all_reduce"}
+    fewer = {layer.name: layer.factors < layer.all_reduce for layer in layers}
+    assert fewer == {"fc6": True, "fc7": True, "fc8": False}
 
 
 def test_matrices_in_fp32_beside_factors_in_16_bits_double_the_break_even() -> None:
     shape = FULLY_CONNECTED["fc8"]
-    for precision, fewer in (("bf16", "all_reduce"), ("fp32", "factors")):
+    for precision, fewer in (("bf16", False), ("fp32", True)):
         layer = traffic.layer_traffic(
             "fc8",
             *shape,
@@ -83,4 +78,4 @@ def test_matrices_in_fp32_beside_factors_in_16_bits_double_the_break_even() -> N
             precision=precision,  # type: ignore[arg-type]
             factor_precision="bf16",
         )
-        assert layer.fewer == fewer
+        assert (layer.factors < layer.all_reduce) == fewer
