@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_ranks_are_never_abbreviated_so_that_no_rank_starts_ranks(
     with pytest.raises(SystemExit):
         parse([*EVALUATE, "run", short, "2"])
     assert f"unrecognized arguments: {short}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["tran", "--config", "f.yaml"], "'tran' is no verb; did you mean train?"),
+        (["train", "--rank", "2"], "vggdist train: error: .* --rank; did you mean --ranks?"),
+        (["evaluate", "run", "--scale=32"], "--scale=32; did you mean --scales?"),
+        (["evaluate"], "required: WEIGHTS_OR_RUN\n"),
+    ],
+)
+def test_a_misspelt_or_missing_word_is_answered_with_what_was_meant(
+    words: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(words)
+    assert re.search(error.replace("?", r"\?"), capsys.readouterr().err)
 
 
 def test_two_networks_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from vggdist.distributed import entry  # first: until `entry.run`, Ctrl-C prints
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 VERBS = {
     "train": ("vggdist.commands.training", "train a network: one rank, or several with --ranks"),
@@ -106,6 +107,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     argparse accepts them in one place only, and its workaround does not support subcommands.
     """
     parser = build_parser([word for word in words if word in VERBS])
+    if words and words[0] not in VERBS and not words[0].startswith("-"):
+        parser.error(f"{words[0]!r} is no verb{_near(words[0], VERBS)}; vggdist --help lists them")
     if words[:1] == ["predict"]:  # which has options in place of a configuration
         words = [
             f"--{word}" if word.startswith(("precision=", "device=")) else word for word in words
@@ -118,10 +121,21 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             parser.error(f"argument WEIGHTS_OR_RUN: {error}")
     unknown = [word for word in rest if not _is_setting(word)]
     if unknown or (rest and not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+        verb = arguments.verb
+        option = (unknown or rest)[0].partition("=")[0]
+        near = _near(option, re.findall(r"--[a-z-]+", verb.format_usage()))
+        verb.error(f"unrecognized arguments: {' '.join(unknown or rest)}{near}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """The question whether the most similar of the known words was meant; empty if none is."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
@@ -136,8 +150,6 @@ def _find_network(arguments: argparse.Namespace, rest: list[str]) -> list[str]:
 
 
 def _is_setting(word: str) -> bool:
-    import re
-
     return re.match(r"@|[a-z0-9_.]+=", word) is not None
 
 
@@ -172,7 +184,9 @@ class _Verbs:
     def add_parser(self, verb: str, **settings: Any) -> Any:
         """argparse's `add_parser`, with the help from `VERBS`."""
         self.added.add(verb)
-        return self._subparsers.add_parser(verb, help=VERBS[verb][1], **settings)
+        parser = self._subparsers.add_parser(verb, help=VERBS[verb][1], **settings)
+        parser.set_defaults(verb=parser)
+        return parser
 
 
 if __name__ == "__main__":

@@ -283,10 +283,11 @@ def data_of(network: str) -> str:
     """The data set that a network was trained on.
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: it is not known, or there is no such network.
     """
     config = config_of(network)
     if config is None or config.data.root is None:
+        weights_file(network)  # raises where there is no network at all
         raise ConfigError(
             f"{quote(network)} is no run folder that tells of its data set; give the data set with "
             "--data ROOT."

@@ -173,7 +173,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     """Adds `section.key=value`, of which `text` is the help; `settings_of` has what is given."""
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
+    # With a default, argparse does not call them required.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=text)
     parser.add_argument(
         "--precision", choices=get_args(PrecisionSetting), help="the same as precision=..."
     )

@@ -187,8 +187,8 @@ def dataset_folder(root: str | Path) -> Path:
             raise DataError(
                 f"{root} has no folder {split}/ (it has {listed(names_in(root))}); a data set is "
                 "a folder with train/ and val/, each with one folder of images per class. Set "
-                "data.root to such a folder. `vggdist prepare folder SRC --validation 20% --out "
-                "DIR` makes one of a single folder of classes."
+                "data.root to such a folder. `vggdist prepare folder SRC --validation 20% --form "
+                "folders --out DIR` makes one of a single folder of classes."
             )
     return root
 

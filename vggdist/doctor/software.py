@@ -65,9 +65,11 @@ def slurm() -> Iterator[Finding]:
     except subprocess.TimeoutExpired:
         done = subprocess.CompletedProcess(words, 1, "", f"no answer in {_PATIENCE_SECONDS:.0f} s")
     if done.returncode:
-        told = " ".join(done.stderr.split()) or f"sinfo ended with code {done.returncode}"
+        # The last line is the reason; those before it are attempts.
+        told = [f"sinfo ended with code {done.returncode}", *done.stderr.split("\n")]
+        reason = [line.strip() for line in told if line.strip()][-1]
         hint = "Ask the cluster's administrators; trainings on this machine alone need no SLURM."
-        yield Finding(f"SLURM does not answer: {told}", hint)
+        yield Finding(f"SLURM does not answer: {reason}", hint)
         return
     for line in done.stdout.splitlines():
         yield Finding(f"partition {line.strip()}")

@@ -107,7 +107,8 @@ def _add_prepare_folder(verbs: Any) -> None:
         description=FOLDER_DESCRIPTION,
         epilog="examples: vggdist prepare folder datasets/flowers --out /data/flowers "
         "--form shards --shorter-side 512\n"
-        "          vggdist prepare folder all-photos --validation 20% --out /data/photos",
+        "          vggdist prepare folder all-photos --validation 20% --form folders\n"
+        "            --out /data/photos",
     )
     add_input(
         folder,
