@@ -33,13 +33,13 @@ def be_impatient() -> None:
 def hash_slowly(process: Process, root: Path) -> tuple[str, float]:
     """What the main rank makes of touched shards whose images take a while."""
     be_impatient()
-    hashes, began_at = known_contents._hashes, time.monotonic()
+    read, began_at = known_contents._read, time.monotonic()
 
     def slowly(manifest, images):
         time.sleep(2 * TIMEOUT_SECONDS)
-        return hashes(manifest, images)
+        return read(manifest, images)
 
-    known_contents._hashes = slowly
+    known_contents._read = slowly
     dataset = on_main(process, lambda: open_dataset(root, write=True))
     digest = dataset.train.contents.sha256 if dataset else ""
     return world.gather(digest)[0], time.monotonic() - began_at

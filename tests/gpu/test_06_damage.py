@@ -158,7 +158,7 @@ def test_an_evaluation_on_a_gpu_ends_at_a_damaged_image_and_names_it(kind, image
         device=device,
         only=[number, len(KINDS), len(KINDS) + 1],
     )
-    with loader, pytest.raises(DataError, match=f"{number:03d}.jpg cannot be used: "):
+    with loader, pytest.raises(DataError, match=f"/{number:03d}.jpg: "):
         list(loader)
 
 
