@@ -94,33 +94,43 @@ def no_engine(*_):
     raise NotImplementedError
 
 
-def test_the_micro_batch_that_fits_a_gpu_stands_in_the_run_folder_and_is_kept(
-    tiny_overrides, monkeypatch, caplog
-):
-    caplog.set_level("INFO", "vggdist")
-    memory = 85e9
+def choosing(memory):
+    """Believes to have a GPU with so much memory."""
 
     def choose(config, process, before):
         return choose_micro(config, process.world_size, int(memory), before)
 
-    monkeypatch.setattr(subject, "resolve_micro", choose)
+    return choose
+
+
+def train_with_85_gigabytes(process: Process, overrides: list[str]) -> int:
+    leave_world()
+    subject.resolve_micro = choosing(85e9)
+    return run(load_config(None, overrides))
+
+
+def test_the_micro_batch_that_fits_a_gpu_stands_in_the_run_folder_and_is_kept(
+    tiny_overrides, monkeypatch
+):
     unset = [*tiny_overrides, "batch.micro=null"]
     config = load_config(None, [*unset, "schedule.num_steps=1"])
     folder = Path(config.run_folder)
-    assert pretrain(config) == 0
+    assert run_in_ranks(train_with_85_gigabytes, 1, [*unset, "schedule.num_steps=1"]) == [0]
     chosen = load_config(folder / "config.yaml").batch.micro
     assert chosen == config.batch.global_
-    assert f"micro batch {chosen}, the largest up to 256 that fits 85.0 GB; images" in caplog.text
-    assert f"x 1 micro batch x {chosen} images" in caplog.text
+    log = (folder / "log.txt").read_text()
+    assert f"micro batch {chosen}, the largest up to 256 that fits 85.0 GB; images" in log
+    assert f"x 1 micro batch x {chosen} images" in log
     # One that continues there, with hardly enough memory for it and then with less.
     memory = needed_memory(with_classes(config, 3), split_batch(config.batch, 1)) + 1
     again = [*unset, "schedule.num_steps=2"]
     with monkeypatch.context() as patch:  # DeepSpeed has only one world in its life
         patch.setattr(subject, "build_engine", no_engine)
+        patch.setattr(subject, "resolve_micro", choosing(memory))
         with pytest.raises(NotImplementedError):
             pretrain(load_config(None, again))
     assert load_config(folder / "config.yaml").batch.micro == chosen
-    memory -= 1e6
+    monkeypatch.setattr(subject, "resolve_micro", choosing(memory - 1e6))
     message = refusal(again, ConfigError)
     assert f"this run was begun with micro batches of {chosen} images" in message
 
