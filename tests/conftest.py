@@ -95,6 +95,7 @@ def tiny_network(tiny_dataset: Path) -> list[str]:
         "batch.global=8",
         "batch.micro=4",
         "optimizer.learning_rate=2e-4",
+        "exchange=all_reduce",  # `auto` measures, and need not decide alike twice
         "precision=fp32",
     ]
 
@@ -106,7 +107,6 @@ def tiny_overrides(tiny_network: list[str], tmp_path: Path) -> list[str]:
         *tiny_network,
         "schedule.num_steps=6",
         "log.every_steps=1",
-        "exchange=all_reduce",  # `auto` measures, and need not decide alike twice
         f"run.folder={tmp_path / 'run'}",
     ]
 
