@@ -23,6 +23,7 @@ from vggdist.artifacts.run_files import (
     read_result,
 )
 from vggdist.errors import ConfigError
+from vggdist.model.configurations import configuration_name
 
 State = Literal["running", "finished", "stopped"]
 
@@ -43,9 +44,8 @@ class Run(Curves):
 
     @property
     def configuration(self) -> str:
-        """A letter of Table 1, or `own`."""
-        configuration = self.config.model.configuration
-        return configuration if isinstance(configuration, str) else "own"
+        """A column of Table 1, or `custom`."""
+        return configuration_name(self.config.model.configuration)
 
     @property
     def images_per_second(self) -> float | None:
