@@ -14,6 +14,7 @@ from vggdist.distributed.traffic import BUCKET_ELEMENTS, all_reduce_bytes, facto
 
 _WEIGHT_BYTES = 4
 _ALIKE = 0.002
+"""Difference of two ends, relative, that is less than what a measurement tells."""
 
 
 @dataclass(frozen=True)
@@ -102,32 +103,26 @@ def end_seconds(
     for gradient in gradients:
         memory = _WEIGHT_BYTES * gradient.num_elements / speeds.memory_bytes_per_second
         factored = ways.get(gradient.name) == "factors"
-        passes = gradient.backward_passes - factored
         arithmetic = gradient.multiply_adds * step.micro / speeds.multiply_adds_per_second
-        now += passes * (arithmetic + memory)
+        now += (gradient.backward_passes - factored) * (arithmetic + memory)
         if factored:
-            assert gradient.matrix is not None
-            sent = factor_bytes(
-                *gradient.matrix, step.images_per_rank, step.world_size, step.factor_bytes
-            )
-            latency, conversion = speeds.all_gather_latency, 0.0
-            rows = step.images_per_rank * step.world_size
-            multiply = gradient.multiply_adds * rows / speeds.product_multiply_adds_per_second
-            # Block by block the gradient is neither written nor read by the update.
-            multiply += -memory if step.by_blocks else memory
+            sent, latency = _factor_bytes(gradient, step), speeds.all_gather_latency
         elif gradient.name in sends:
             num_elements = sends[gradient.name]
             sent = all_reduce_bytes(num_elements, step.world_size, step.gradient_bytes)
-            latency, multiply, conversion = speeds.all_reduce_latency, None, 0.0
-            if step.gradient_bytes < _WEIGHT_BYTES:  # to 16 bits and back
-                converted = 2 * num_elements * (_WEIGHT_BYTES + step.gradient_bytes)
-                conversion = converted / speeds.memory_bytes_per_second
+            latency = speeds.all_reduce_latency
         else:
             continue
         link = max(link, now) + latency + sent / speeds.sent_bytes_per_second
-        now += sent * speeds.held_up_seconds_per_byte + conversion
-        if multiply is not None:
-            products.append((link, multiply))
+        now += sent * speeds.held_up_seconds_per_byte
+        if factored:
+            rows = step.images_per_rank * step.world_size
+            multiply = gradient.multiply_adds * rows / speeds.product_multiply_adds_per_second
+            # Block by block the gradient is neither written nor read by the update.
+            products.append((link, multiply + (-memory if step.by_blocks else memory)))
+        elif step.gradient_bytes < _WEIGHT_BYTES:  # to 16 bits and back
+            converted = 2 * num_elements * (_WEIGHT_BYTES + step.gradient_bytes)
+            now += converted / speeds.memory_bytes_per_second
     for arrived, multiply in products:
         now = max(now, arrived) + multiply
     return max(now, link)
@@ -156,9 +151,14 @@ def _messages(
 def _sent_bytes(gradients: Sequence[Gradient], ways: Mapping[str, Exchange], step: Step) -> float:
     """Of the fully connected layers, by each rank."""
     return sum(
-        factor_bytes(*gradient.matrix, step.images_per_rank, step.world_size, step.factor_bytes)
+        _factor_bytes(gradient, step)
         if ways[gradient.name] == "factors"
         else all_reduce_bytes(gradient.num_elements, step.world_size, step.gradient_bytes)
         for gradient in gradients
         if gradient.matrix is not None
     )
+
+
+def _factor_bytes(gradient: Gradient, step: Step) -> float:
+    assert gradient.matrix is not None
+    return factor_bytes(*gradient.matrix, step.images_per_rank, step.world_size, step.factor_bytes)

@@ -93,7 +93,7 @@ class Engine:
         self.gradient_histograms: dict[str, Histogram] = {}
         self._norm: Tensor | float | None = None
         self._norms: dict[int, Tensor] = {}
-        self._scale_of_step: Tensor | None = None
+        self._scale_of_step: Tensor | float = 1.0  # of the loss, in fp16
         self.factored: tuple[str, ...] = ()
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -179,8 +179,7 @@ class Engine:
             if self.measure_histograms:
                 weights = self._layer_weights.items()
                 gradients = {name: w.grad for name, w in weights if w.grad is not None}
-                scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
-                self.gradient_histograms = histograms(gradients, scale)
+                self.gradient_histograms = histograms(gradients, float(self._scale_of_step))
             self._engine.step()
 
     def _measure_norms(self) -> None:
@@ -220,8 +219,7 @@ class Engine:
         """Norm of the whole gradient of the latest step, before clipping; nan if not measured."""
         if not self.measure_norm or self._norm is None:
             return float("nan")
-        scale = 1.0 if self._scale_of_step is None else float(self._scale_of_step)
-        return float(self._norm) / scale
+        return float(self._norm) / float(self._scale_of_step)
 
     @torch.no_grad()
     def layer_norms(self) -> dict[str, float]:
@@ -234,8 +232,7 @@ class Engine:
         found = {"weight_norm": torch.stack(norms(layers))}
         if all(id(weights) in self._norms for weights in layers):
             of_gradients = torch.stack([self._norms[id(weights)] for weights in layers])
-            scale = 1.0 if self._scale_of_step is None else self._scale_of_step
-            found["gradient_norm"] = of_gradients / scale
+            found["gradient_norm"] = of_gradients / self._scale_of_step
         states = (self.optimizer.state.get(weights, {}) for weights in layers)
         momentum = [state.get("momentum_buffer") for state in states]
         if all(buffer is not None for buffer in momentum):
