@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from vggdist.artifacts.posteriors import PosteriorsFile
 from vggdist.errors import WeightsError
-from vggdist.evaluation.confusion import ClassErrors, class_errors
 from vggdist.evaluation.metrics import count_errors
 from vggdist.evaluation.mistakes import Mistake
 
@@ -54,11 +53,12 @@ def errors_of_fusions(
         WeightsError: a file is damaged, or two are of different images.
     """
     counts = {members: np.zeros(2, np.int64) for members in fusions}
+    everything = tuple(range(len(files)))
     for values, labels in _parts(files):
         for members in fusions:
             mean = _mean(values, members)
             counts[members] += _count(mean, labels)
-            if confusion is not None and len(members) == len(files):
+            if confusion is not None and members == everything:
                 np.add.at(confusion, (labels, mean.argmax(axis=1)), 1)
         advance(len(labels))
     num_images = len(files[0].labels)
@@ -66,13 +66,6 @@ def errors_of_fusions(
         members: ErrorRates(num_images, *(count / num_images).tolist())
         for members, count in counts.items()
     }
-
-
-def class_errors_of_mean(files: Sequence[PosteriorsFile]) -> ClassErrors:
-    """The errors by class of the mean of all files, which are of the same images."""
-    confusion = np.zeros((len(files[0].classes),) * 2, np.int64)
-    errors_of_fusions(files, [tuple(range(len(files)))], confusion=confusion)
-    return class_errors(confusion)
 
 
 def mistakes_of_mean(files: Sequence[PosteriorsFile], count: int) -> tuple[Mistake, ...]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from vggdist.artifacts.contents import UNKNOWN
 from vggdist.artifacts.names import printable, shortened
 from vggdist.artifacts.paths import quote
@@ -21,11 +23,10 @@ from vggdist.artifacts.posteriors import (
     read_names,
 )
 from vggdist.errors import WeightsError
-from vggdist.evaluation.confusion import ClassErrors
+from vggdist.evaluation.confusion import ClassErrors, class_errors
 from vggdist.evaluation.fusion import (
     ErrorRates,
     Members,
-    class_errors_of_mean,
     errors_of_fusions,
     mistakes_of_mean,
 )
@@ -195,16 +196,17 @@ def make_report(
     every_file = [(number,) for number in range(len(files))]
     means = {line.files for _, lines in tables for line in lines if line.files}
     means |= {*every_file, tuple(range(len(files))), *averages}
+    confusion = None if is_imagenet else np.zeros((len(classes),) * 2, np.int64)
     return Report(
         paths=tuple(paths),
         names=names,
         sources=sources,
         classes=classes,
-        errors=errors_of_fusions(files, means, advance),
+        errors=errors_of_fusions(files, means, advance, confusion),
         averages=averages,
         tables=tables,
         notes=tuple(_notes(names, sources, is_imagenet, len(files[0].labels))),
-        class_errors=ClassErrors() if is_imagenet else class_errors_of_mean(files),
+        class_errors=ClassErrors() if confusion is None else class_errors(confusion),
         mistakes=() if is_imagenet else tuple(_mistakes(files)),
     )
 
