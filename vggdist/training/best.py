@@ -7,6 +7,7 @@ from pathlib import Path
 from vggdist.artifacts import checkpoint
 from vggdist.artifacts.run_files import CHECKPOINTS, Best, read_best
 from vggdist.distributed.process import Process, from_main
+from vggdist.errors import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,6 @@ class BestNetwork:
                     "the network of step %d, the best so far, could not be kept: %s. "
                     "Training continues.",
                     best.step,
-                    error,
+                    in_words(error),
                 )
         self.known = from_main(kept)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vggdist.config import DataConfig, Triple
 from vggdist.data.batch import Batch
-from vggdist.errors import VggdistError
+from vggdist.errors import VggdistError, in_words
 from vggdist.evaluation.confusion_picture import draw_class_errors, picture_name
 from vggdist.evaluation.contact_sheet import Prediction, contact_sheet, labelled_sheet
 from vggdist.evaluation.metrics import Errors
@@ -48,7 +48,7 @@ class Pictures:
             if errors.mistakes:
                 self.log.write_picture("mistakes", contact_sheet(self._predictions(errors)), step)
         except (OSError, VggdistError) as error:
-            logger.warning("the worst mistakes are not shown in TensorBoard: %s", error)
+            logger.warning("the worst mistakes are not shown in TensorBoard: %s", in_words(error))
         classes = draw_class_errors(errors.classes, self.classes)
         self.log.write_picture(picture_name(len(self.classes)), classes, step)
         seconds = time.monotonic() - began_at
