@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from vggdist.artifacts.names import explain_twins, listed, sentences, spelled
+from vggdist.artifacts.paths import quote
 from vggdist.data.manifest import Manifest
 from vggdist.errors import DataError
 
@@ -50,6 +51,15 @@ def require_several_classes(images: Manifest) -> None:
     raise DataError(
         f"{folder} has a single class folder, {spelled(name)}, and a network tells at least two "
         f"classes apart. {hint}"
+    )
+
+
+def contradict_setting(given: int, images: Manifest, root: str) -> str:
+    """What is wrong with a `model.num_classes` that the data set contradicts."""
+    num_classes = len(images.classes)
+    return (
+        f"model.num_classes is {given}, but {quote(root)} has {num_classes} classes; set "
+        f"model.num_classes={num_classes}, or leave it out."
     )
 
 

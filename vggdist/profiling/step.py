@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from vggdist.artifacts.paths import quote
 from vggdist.config import Config, with_classes
 from vggdist.data.batch import Batch
+from vggdist.data.classes import contradict_setting
 from vggdist.data.manifest import Manifest
 from vggdist.distributed import process as world
 from vggdist.distributed.peak import peak_teraflops
@@ -178,11 +178,7 @@ def _open_images(config: Config) -> Manifest | None:
     manifest = open_training_images(config)
     given = config.model.num_classes
     if given is not None and len(manifest.classes) > given:
-        raise ConfigError(
-            f"model.num_classes is {given}, but {quote(config.data.root)} has "
-            f"{len(manifest.classes)} classes; set model.num_classes={len(manifest.classes)}, or "
-            "leave it out."
-        )
+        raise ConfigError(contradict_setting(given, manifest, config.data.root))
     return manifest
 
 

@@ -17,7 +17,11 @@ from vggdist.artifacts.names import listed, render_labels, sentences
 from vggdist.artifacts.paths import quote
 from vggdist.config import Config
 from vggdist.data import local_copy
-from vggdist.data.classes import explain_nesting, require_several_classes
+from vggdist.data.classes import (
+    contradict_setting,
+    explain_nesting,
+    require_several_classes,
+)
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest import Dataset
 from vggdist.data.manifest_file import SPLITS, require_usable, write_classes
@@ -150,15 +154,10 @@ def _require_usable(config: Config, dataset: Dataset) -> None:
     assert config.data.root is not None
     root = config.data.root
     require_several_classes(dataset.train)
-    num_classes = len(dataset.train.classes)
-    if config.model.num_classes not in (None, num_classes):
-        raise ConfigError(
-            sentences(
-                f"model.num_classes is {config.model.num_classes}, but {quote(root)} has "
-                f"{num_classes} classes; set model.num_classes={num_classes}, or leave it out.",
-                explain_nesting(dataset.train),
-            )
-        )
+    given = config.model.num_classes
+    if given not in (None, len(dataset.train.classes)):
+        problem = contradict_setting(given, dataset.train, root)
+        raise ConfigError(sentences(problem, explain_nesting(dataset.train)))
     require_usable([dataset.val], root)
 
 
