@@ -264,6 +264,7 @@ def test_gradients_are_sent_in_the_compute_type_unless_fp32_is_asked_for() -> No
 
 FREE = {
     *("model.initialize_from", "device", "exchange", "exchange_precision", "zero_stage"),
+    *("compile", "cuda_graph"),
     *("run.folder", "run.resume", "log.every_steps", "log.num_images"),
     *("log.images_every_epochs", "log.num_mistakes"),
     "log.histogram_every_epochs",

@@ -43,6 +43,12 @@ def in_words(problem: object) -> str:
     return re.sub(r"\[Errno -?\d+\] ", "", str(problem))
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, as a sentence; its type where it says nothing."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if line.endswith((".", "!", "?")) else f"{line}."
+
+
 def no_space_left(error: OSError) -> str | None:
     """The message for a full disk if there is no more specific one; None for other errors."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

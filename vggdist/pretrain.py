@@ -110,7 +110,8 @@ def pretrain(
         network = build_trainable(config, fresh=saved is None)
         earlier = saved.state.get("exchange") if saved else None
         engine = build_engine(network, config, split, process, earlier)
-        logger.info("%s", render_choices(config, process, (why, why_micro), engine.factored))
+        choices = (why, why_micro), engine.factored, engine.compiled
+        logger.info("%s", render_choices(config, process, *choices))
         if first_step < num_steps:
             num_bytes, keep = engine.checkpoint_bytes, config.checkpoint.keep
             on_main(process, run_folder.require_space, folder, num_bytes, keep)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,8 @@ def pretend() -> None:
     Tensor.data_ptr = _data_ptr
     Tensor.record_stream = lambda self, stream: None
     nn.Module._apply = _apply
-    _META.impl("_fused_sgd_", _fused_sgd)
+    for name in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
+        _META.impl(name, _fused_sgd)
     # CUDA's device guards ask the driver. While torch counts no device, it lets others that do
     # nothing take their place.
     torch._C._ensureCUDADeviceGuardSet()
@@ -142,11 +144,46 @@ class Event:
         _note("Event.synchronize", current_device(), since=self._recorded)
 
 
+class CUDAGraph:
+    """A graph; a replay is noted, and does nothing."""
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 1)
+
+    def replay(self) -> None:
+        _note("CUDAGraph.replay", current_device(), own_stream=True)
+
+
+@contextmanager
+def graph(
+    captured: CUDAGraph, pool: Any = None, stream: Stream | None = None, **_: Any
+) -> Iterator[None]:
+    """Captures nothing, but what cannot be captured is an error, as it is with CUDA."""
+    assert stream is not None
+    assert not stream.is_default
+    first = len(calls)
+    _thread.is_capturing = True
+    former = current_stream(stream.device_index)
+    set_stream(stream)
+    try:
+        yield
+    finally:
+        _thread.is_capturing = False
+        set_stream(former)
+    waits = [call for call in calls[first:] if call.name.endswith("synchronize")]
+    assert not waits, f"waiting cannot be captured: {waits}"
+
+
+def is_current_stream_capturing() -> bool:
+    return _thread.is_capturing
+
+
 class _Thread(threading.local):
     """What CUDA keeps for each thread: it begins on GPU 0, in the stream that all share."""
 
     def __init__(self) -> None:
         self.device = 0
+        self.is_capturing = False
         self.streams = dict(_DEFAULT_STREAMS)
 
 
@@ -262,6 +299,9 @@ _CUDA: dict[str, Any] = {
     "memory_allocated": lambda device=None: 0,
     "empty_cache": lambda: None,
     "reset_peak_memory_stats": lambda device=None: None,
+    "CUDAGraph": CUDAGraph,
+    "graph": graph,
+    "is_current_stream_capturing": is_current_stream_capturing,
     "Stream": Stream,
     "Event": Event,
 }

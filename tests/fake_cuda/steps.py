@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,10 @@ class Report:
     operators: Counter[str]
     devices: set[int]
     """GPUs that any thread has turned to since the start of the process."""
+    num_replays: int
+    """Of graphs."""
+    seconds: float
+    """Of the host, which is slower here than with true tensors."""
     memory: dict[str, int] = field(default_factory=dict)
     """Most bytes on the GPU, by what they are for."""
 
@@ -90,26 +95,34 @@ class _SeenError(Exception):
     """Ends a training of which enough has been seen."""
 
 
-def train(overrides: Sequence[str], ranks: Ranks = ALONE, measure_memory: bool = False) -> Report:
-    """A training of D that ends after its third step, which is watched.
+def train(
+    overrides: Sequence[str],
+    ranks: Ranks = ALONE,
+    measure_memory: bool = False,
+    watched_step: int = WATCHED_STEP,
+) -> Report:
+    """A training of D that ends after a step that is watched.
 
     Args:
         overrides: `section.key=value`.
         ranks: which rank this is, among how many.
         measure_memory: fill in `Report.memory`.
+        watched_step: from 1.
     """
     process = start(ranks)
     config = load_config(None, list(overrides))
     split = split_batch(config.batch, process.world_size)
     watch, memory = Watch(process.device), DeviceMemory()
+    started_at: list[float] = []
 
     def batches() -> Iterator[Batch]:
         batch = synthetic_batch(config, split.micro, process.device)
         for step in itertools.count(1):
-            if step == WATCHED_STEP:
+            if step == watched_step:
                 watch.start()
                 memory.start()
-            elif step > WATCHED_STEP:
+                started_at.append(time.perf_counter())
+            elif step > watched_step:
                 raise _SeenError
             for _ in range(split.accumulation_steps):
                 yield dataclasses.replace(batch)
@@ -123,9 +136,11 @@ def train(overrides: Sequence[str], ranks: Ranks = ALONE, measure_memory: bool =
         training = build_training(config, process, split, engine, batches())
         with contextlib.suppress(_SeenError):
             training.train(StopSignal())
+    seconds = time.perf_counter() - started_at[0]
+    replays = sum(call.name == "CUDAGraph.replay" for call in watch.calls)
     devices = {call.device for call in runtime.calls}
     peak = memory.peak(engine) if measure_memory else {}
-    return Report(watch.faults, watch.operators, devices, peak)
+    return Report(watch.faults, watch.operators, devices, replays, seconds, peak)
 
 
 def build_training(

@@ -5,6 +5,7 @@ import pytest
 from tests.fake_cuda.process import FakeCuda
 from tests.fake_cuda.steps import ALONE, Ranks, Report, gpu_at_start, train
 from vggdist.distributed.precision import DTYPES
+from vggdist.training.graph import WARM_UP_STEPS
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +80,39 @@ def test_under_zero_a_step_is_waited_for_by_deepspeed_alone(
     report = fake_cuda.run(train, settings, ONE_NODE)
     assert [fault for fault in report.faults if ": deepspeed/" not in fault] == []
     assert_whole(report, ONE_NODE)
+
+
+CAPTURED_STEP = WARM_UP_STEPS + 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings", "ranks"),
+    [
+        ("bf16", ["exchange=factors"], ALONE),
+        ("fp32", ["optimizer.gradient_clipping=5.0"], ALONE),
+        ("fp16", ["model.batch_norm=true"], ALONE),
+        ("bf16", ["exchange=factors"], TWO_NODES),
+        ("bf16", ["exchange=all_reduce", "batch.micro=32"], ONE_NODE),
+    ],
+)
+def test_a_step_that_a_graph_repeats_is_copies_a_replay_and_flags(
+    fake_cuda: FakeCuda, precision: str, settings: list[str], ranks: Ranks
+) -> None:
+    batch = f"batch.global={64 * ranks.world_size}"
+    overrides = [f"precision={precision}", batch, "cuda_graph=true", *settings]
+    captured = fake_cuda.run(train, overrides, ranks, watched_step=CAPTURED_STEP)
+    assert {fault.rpartition(" in ")[2] for fault in captured.faults} == {"all_agree"}
+    assert captured.num_replays == 1
+    assert captured.operators["aten::_fused_sgd_"] > 0
+    repeated = fake_cuda.run(train, overrides, ranks, watched_step=CAPTURED_STEP + 1)
+    assert repeated.faults == []
+    assert repeated.num_replays == 1
+    assert repeated.devices == {ranks.rank}
+    num_micro = 2 if "batch.micro=32" in settings else 1
+    assert repeated.operators["aten::copy_"] <= 4 * num_micro + 2
+    assert repeated.operators.total() <= 4 * num_micro + 12
+    assert repeated.operators["aten::convolution"] == 0
+    assert repeated.operators["c10d::allreduce_"] == (ranks.world_size > 1), "of the flags"
 
 
 def assert_whole(report: Report, ranks: Ranks, num_micro_batches: int = 1) -> None:

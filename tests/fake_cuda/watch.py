@@ -48,11 +48,16 @@ class Watch(TorchDispatchMode):
         self._first_call = len(runtime.calls)
 
     @property
+    def calls(self) -> list[runtime.Call]:
+        """Of CUDA, of all threads."""
+        return runtime.calls[self._first_call :]
+
+    @property
     def faults(self) -> list[str]:
         """What has made the host wait, or left the rank's GPU, and where."""
         return self._faults + [
             f"{call.name}, GPU {call.device}: {call.place}"
-            for call in runtime.calls[self._first_call :]
+            for call in self.calls
             if self._is_fault(call)
         ]
 

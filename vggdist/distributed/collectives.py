@@ -71,10 +71,14 @@ class Collectives:
 
 
 class WaitClock:
-    """Sums the time of waits: the host's on a CPU, the stream's on a GPU, where no host waits."""
+    """Sums the time of waits: the host's on a CPU, the stream's on a GPU, where no host waits.
+
+    Those that a CUDA graph repeats are not known.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
+        self._is_known = True
         self._seconds = 0.0
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -82,12 +86,12 @@ class WaitClock:
         """The same wait, whose time counts."""
         return partial(self._time_on_gpu if self._on_gpu else self._time, wait)
 
-    def take(self) -> float:
-        """Seconds since the last call; on a GPU, whose work must be done."""
+    def take(self) -> float | None:
+        """Seconds since the last call, if known; on a GPU, whose work must be done."""
         spans, self._spans = self._spans, []
         seconds, self._seconds = self._seconds, 0.0
         milliseconds: float = sum(start.elapsed_time(end) for start, end in spans)
-        return seconds + milliseconds / 1000
+        return seconds + milliseconds / 1000 if self._is_known else None
 
     def _time(self, wait: Wait) -> None:
         started_at = time.monotonic()
@@ -95,6 +99,10 @@ class WaitClock:
         self._seconds += time.monotonic() - started_at
 
     def _time_on_gpu(self, wait: Wait) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            self._is_known = False
+            wait()
+            return
         stream = torch.cuda.current_stream()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         stream.record_event(start)

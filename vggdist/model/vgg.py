@@ -6,6 +6,7 @@ checkpoint.
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ class VGG(nn.Module):
 
     `features` holds `block1`, `pool1`, `block2`, `pool2` and so on. The loss and the evaluation
     apply the soft-max.
+
+    Attributes:
+        compiled: if set, computes `features` in training mode (`training/compilation.py`).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class VGG(nn.Module):
             features[f"pool{number}"] = MaxPoolLayer()
             channels, side = block.out_channels, side // 2
         self.features = nn.Sequential(features)
+        self.compiled: Callable[[Tensor], Tensor] | None = None
         self.flatten = FlattenLayer()
         self.fc6 = FCLayer(channels * side * side, fc_width, number=6, dropout=dropout)
         self.fc7 = FCLayer(fc_width, fc_width, number=7, dropout=dropout)
@@ -85,7 +90,8 @@ class VGG(nn.Module):
                 f"the images have shape {tuple(images.shape)}, but this network takes "
                 f"(n, 3, {size}, {size}); crop them to {size} pixels, or build it with their size."
             )
-        maps = self.flatten(self.features(images))
+        features = self.compiled if self.training and self.compiled else self.features
+        maps = self.flatten(features(images))
         units = self.fc7(self.fc6(maps, dropout_keys), dropout_keys)
         logits: Tensor = self.fc8(units)
         return logits

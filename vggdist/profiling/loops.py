@@ -5,11 +5,8 @@ Each loop takes a step's micro batches and makes one weight update.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +16,20 @@ from vggdist.config import BatchSplit, Config
 from vggdist.data.batch import Batch
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
+from vggdist.errors import first_line
 from vggdist.model.initialization import build_initialized
 from vggdist.model.vgg import VGG
+from vggdist.training.compilation import compiled_features
 from vggdist.training.flags import DelayedFlags, SharedFlags
-from vggdist.training.step import Meter, train_step
+from vggdist.training.graph import WARM_UP_STEPS, Graphs, build_step
+from vggdist.training.step import Meter
 from vggdist.training.zero import build_engine
 
 
 class BareLoop:
     """What a person would write by hand: SGD, autocast, channels_last."""
 
-    def __init__(self, network: nn.Module, config: Config, device: torch.device) -> None:
+    def __init__(self, network: VGG, config: Config, device: torch.device) -> None:
         self._network = network.to(device).to(memory_format=torch.channels_last)
         self._optimizer = torch_sgd(self._network, config)
         self._dtype = DTYPES[config.resolved_precision]
@@ -61,10 +61,10 @@ class TunedLoop(BareLoop):
         missing: why it lacks any, in sentences.
     """
 
-    def __init__(self, network: nn.Module, config: Config, device: torch.device) -> None:
+    def __init__(self, network: VGG, config: Config, device: torch.device) -> None:
         super().__init__(network, config, device)
         self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], None] | None = None
         self._is_ready = False
         self.settings = ["cudnn.benchmark"] if device.type == "cuda" else []
         self.missing: list[str] = []
@@ -78,8 +78,8 @@ class TunedLoop(BareLoop):
                 self._try("torch.compile", lambda: self._compile(micro_batches))
                 if self._device.type == "cuda":
                     self._try("a CUDA graph", lambda: self._capture(micro_batches))
-            if self._graph is not None:
-                self._graph.replay()
+            if self._replay is not None:
+                self._replay()
             else:
                 super().step(micro_batches)
         finally:
@@ -90,33 +90,24 @@ class TunedLoop(BareLoop):
             work()
             self.settings.append(setting)
         except Exception as error:  # what a compiler or a driver says has no type of its own
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.missing.append(f"The tuned loop goes without {setting}: {first_line}")
+            self.missing.append(f"The tuned loop goes without {setting}: {first_line(error)}")
 
     def _compile(self, micro_batches: Sequence[Batch]) -> None:
-        if self._device.type == "cpu" and shutil.which(os.environ.get("CXX") or "g++") is None:
-            raise OSError("there is no C++ compiler, neither g++ nor one that CXX names.")
-        plain = self._network.get_submodule("features")
-        compiled: Any = torch.compile(plain)
-        self._network.add_module("features", compiled)
+        self._network.compiled = compiled_features(self._network)
         try:
             super().step(micro_batches)
         except BaseException:
-            self._network.add_module("features", plain)
+            self._network.compiled = None
             self._optimizer.zero_grad()
             raise
 
     def _capture(self, micro_batches: Sequence[Batch]) -> None:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
+        graphs = Graphs(self._device)
+        with graphs.stream():
+            for _ in range(WARM_UP_STEPS):
                 super().step(micro_batches)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            super().step(micro_batches)
-        self._graph = graph
+        step = super().step
+        self._replay = graphs.capture(lambda: step(micro_batches))
 
 
 class MatrixProduct:
@@ -158,16 +149,18 @@ class OurLoop:
         if network is None:
             network = build_initialized(config.model, config.data.crop_size, config.seed)
         self._engine = build_engine(network, config, split, process)
-        # DeepSpeed's own exchange, at the other stages, cannot be left out.
-        self.can_keep_gradients = config.zero_stage == 0 and split.world_size > 1
+        # DeepSpeed's own exchange, at the other stages, cannot be left out, nor that of a graph.
+        plain = config.zero_stage == 0 and not config.cuda_graph
+        self.can_keep_gradients = plain and split.world_size > 1
         self._flags = SharedFlags(self._engine)
         self.meter = Meter(process.device)
+        self._take = build_step(self._engine, config, process, self.meter)
         self._delayed = DelayedFlags(process.device)
 
     def step(self, micro_batches: Iterable[Batch]) -> None:
         """One update and its flags, as in a training: those of the step before are read."""
         self._flags.begin()
-        train_step(self._engine, micro_batches, self.meter)
+        self._take(micro_batches)
         self._delayed.push(self._flags.end(self._engine, False), 0)
 
     @contextmanager

@@ -19,6 +19,8 @@ from vggdist.distributed.collectives import Collectives
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
 from vggdist.errors import CheckpointError
+from vggdist.model.vgg import VGG
+from vggdist.training.compilation import compile_for_training
 from vggdist.training.cpu import arrange_convolutions, keep_freed_memory
 from vggdist.training.factors import factored_layers
 from vggdist.training.gradients import GradientExchange
@@ -66,6 +68,7 @@ class Engine:
         module: the network; its weights are fp32 in every precision.
         optimizer: has the learning rate, and whether the latest update was masked.
         factored: names of the layers whose gradients are sent as factors.
+        compiled: whether the convolutions are compiled.
         exchange: averages the gradients over ranks; DeepSpeed does it in the other stages.
         exchange_state: what was decided about the exchange; None: nothing was.
         measure_norm: set it before a step to have `gradient_norm` and `layer_norms` after it.
@@ -76,7 +79,7 @@ class Engine:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: VGG,
         config: Config,
         split: BatchSplit,
         process: Process,
@@ -89,6 +92,7 @@ class Engine:
         """
         self.config = config
         self.device = process.device
+        self._num_micro = split.accumulation_steps
         self.measure_norm = self.measure_histograms = False
         self.gradient_histograms: dict[str, Histogram] = {}
         self._norm: Tensor | float | None = None
@@ -111,6 +115,9 @@ class Engine:
         self._scaler: torch.amp.GradScaler | None = self._set_up(split, process, exchange_state)
         self._layer_weights = layer_weights(self.module)
         self.train()
+        self.compiled = config.compile and compile_for_training(
+            network, config, split.micro, process
+        )
 
     def _build_optimizer(self, network: nn.Module) -> MaskedSGD:
         return build_optimizer(trained_parameters(network).values(), self.config.optimizer)
@@ -250,6 +257,13 @@ class Engine:
     def weight_histograms(self) -> dict[str, Histogram]:
         """Of the weights of each trained layer; waits for the device."""
         return histograms(self._layer_weights)
+
+    def forget_step(self) -> None:
+        """Leaves nothing of a step that has failed half way; the weights are as they were."""
+        self._engine.zero_grad()
+        self._engine.micro_steps -= self._engine.micro_steps % self._num_micro
+        self.exchange.forget_step()
+        self.optimizer.products.clear()
 
     def exchange_wait(self) -> float | None:
         """Seconds since the last call in which this rank waited for gradients, if known."""

@@ -61,6 +61,10 @@ class FactoredGradient:
         """From the next forward pass on, autograd computes the layer's gradient."""
         self._layer.take_factors = None
 
+    def forget_step(self) -> None:
+        """Drops the factors in flight."""
+        self._in_flight.clear()
+
     def _send(self, x: Tensor, dy: Tensor) -> None:
         with named(SEND):
             for factor in (x, dy):

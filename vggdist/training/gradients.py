@@ -106,6 +106,13 @@ class GradientExchange:
                 start += view.numel()
         self._in_flight.clear()
 
+    def forget_step(self) -> None:
+        """Drops what is in flight, of a step that has failed half way."""
+        self._in_flight.clear()
+        self._bucket, self._bucket_elements = [], 0
+        for factored in self._factored:
+            factored.forget_step()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Within the block, every rank keeps its own gradients."""

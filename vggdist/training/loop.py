@@ -26,6 +26,7 @@ from vggdist.training.bad_images import KnownBad
 from vggdist.training.best import BestNetwork
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags, first_of
+from vggdist.training.graph import build_step
 from vggdist.training.metrics import MetricLog
 from vggdist.training.observer import Observer
 from vggdist.training.pictures import Pictures
@@ -33,7 +34,6 @@ from vggdist.training.profile import StepProfile
 from vggdist.training.rhythm import Rhythm
 from vggdist.training.schedule import Schedule
 from vggdist.training.signals import REPEATING, SAVING, StopSignal
-from vggdist.training.step import train_step
 from vggdist.training.throughput import Waiting
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class Training:
         )
         self.throughput, self._meter = self.observer.throughput, self.observer.meter
         self._flags = SharedFlags(engine)
+        self._train_step = build_step(engine, config, process, self._meter, profile is not None)
         self._latest_save = (-1, False)  # the step, and whether it was written
 
     @property
@@ -219,7 +220,7 @@ class Training:
         self.observer.prepare_step(self.step)
         waiting = Waiting(itertools.islice(batches, self.split.accumulation_steps))
         self._flags.begin()
-        train_step(self.engine, self._received(waiting), self._meter)
+        self._train_step(self._received(waiting))
         flags = self._flags.end(self.engine, stop.requested, self.known_bad.has_new)
         self.throughput.add_step(self.split.global_batch, waiting.seconds)
         # Behind the flags, so that the live line has them without waiting for the device.

@@ -64,7 +64,15 @@ class MaskedSGD(torch.optim.SGD):
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets it for all parameters."""
         for group in self.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
+
+    def keep_learning_rate_on(self, device: torch.device) -> None:
+        """From now on it is a number on the device, for a CUDA graph, which repeats all others."""
+        for group in self.param_groups:
+            group["lr"] = torch.full((), float(group["lr"]), device=device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -73,12 +81,17 @@ class MaskedSGD(torch.optim.SGD):
         scaled = hasattr(self, "found_inf")
         if scaled:
             assert not self.products
-            self.masked = self.found_inf
+            bad = self.found_inf
         else:
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             bad = any_not_finite([*gradients, *(product.bound() for product in self.products)])
-            self.masked = bad if self.masked is None else torch.maximum(self.masked, bad)
-            self.found_inf = self.masked
+        if self.masked is None:
+            self.masked = torch.zeros_like(bad)
+        # In place: a CUDA graph always reads and writes the same memory.
+        if scaled:
+            self.masked.copy_(bad)
+        else:
+            self.found_inf = torch.maximum(self.masked, bad, out=self.masked)
         if self._largest_norm:
             self._clip()
         self._adapt_gradients()

@@ -67,13 +67,14 @@ def announce_training(config: Config, split: BatchSplit, dataset: Dataset, folde
 
 
 def render_choices(
-    config: Config, process: Process, why: Sequence[str], factored: Sequence[str]
+    config: Config, process: Process, why: Sequence[str], factored: Sequence[str], compiled: bool
 ) -> str:
     """What was chosen for this machine.
 
     Args:
         why: the precision, and the micro batch if it was chosen, each a sentence with its reason.
         factored: layers whose gradients are sent as factors.
+        compiled: whether the convolutions are compiled.
     """
     threads = counted(config.data.num_threads or process.num_cores, "thread")
     place = "GPU" if process.device.type == "cuda" else "CPU"
@@ -81,6 +82,8 @@ def render_choices(
         ", ".join([str(process.device), *(reason.rstrip(".") for reason in why if reason)]),
         f"images decoded on the {place}, {threads}",
     ]
+    if compiled:
+        parts[0] += ", convolutions compiled"
     if process.world_size > 1:
         parts[-1] += " a rank"
         told = f", those of {', '.join(factored)} as factors" if factored else ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vggdist.config import BatchSplit, Config
 from vggdist.distributed.process import Process
+from vggdist.model.vgg import VGG
 from vggdist.training.engine import Engine
 from vggdist.training.optimizer import MaskedSGD, build_optimizer, trained_parameters
 from vggdist.training.ranges import named
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_engine(
-    network: nn.Module,
+    network: VGG,
     config: Config,
     split: BatchSplit,
     process: Process,
