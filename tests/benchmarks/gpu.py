@@ -5,15 +5,16 @@
     python tests/benchmarks/gpu.py --device cpu --quick
 
 Configuration D in the precision that the GPU computes natively, at micro batches 64 and 256: a
-training step beside a bare PyTorch loop and one with cudnn.benchmark, the peak of memory, the
-loader alone and both together; the loader at several shares of the hardware decoder; dense and
-multi-crop evaluation; and, with several GPUs, the exchange of gradients. The rows of the table are
-in the form of docs/performance.md's. Some ten minutes.
+training step beside a bare PyTorch loop and a tuned one, the peak of memory, the step with
+`compile` and with `cuda_graph`, the loader alone and both together; the loader at several shares of
+the hardware decoder; dense and multi-crop evaluation; and, with several GPUs, the exchange of
+gradients. The rows of the table are in the form of docs/performance.md's. Some ten minutes.
 """
 
 import argparse
 import gc
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,8 +46,16 @@ from vggdist.profiling.loops import BareLoop, OurLoop, synthetic_batch
 from vggdist.profiling.memory import held_bytes, peak_growth
 from vggdist.profiling.sample import save_photo
 from vggdist.profiling.step import measure_step
+from vggdist.profiling.timing import open_bench, take_turns
+from vggdist.training.graph import WARM_UP_STEPS
 
 Result = dict[str, Any]
+SETTINGS: dict[str, dict[str, bool]] = {
+    "as it is": {},
+    "compile": {"compile": True},
+    "cuda_graph": {"cuda_graph": True},
+    "both": {"compile": True, "cuda_graph": True},
+}
 COMMAND = "make bench-gpu"
 
 
@@ -137,6 +146,31 @@ def measure_memory(overrides: Sequence[str]) -> dict[str, float]:
     return peaks
 
 
+def measure_settings(overrides: Sequence[str], rounds: int) -> Result:
+    """Seconds of a training step with each of `SETTINGS`, in turn."""
+    with open_bench(load_config(None, overrides)) as bench:
+        batches = [synthetic_batch(bench.config, bench.split.micro, bench.process.device)]
+
+        def way(name: str, changes: dict[str, bool]) -> Callable[[], dict[str, float]]:
+            config = bench.config.model_copy(update=changes)
+            loop = OurLoop(config, bench.split, bench.process)
+            for _ in range(WARM_UP_STEPS + 1):
+                loop.step(batches)
+            return lambda: {name: bench.seconds(lambda: loop.step(batches))}
+
+        ways = {name: way(name, changes) for name, changes in SETTINGS.items()}
+        turns = take_turns(ways, rounds, bench.status)
+        return {
+            "configuration": bench.config.model.configuration,
+            "crop_size": bench.config.data.crop_size,
+            "precision": bench.config.resolved_precision,
+            "micro_batch": bench.split.micro,
+            "seconds": {
+                name: statistics.median(row[name] for row in rows) for name, rows in turns.items()
+            },
+        }
+
+
 def measure_loader(overrides: Sequence[str], shares: Sequence[float], seconds: float) -> Result:
     """Images per second of the loader alone at each share, and the memory that it takes."""
     rates, memory = {}, {}
@@ -205,6 +239,9 @@ def measure_all(device: str, root: Path, size: Size) -> Result:
         given = settings(device, root, size, micro)
         shares = size.shares if number == 0 else size.shares[:1]
         works[f"training, micro batch {micro}"] = partial(measure_training, given, size.rounds)
+        works[f"settings, micro batch {micro}"] = partial(
+            in_own_process, measure_settings, given, size.rounds
+        )
         works[f"loader, micro batch {micro}"] = partial(
             in_own_process, measure_loader, given, shares, size.loader_seconds
         )
@@ -239,6 +276,8 @@ def rows(measured: Result) -> list[tuple[str, str]]:
             found.append((name, f"failed: {result['error'].strip().splitlines()[-1]}"))
         elif name.startswith("training"):
             found += training_rows(result)
+        elif name.startswith("settings"):
+            found.append(settings_row(result))
         elif name.startswith("loader"):
             found += loader_rows(result)
         elif name == "evaluation":
@@ -275,6 +314,15 @@ def training_rows(result: Result) -> list[tuple[str, str]]:
             f"{peaks['vggdist']:.1f} / {peaks['bare']:.1f} GB",
         ),
     ]
+
+
+def settings_row(result: Result) -> tuple[str, str]:
+    micro, seconds = result["micro_batch"], result["seconds"]
+    return (
+        f"images/s of a training step: {' / '.join(seconds)} ({network_of(result)}, micro batch "
+        f"{micro}, one rank)",
+        " / ".join(f"{micro / own:.0f}" for own in seconds.values()),
+    )
 
 
 def loader_rows(result: Result) -> list[tuple[str, str]]:

@@ -1,8 +1,14 @@
-"""Five training steps in fp32 and TF32 from the same weights on the same images, beside a CPU's."""
+"""Training steps from the same weights on the same images: in fp32 and TF32 beside a CPU's, as a
+graph and with compiled convolutions beside those without.
+"""
+
+from typing import Any
 
 import pytest
+import torch
 
 from tests.ranks import run_in_ranks
+from tests.training.graphed_steps import graphed_and_not
 from tests.training.small_engine import (
     NUM_CLASSES,
     State,
@@ -12,6 +18,7 @@ from tests.training.small_engine import (
     small_engine,
     whole_difference,
 )
+from tests.training.test_compilation import compiled_and_not
 from vggdist.config import Precision
 from vggdist.distributed.precision import use_precision
 from vggdist.distributed.process import Process
@@ -55,3 +62,37 @@ def test_five_steps_move_the_weights_to_where_a_cpu_moves_them(in_ranks, figure)
         difference = whole_difference(ours[precision][1], expected, before)
         figure(f"difference in {precision}, relative to the change", difference)
         assert difference < tolerance
+
+
+def all_graphed_and_not(process: Process, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # Else the order of sums may differ from one step to the next.
+    torch.backends.cudnn.deterministic = True
+    return [graphed_and_not(process, 7, changes) for changes in settings]
+
+
+def test_a_graph_repeats_steps_to_the_bit(in_ranks):
+    settings = [
+        {},
+        {"batch_norm": True, "clip": 0.5},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"optimizer": {"name": "lars", "learning_rate": 0.1}},
+    ]
+    (found,) = in_ranks(all_graphed_and_not, 1, settings)
+    for changes, compared in zip(settings, found, strict=True):
+        plain, graphed = compared["seen"]
+        assert graphed == plain, changes
+        assert compared["weights"], changes
+        assert compared["momentum"], changes
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.1)])
+def test_compiled_convolutions_move_the_weights_alike(
+    precision, tolerance, in_ranks, rehearsal, figure
+):
+    (found,) = in_ranks(compiled_and_not, 1, precision, "aot_eager" if rehearsal else "inductor")
+    plain, compiled = found["plain"], found["compiled"]
+    difference = whole_difference(compiled["weights"], plain["weights"], plain["before"])
+    figure(f"difference in {precision}, relative to the change", difference)
+    assert difference < tolerance
+    assert compiled["graphs"] == 0

@@ -27,18 +27,20 @@ from vggdist.distributed.process import Process
 from vggdist.training import engine as engine_module
 from vggdist.training.engine import Engine
 from vggdist.training.flags import SentFlags, SharedFlags
-from vggdist.training.step import Meter, train_step
+from vggdist.training.graph import WARM_UP_STEPS, build_step
+from vggdist.training.step import Meter
 from vggdist.training.zero import build_engine
 
 pytestmark = pytest.mark.gpu
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-MICRO, ACCUMULATION, STEPS_BEFORE = 2, 4, 2
+MICRO, ACCUMULATION, STEPS_BEFORE = 2, 4, WARM_UP_STEPS + 1
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "batch normalization": {"batch_norm": True, "dropout": 0.5},
     "gradient clipping": {"clip": 0.05},
     "LARS": {"optimizer": {"name": "lars", "learning_rate": 0.1}},
+    "CUDA graph": {"cuda_graph": True},
 }
 
 
@@ -74,9 +76,10 @@ def take_steps(
     num_steps: int,
     before_the_last: Callable[[], None] = lambda: None,
 ) -> SentFlags:
-    """Two steps in which the host may wait, then `num_steps` in which it may not."""
+    """Some steps in which the host may wait, then `num_steps` in which it may not."""
     device = process.device
     flags, meter = SharedFlags(engine), Meter(device)
+    take = build_step(engine, engine.config, process, meter)
     shape = (ACCUMULATION, MICRO, CROP_SIZE, CROP_SIZE, 3)
     pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
     labels = torch.arange(MICRO).to(device)
@@ -97,7 +100,7 @@ def take_steps(
         engine.optimizer.set_learning_rate(1e-6)  # the weights stay, and with them the gradients
         flags.begin()
         # New ones, because a batch keeps the images that it has made.
-        train_step(engine, (replace(batch) for batch in batches), meter)
+        take(replace(batch) for batch in batches)
         return SentFlags(flags.end(engine, stop_requested=False), number)
 
     for number in range(STEPS_BEFORE):

@@ -1,4 +1,4 @@
-"""Graphs on a CPU: what a CUDA graph captures and repeats, by torch's own operators.
+"""The same steps with and without a graph; on a CPU the graph is one of torch's own operators.
 
 As on a GPU, capturing changes nothing, and a replay computes the same operators on the same memory:
 numbers that Python has put into them stay as they were, and so do the tensors.
@@ -8,13 +8,94 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tests.training.small_engine import equal, small_engine
+from tests.training.small_training import GLOBAL_BATCH, batch_of, part_of
+from vggdist.data.batch import Batch
+from vggdist.distributed.precision import DTYPES
+from vggdist.distributed.process import Process
+from vggdist.training.flags import SharedFlags
+from vggdist.training.graph import GraphedStep, Graphs, build_step
+from vggdist.training.step import Meter
+
+NUM_STEPS, LOGGED, BAD = 10, (2, 5, 6, 9), 7
+"""The steps whose norms are measured, and one with an image that is not finite."""
+
+
+def micro_batches(process: Process, step: int, precision: str, bad: int) -> list[Batch]:
+    """This rank's two micro batches of a step, as a loader makes them."""
+    batch = batch_of(step, GLOBAL_BATCH)
+    if step == bad:
+        batch.mean[0, 0] = float("nan")
+    share = GLOBAL_BATCH // process.world_size
+    first, half = process.rank * share, share // 2
+    parts = [part_of(batch, start, start + half) for start in (first, first + half)]
+    return [on_device(part, process.device, precision) for part in parts]
+
+
+def on_device(batch: Batch, device: torch.device, precision: str = "fp32") -> Batch:
+    """As a loader makes it."""
+    return replace(
+        batch,
+        pixels=batch.pixels.to(device, memory_format=torch.channels_last),
+        mean=batch.mean.to(device),
+        labels=batch.labels.to(device),
+        dropout_keys=batch.dropout_keys.to(device),
+        dtype=DTYPES[precision],
+    )
+
+
+def steps(
+    process: Process, graphs: RecordedGraphs | Graphs | None, bad: int, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """Some steps, with all that they leave behind."""
+    micro = GLOBAL_BATCH // process.world_size // 2
+    engine = small_engine(process, micro=micro, dropout=0.5, **changes)
+    meter, flags = Meter(process.device), SharedFlags(engine)
+    take = (
+        build_step(engine, engine.config, process, meter)
+        if graphs is None
+        else GraphedStep(engine, process, meter, graphs)  # type: ignore[arg-type]
+    )
+    seen: dict[str, list[Any]] = {"flags": [], "sums": [], "norms": [], "layers": []}
+    for step in range(NUM_STEPS):
+        engine.optimizer.set_learning_rate(0.01 * (step + 1))
+        engine.measure_norm = step in LOGGED
+        flags.begin()
+        take(micro_batches(process, step, engine.config.resolved_precision, bad))
+        seen["flags"].append(flags.end(engine, stop_requested=step == 4).tolist())
+        seen["sums"].append(meter.sums.tolist())
+        if engine.measure_norm:
+            seen["norms"].append(engine.gradient_norm())
+            seen["layers"].append(engine.layer_norms())
+    return seen | {"weights": engine.weights(), "momentum": engine.momentum()}
+
+
+def graphed_and_not(process: Process, bad: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """What the steps leave behind without and with a graph, compared."""
+    on_cpu = process.device.type == "cpu"
+    recorded = RecordedGraphs()
+    plain = steps(process, None, bad, changes)
+    graphed = steps(process, recorded if on_cpu else Graphs(process.device), bad, changes)
+    return {
+        "replayed": recorded.num_replayed,
+        "captured": recorded.num_captured,
+        "seen": [
+            {key: repr(found[key]) for key in ("flags", "sums", "norms", "layers")}
+            for found in (plain, graphed)
+        ],
+        "masked": [flags[1] for flags in plain["flags"]],
+        "weights": equal(plain["weights"], graphed["weights"]),
+        "momentum": equal(plain["momentum"], graphed["momentum"]),
+        "finite": all(bool(torch.isfinite(w).all()) for w in plain["weights"].values()),
+    }
 
 
 @dataclass(frozen=True)
