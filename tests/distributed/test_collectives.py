@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, distributed
 
 from tests.distributed.on_hosts import COLUMNS, ELEMENTS, ROWS
 from tests.ranks import free_port, run_in_ranks
@@ -34,10 +36,34 @@ def test_only_several_nodes_of_as_many_ranks_each_are_taken_into_account() -> No
     assert not is_regular([[0, 1], [2]])
 
 
+def test_on_gpus_sums_and_gatherings_are_nccls_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks on two nodes, which are not even asked for."""
+    started: list[tuple[str, object]] = []
+
+    def note(name: str) -> Callable[..., distributed.Work]:
+        def start(tensor: Tensor, *_: Tensor, **settings: object) -> distributed.Work:
+            started.append((f"{name} of {tuple(tensor.shape)}", settings))
+            return distributed.Work()
+
+        return start
+
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(collectives, "gather", lambda _: pytest.fail("hosts were exchanged"))
+    for name in ("all_reduce", "all_gather_single"):
+        monkeypatch.setattr(distributed, name, note(name))
+    on_gpu = Collectives(torch.device("cuda"))
+    on_gpu.all_reduce(torch.ones(5))
+    on_gpu.all_gather(torch.ones(2, 3))
+    assert started == [
+        ("all_reduce of (5,)", {"async_op": True}),
+        ("all_gather_single of (8, 3)", {"async_op": True}),
+    ]
+
+
 def on_two_nodes(process: Process, hosts: list[str]) -> dict[str, Any]:
     """Sums and gatherings of sizes that do and do not divide, several under way at once."""
     collectives.gather = lambda value: hosts  # type: ignore[assignment]
-    collectives.PIECE_ELEMENTS["cpu"] = 10
+    collectives.PIECE_ELEMENTS = 10
     ours = Collectives(process.device)
     sizes = (1, 4, 10, 37)
     tensors = [torch.arange(float(size)) + process.rank for size in sizes]
@@ -109,7 +135,7 @@ def test_between_hosts_goes_what_is_computed_and_less_than_in_one_ring(
         "all_gather": traffic.factor_bytes_between_nodes(COLUMNS, 0, ROWS, 2, 2, element_bytes),
     }
     for rank in across_hosts:
-        assert rank["nodes"] == [[0, 1], [2, 3]]
+        assert (rank["aware"], rank["flat"]) == (True, False)
         for name, number in expected.items():
             assert rank[f"good, aware, {precision}"]
             assert rank[f"good, flat, {precision}"]

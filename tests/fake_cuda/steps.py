@@ -25,7 +25,6 @@ from tests.fake_cuda.watch import Watch
 from vggdist.config import BatchSplit, Config, split_batch, trained_layers
 from vggdist.config_file import load_config
 from vggdist.data.batch import Batch
-from vggdist.distributed import collectives
 from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
 from vggdist.distributed.process import Process
@@ -47,7 +46,6 @@ class Ranks:
 
     world_size: int = 1
     rank: int = 0
-    num_nodes: int = 1
 
 
 ALONE = Ranks()
@@ -62,9 +60,6 @@ def start(ranks: Ranks) -> Process:
     distributed.init_process_group = lambda _, **settings: join("fake", **settings)
     world.rendezvous = lambda *_, **__: iter([(FakeStore(), ranks.rank, ranks.world_size)])
     world._count_cores = lambda _: 1
-    per_node = ranks.world_size // ranks.num_nodes
-    hosts = [f"node{rank // per_node}" for rank in range(ranks.world_size)]
-    collectives.gather = lambda _: hosts
     world.gather = lambda value: [value] * ranks.world_size  # type: ignore[assignment]
     return world.start("cuda")
 

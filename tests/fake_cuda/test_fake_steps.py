@@ -9,13 +9,12 @@ from vggdist.training.graph import WARM_UP_STEPS
 
 pytestmark = pytest.mark.slow
 
-ONE_NODE = Ranks(world_size=8, rank=3)
-TWO_NODES = Ranks(world_size=8, rank=3, num_nodes=2)
+EIGHT = Ranks(world_size=8, rank=3)
 LOGGED = "log.every_steps=1"
 
 
 def test_a_rank_turns_to_its_gpu_when_it_starts(fake_cuda: FakeCuda) -> None:
-    assert fake_cuda.run(gpu_at_start, ONE_NODE) == ONE_NODE.rank
+    assert fake_cuda.run(gpu_at_start, EIGHT) == EIGHT.rank
 
 
 @pytest.mark.parametrize("precision", DTYPES)
@@ -35,11 +34,11 @@ def test_a_step_of_one_gpu_is_never_waited_for(fake_cuda: FakeCuda, precision: s
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_a_step_of_two_nodes_is_never_waited_for(fake_cuda: FakeCuda, precision: str) -> None:
+def test_a_step_of_eight_gpus_is_never_waited_for(fake_cuda: FakeCuda, precision: str) -> None:
     settings = [f"precision={precision}", "batch.global=512", "exchange=factors"]
-    report = fake_cuda.run(train, settings, TWO_NODES)
+    report = fake_cuda.run(train, settings, EIGHT)
     assert report.faults == []
-    assert_whole(report, TWO_NODES)
+    assert_whole(report, EIGHT)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +53,13 @@ def test_no_exchange_and_no_optimizer_is_waited_for(
     fake_cuda: FakeCuda, precision: str, settings: list[str]
 ) -> None:
     batch = ["batch.global=1024", "batch.micro=64"]
-    report = fake_cuda.run(train, [f"precision={precision}", *batch, *settings], ONE_NODE)
+    report = fake_cuda.run(train, [f"precision={precision}", *batch, *settings], EIGHT)
     assert report.faults == []
-    assert_whole(report, ONE_NODE, num_micro_batches=2)
+    assert_whole(report, EIGHT, num_micro_batches=2)
 
 
 @pytest.mark.parametrize(
-    ("precision", "ranks"), [("fp16", ALONE), ("bf16", TWO_NODES)], ids=["fp16", "bf16"]
+    ("precision", "ranks"), [("fp16", ALONE), ("bf16", EIGHT)], ids=["fp16", "bf16"]
 )
 def test_a_step_that_is_logged_is_waited_for_by_the_log_alone(
     fake_cuda: FakeCuda, precision: str, ranks: Ranks
@@ -77,9 +76,9 @@ def test_under_zero_a_step_is_waited_for_by_deepspeed_alone(
     fake_cuda: FakeCuda, precision: str, stage: int
 ) -> None:
     settings = [f"precision={precision}", "batch.global=512", f"zero_stage={stage}"]
-    report = fake_cuda.run(train, settings, ONE_NODE)
+    report = fake_cuda.run(train, settings, EIGHT)
     assert [fault for fault in report.faults if ": deepspeed/" not in fault] == []
-    assert_whole(report, ONE_NODE)
+    assert_whole(report, EIGHT)
 
 
 CAPTURED_STEP = WARM_UP_STEPS + 1
@@ -91,8 +90,8 @@ CAPTURED_STEP = WARM_UP_STEPS + 1
         ("bf16", ["exchange=factors"], ALONE),
         ("fp32", ["optimizer.gradient_clipping=5.0"], ALONE),
         ("fp16", ["model.batch_norm=true"], ALONE),
-        ("bf16", ["exchange=factors"], TWO_NODES),
-        ("bf16", ["exchange=all_reduce", "batch.micro=32"], ONE_NODE),
+        ("bf16", ["exchange=factors"], EIGHT),
+        ("bf16", ["exchange=all_reduce", "batch.micro=32"], EIGHT),
     ],
 )
 def test_a_step_that_a_graph_repeats_is_copies_a_replay_and_flags(

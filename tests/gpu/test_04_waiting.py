@@ -117,7 +117,7 @@ class TwoAlike(Collectives):
     """What two ranks with the same images would get from each other, of which one is there."""
 
     def __init__(self, device: torch.device) -> None:
-        self.world_size, self.nodes, self._between = 2, [[0, 1]], None
+        self.world_size = 2
 
     def all_reduce(self, flat: Tensor) -> Wait:
         flat.mul_(2)

@@ -2,18 +2,21 @@
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vggdist.config import FULLY_CONNECTED, BatchConfig, Config, split_batch
+from tests.planning.best_ways import WORLDS, compare, compare_all, summary, table, work_of
+from vggdist.config import Config
 from vggdist.config_file import load_config
 from vggdist.model.layer_costs import count_layers
 from vggdist.planning.devices import DEVICES
 from vggdist.planning.links import Cluster, parse_rate
 from vggdist.planning.messages import Way, Work, choose_ways
-from vggdist.planning.step import StepTime, compute_seconds, simulate_step, time_step
+from vggdist.planning.step import StepTime, compute_seconds, time_step
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
 LAYERS = count_layers(Config())
 FAST = DEVICES["p100"].model_copy(
     update={
@@ -136,21 +139,21 @@ def test_auto_is_within_a_point_of_the_best_way(
     config = load_config(None, [f"model.configuration={configuration}", f"precision={precision}"])
     micro = 16 if device == "cpu" else 64
     for network, ranks_per_node in product(networks, (1, 8)):
-        for world_size in (2**power for power in range(1, 11)):
+        for world_size in WORLDS:
             if world_size < ranks_per_node:
                 continue
-            batch = BatchConfig.model_validate({"global": micro * world_size, "micro": micro})
-            these = Work.of_training(count_layers(config), config, split_batch(batch, world_size))
             cluster = Cluster(
                 world_size // ranks_per_node, ranks_per_node, DEVICES[device], parse_rate(network)
             )
-            one = compute_seconds(these, cluster)
-            best = min(
-                simulate_step(these, cluster, dict(zip(FULLY_CONNECTED, ways, strict=True))).seconds
-                for ways in product(("all_reduce", "factors"), repeat=3)
-            )
-            ours = time_step(these, cluster, "auto").seconds
-            assert one / best - one / ours < 0.01, (network, ranks_per_node, world_size)
+            comparison = compare(work_of(config, world_size, micro), cluster)
+            assert comparison.loss < 0.01, (network, ranks_per_node, world_size)
+
+
+def test_the_page_shows_what_auto_takes_and_what_the_best_way_would_keep() -> None:
+    cells = compare_all()
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert " ".join(table(cells).split()) in page
+    assert summary(cells) in page
 
 
 def test_frozen_layers_send_nothing() -> None:

@@ -1,9 +1,11 @@
-"""All-reduce and all-gather that run during the computation and take nodes into account.
+"""All-reduce and all-gather that run during the computation.
 
-If all nodes have the same number of ranks, more than one, little is sent between nodes: a sum is
-first computed within each node, each of its ranks exchanges one part of it with the other nodes,
-and the parts are gathered within the node. All-gather works the other way round: each rank's tensor
-is sent once to every other node, then to the ranks within. Otherwise all ranks form one ring.
+On GPUs they are NCCL's own: it knows the links of a node and those between nodes, and picks rings
+or trees that fit. gloo has one ring in the order of the ranks. So on CPUs, if all nodes have the
+same number of ranks, more than one, little is sent between nodes: a sum is first computed within
+each node, each of its ranks exchanges one part of it with the other nodes, and the parts are
+gathered within the node. All-gather works the other way round: each rank's tensor is sent once to
+every other node, then to the ranks within.
 """
 
 from __future__ import annotations
@@ -34,18 +36,16 @@ class Collectives:
 
     Attributes:
         world_size: ranks.
-        nodes: the ranks of each node, by node.
         waiting: the time spent waiting for them.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Collective: the ranks exchange their host names."""
+        """On a CPU collective: the ranks exchange their host names."""
         self.world_size = distributed.get_world_size()
-        self.nodes = nodes_of(gather(os.uname().nodename))
         self.waiting = WaitClock(device)
         self._between: _BetweenNodes | None = None
-        if is_regular(self.nodes):
-            self._between = _BetweenNodes(self.nodes, device)
+        if device.type == "cpu" and is_regular(nodes := nodes_of(gather(os.uname().nodename))):
+            self._between = _BetweenNodes(nodes)
 
     def all_reduce(self, flat: Tensor) -> Wait:
         """Sums a contiguous tensor (n,) over all ranks, in place."""
@@ -126,23 +126,23 @@ def is_regular(nodes: Sequence[Sequence[int]]) -> bool:
 
 
 class _BetweenNodes:
-    """The collectives of a world of n nodes with r ranks each, in consecutive steps."""
+    """gloo's collectives in a world of n nodes with r ranks each, in consecutive steps."""
 
-    def __init__(self, nodes: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(self, nodes: Sequence[Sequence[int]]) -> None:
         rank = distributed.get_rank()
         (inside,) = (ranks for ranks in nodes if rank in ranks)
         place = inside.index(rank)
         self._inside = _group(inside)
         self._across = _group([ranks[place] for ranks in nodes])
         self._ranks_per_node, self._num_nodes = len(inside), len(nodes)
-        self._lane = _Stream(device) if device.type == "cuda" else _Thread()
+        self._thread = _Thread()
 
     def all_reduce(self, flat: Tensor) -> Wait:
         def work() -> None:
-            for piece in torch.split(flat, PIECE_ELEMENTS[flat.device.type]):
+            for piece in torch.split(flat, PIECE_ELEMENTS):
                 self._sum(piece)
 
-        return self._lane.start(work)
+        return self._thread.start(work)
 
     def _sum(self, flat: Tensor) -> None:
         rest = -flat.numel() % self._ranks_per_node
@@ -163,7 +163,7 @@ class _BetweenNodes:
             distributed.all_gather_single(of_place, own, group=self._across)
             distributed.all_gather_single(gathered, of_place, group=self._inside)
 
-        return self._lane.start(work)
+        return self._thread.start(work)
 
 
 def _group(ranks: Sequence[int]) -> distributed.ProcessGroup:
@@ -173,7 +173,7 @@ def _group(ranks: Sequence[int]) -> distributed.ProcessGroup:
 
 
 class _Thread:
-    """Runs collectives one after another in a thread, during the computation on a CPU."""
+    """Runs collectives one after another, during the computation."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = (
@@ -197,20 +197,3 @@ class _Thread:
             else:
                 future.set_result(None)
             del work, future  # they hold tensors
-
-
-class _Stream:
-    """The same on a GPU: a separate stream, for which only the device waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def start(self, work: Callable[[], None]) -> Wait:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            work()
-        return partial(self._wait, self._stream.record_event(), work)
-
-    def _wait(self, event: torch.cuda.Event, work: Callable[[], None]) -> None:
-        """Keeps `work` until called: it holds tensors that the device may still need."""
-        torch.cuda.current_stream().wait_event(event)

@@ -5,8 +5,9 @@ in_features) and the gradients dY (images, out_features) of its outputs. Each ra
 its matrix or these two factors, from which all ranks compute the same matrix (sufficient factor
 broadcasting; Xie et al., UAI 2016; Zhang et al., Poseidon, USENIX ATC 2017).
 
-If a node has several ranks, both ways send less between nodes by the same factor (the ranks per
-node). Which way is sooner is decided in `exchange_time.py`.
+If a node has several ranks, less is sent between nodes, both ways by the same factor (the ranks per
+node): NCCL's rings enter each node once, and over gloo `collectives.py` sums inside a node first.
+Which way is sooner is decided in `exchange_time.py`.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 
 BUCKET_ELEMENTS = 1 << 20
 """Gradients below this many elements are sent together, larger ones alone."""
 
-PIECE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Elements of a sum that are between nodes at a time; bounds the memory beside the tensor.
+PIECE_ELEMENTS = 1 << 22
+"""Elements of a sum over gloo that are between nodes at a time: a bound of memory.
 
-Each piece waits for its own steps of the rings, so on fast links small pieces are slow ones.
+Each piece waits for its own steps of the rings, so small pieces are slow ones.
 """
 
 

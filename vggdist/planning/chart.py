@@ -52,7 +52,7 @@ def _draw_steps(axes: Axes, estimate: Estimate) -> None:
             color=INK,
             fontsize=9,
         )
-        labels += [f"{NAMES[name]}: arithmetic", "in nodes", "network"]
+        labels += [f"{NAMES[name]}: arithmetic", "exchange"]
     for kind, label in (
         ("compute", "forward, backward, update"),
         ("multiply", "factors multiplied"),
@@ -74,7 +74,7 @@ def _draw_steps(axes: Axes, estimate: Estimate) -> None:
 
 
 def _draw_step(axes: Axes, step: StepTime, top: int) -> None:
-    rows = {"compute": top, "multiply": top, "bus": top + 1, "network": top + 2}
+    rows = {"compute": top, "multiply": top, "bus": top + 1, "network": top + 1}
     for span in step.timeline.spans:
         axes.barh(
             rows[span.row],

@@ -66,7 +66,9 @@ class Device(Section):
     )
     num_cores: int | None = Field(None, ge=1, description="CPU cores of a node; none: not known.")
     cores_compute: bool = Field(
-        False, description="Whether the cores that make images ready do the arithmetic too."
+        False,
+        description="Whether the cores that make images ready do the arithmetic too; gloo then "
+        "exchanges gradients, else NCCL.",
     )
 
     @property
@@ -155,6 +157,7 @@ DEVICES = {
         network_latency_microseconds=190.0,
         exchange_seconds_per_gigabyte=0.3,
         checkpoint_gigabytes_per_second=0.2,
+        cores_compute=True,
     ),
 }
 

@@ -1,12 +1,18 @@
-"""What a message costs on the way: rings inside a node and between nodes.
+"""What a message costs on the way: inside a node and between nodes.
 
-A transfer takes its bytes divided by the rate, and a latency for each step of its ring. How many
-bytes are sent is counted by `distributed/traffic.py`.
+A transfer takes its bytes divided by the rate, and a latency for each of its steps. How many bytes
+are sent is counted by `distributed/traffic.py`.
+
+On GPUs NCCL sends, and takes the time of its own model (src/graph/tuning.cc of 2.20): that of a
+ring over all ranks or, for sums, of its trees, whichever is sooner. It opens a ring for each
+adapter of a node, with a part of the tensor, so that the node's whole rate carries what one ring
+would carry. Its protocol is Simple, that of large messages; the others, which have less latency for
+small ones, are left out, as are its corrections for sizes between. On CPUs gloo sends, in the steps
+of `distributed/collectives.py`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -27,8 +33,8 @@ path MTU of 1,024 bytes another 44 on headers (1024 / 1106), TCP with frames of 
 LAUNCH_SECONDS = 8.4e-6
 """Start of a collective: NCCL's base latency of a ring (src/graph/tuning.cc)."""
 
-TREE_HOPS, TREE_RATE = 2, 0.92
-"""Of NCCL's trees: a level takes as long as two steps of a ring, the data 92 % of its rate (same
+TREE_LATENCY_MICROSECONDS, TREE_RATE = 28.0, 0.92
+"""Of NCCL's trees: of a step inside a node or between nodes, and the share of a ring's rate (same
 source). NCCL has had them since 2.4, after the published results."""
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
@@ -88,57 +94,74 @@ class Cluster:
         ranks = max(number for number in range(1, most + 1) if world_size % number == 0)
         return Cluster(world_size // ranks, ranks, self.device, self.bits_per_second)
 
+    def all_reduce(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:
+        """The sum over all ranks that a training makes."""
+        if self._is_node_aware:
+            whole, rest = divmod(num_elements, PIECE_ELEMENTS)
+            pieces = [PIECE_ELEMENTS] * whole + [rest] * (rest > 0)
+            return tuple(leg for piece in pieces for leg in self._sum_piece(piece, element_bytes))
+        ring = self.ring_all_reduce(num_elements, element_bytes)
+        if self.world_size == 1 or self.device.cores_compute:
+            return ring
+        return min(ring, self._tree(num_elements, element_bytes), key=lambda legs: legs[0].seconds)
+
     def ring_all_reduce(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:
-        """One ring over all ranks that enters and leaves each node once."""
-        if self.world_size == 1:
-            return ()
+        """The same by rings alone, as behind the published results."""
         sent = traffic.all_reduce_bytes(num_elements, self.world_size, element_bytes)
-        hops = 2 * (self.nodes - 1)
-        latency = self._latency(hops, 2 * (self.world_size - 1) - hops)
-        rate = self._bus if self.nodes == 1 else min(self._bus, self._network)
-        return (Leg("bus" if self.nodes == 1 else "network", latency + sent / rate),)
-
-    def node_all_reduce(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:
-        """Inside of the nodes first, piece by piece: parts to the ranks, summed between nodes."""
-        if self.nodes == 1:
-            return self.ring_all_reduce(num_elements, element_bytes)
-        if self.ranks_per_node == 1:
-            return (self._between(num_elements, element_bytes),)
-        most = PIECE_ELEMENTS["cpu" if self.device.cores_compute else "cuda"]
-        whole, rest = divmod(num_elements, most)
-        pieces = [most] * whole + [rest] * (rest > 0)
-        return tuple(leg for piece in pieces for leg in self._piece(piece, element_bytes))
-
-    def _piece(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:
-        half = traffic.all_reduce_bytes(num_elements, self.ranks_per_node, element_bytes) / 2
-        inside = Leg("bus", self._latency(0, self.ranks_per_node - 1) + half / self._bus)
-        return inside, self._between(num_elements, element_bytes), inside
-
-    def _between(self, num_elements: int, element_bytes: int) -> Leg:
-        """A sum over nodes in a ring or, with many nodes and little data, in a tree, as NCCL's."""
-        sent = traffic.all_reduce_bytes_between_nodes(
-            num_elements, self.nodes, self.ranks_per_node, element_bytes
-        )
-        ring = self._latency(2 * (self.nodes - 1), 0) + sent / self._network
-        levels = 2 * math.log2(self.nodes)
-        tree = self._latency(TREE_HOPS * levels, 0) + sent / (TREE_RATE * self._network)
-        return Leg("network", min(ring, tree))
+        return self._ring(sent, rounds=2)
 
     def gather_factors(
         self, matrix: tuple[int, int], images_per_rank: int, element_bytes: int
     ) -> tuple[Leg, ...]:
-        """Factors of all ranks to all ranks: once to each other node, then inside of the nodes."""
-        legs = []
-        if self.nodes > 1:
-            sent = traffic.factor_bytes_between_nodes(
-                *matrix, images_per_rank, self.nodes, self.ranks_per_node, element_bytes
-            )
-            legs.append(Leg("network", self._latency(self.nodes - 1, 0) + sent / self._network))
-        if self.ranks_per_node > 1:
-            of_nodes = images_per_rank * self.nodes
-            sent = traffic.factor_bytes(*matrix, of_nodes, self.ranks_per_node, element_bytes)
-            legs.append(Leg("bus", self._latency(0, self.ranks_per_node - 1) + sent / self._bus))
-        return tuple(legs)
+        """Factors of all ranks to all ranks."""
+        if not self._is_node_aware:
+            sent = traffic.factor_bytes(*matrix, images_per_rank, self.world_size, element_bytes)
+            return self._ring(sent, rounds=1)
+        sent = traffic.factor_bytes_between_nodes(
+            *matrix, images_per_rank, self.nodes, self.ranks_per_node, element_bytes
+        )
+        between = Leg("network", self._latency(self.nodes - 1, 0) + sent / self._network)
+        of_nodes = images_per_rank * self.nodes
+        sent = traffic.factor_bytes(*matrix, of_nodes, self.ranks_per_node, element_bytes)
+        inside = Leg("bus", self._latency(0, self.ranks_per_node - 1) + sent / self._bus)
+        return between, inside
+
+    @property
+    def _is_node_aware(self) -> bool:
+        """Whether `distributed/collectives.py` goes over nodes in steps of its own."""
+        return self.device.cores_compute and self.nodes > 1 and self.ranks_per_node > 1
+
+    def _ring(self, sent: float, rounds: int) -> tuple[Leg, ...]:
+        """Over all ranks, entering and leaving each node once; `sent` bytes pass every link."""
+        if self.world_size == 1:
+            return ()
+        hops = rounds * (self.nodes - 1)
+        latency = self._latency(hops, rounds * (self.world_size - 1) - hops)
+        if self.nodes == 1:
+            return (Leg("bus", latency + sent / self._bus),)
+        return (Leg("network", latency + sent / min(self._bus, self._network)),)
+
+    def _tree(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:
+        """A chain in each node and two trees over the nodes, up and down, for half a tensor each.
+
+        Of two nodes each sends the tensor once; of more, those that have two children in one tree
+        and none in the other send it twice, as all ranks of a chain do.
+        """
+        size = num_elements * element_bytes
+        steps = 2 * (self.ranks_per_node - 1 + self.nodes.bit_length() - 1)
+        latency = LAUNCH_SECONDS + steps * TREE_LATENCY_MICROSECONDS * 1e-6
+        seconds = max(2 * size / self._bus, min(self.nodes - 1, 2) * size / self._network)
+        return (Leg("bus" if self.nodes == 1 else "network", latency + seconds / TREE_RATE),)
+
+    def _sum_piece(self, num_elements: int, element_bytes: int) -> tuple[Leg, ...]:
+        """Parts to the ranks of the node, which sum them, then over the nodes, and back."""
+        half = traffic.all_reduce_bytes(num_elements, self.ranks_per_node, element_bytes) / 2
+        inside = Leg("bus", self._latency(0, self.ranks_per_node - 1) + half / self._bus)
+        sent = traffic.all_reduce_bytes_between_nodes(
+            num_elements, self.nodes, self.ranks_per_node, element_bytes
+        )
+        latency = self._latency(2 * (self.nodes - 1), 0)
+        return inside, Leg("network", latency + sent / self._network), inside
 
     @property
     def _network(self) -> float:
@@ -148,7 +171,7 @@ class Cluster:
     def _bus(self) -> float:
         return self.device.bus_gigabytes_per_second * 1e9
 
-    def _latency(self, network_hops: float, bus_hops: float) -> float:
+    def _latency(self, network_hops: int, bus_hops: int) -> float:
         device = self.device
         microseconds = (
             network_hops * device.network_latency_microseconds

@@ -14,8 +14,8 @@ from vggdist.planning.links import Cluster, Leg
 from vggdist.planning.timeline import Message
 
 Way = Literal["fp32_ring", "all_reduce", "factors", "auto"]
-"""`fp32_ring`: one ring over all ranks, as behind the published results; the others as in
-`Config.exchange`, inside of the nodes first."""
+"""`fp32_ring`: by rings alone, as behind the published results; the others as in
+`Config.exchange`."""
 
 HOROVOD_CYCLE_SECONDS, HOROVOD_BUCKET_BYTES = 5e-3, 64e6
 """Of 2017: what becomes ready within a cycle of 5 ms is sent together, up to 64 MB."""
@@ -90,8 +90,8 @@ def _figures(
         cluster.world_size, work.micro, work.images_per_rank, size, factor_size, work.by_blocks
     )
     device, slowness = cluster.device, cluster.slowness
-    nothing = _seconds(cluster.node_all_reduce(1, size))
-    large = _seconds(cluster.node_all_reduce(_LARGE, size)) - nothing
+    nothing = _seconds(cluster.all_reduce(1, size))
+    large = _seconds(cluster.all_reduce(_LARGE, size)) - nothing
     rate = device.teraflops(work.precision)[0] * 1e12 / 2 / slowness
     speeds = exchange_time.Speeds(
         all_reduce_latency=nothing,
@@ -165,7 +165,7 @@ class Exchange:
         num_elements = sum(layer.num_parameters for layer in layers)
         size = 4 if fp32_ring else ELEMENT_BYTES[self.work.exchange_precision]
         sent = traffic.all_reduce_bytes(num_elements, self.cluster.world_size, size)
-        all_reduce = self.cluster.ring_all_reduce if fp32_ring else self.cluster.node_all_reduce
+        all_reduce = self.cluster.ring_all_reduce if fp32_ring else self.cluster.all_reduce
         seconds = 0.0
         if size < 4:  # to 16 bits and back
             seconds = 2 * num_elements * (4 + size) / self.cluster.device.memory_rate

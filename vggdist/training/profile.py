@@ -111,7 +111,7 @@ class StepProfile:
             activities = [ProfilerActivity.CPU]
             if self._process.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
-            # Threads load images, and send gradients between nodes.
+            # Threads load images, and on CPUs send gradients between nodes.
             everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
             self._profiler = profile(activities=activities, experimental_config=everywhere)
             self._profiler.prepare_trace()
