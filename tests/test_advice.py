@@ -85,6 +85,7 @@ SET = [
     ("optimizer.trained_layers=[fc9]", r"; it has (\w+),", "optimizer.trained_layers=[{0}]"),
     ("exchange=factors zero_stage=1", r"set zero_stage to (\d)", "exchange=factors zero_stage={0}"),
     ("exchange=factors zero_stage=1", r"or exchange to (\w+)", "exchange={0} zero_stage=1"),
+    ("cuda_graph=true zero_stage=1", r"or (cuda_graph) to false", "{0}=false zero_stage=1"),
     ("optimizer.name=lars zero_stage=1", r"set zero_stage to (\d)", "optimizer.name=lars"),
 ]  # fmt: skip
 

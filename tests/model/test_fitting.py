@@ -66,3 +66,13 @@ def test_a_reserve_is_left_beside_the_tensors_of_the_dearer_exchange() -> None:
 def test_memory_is_counted_without_torch() -> None:
     code = "import sys, vggdist.model.fitting\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_graph_keeps_its_memory_beside_that_of_an_evaluation() -> None:
+    config, split = config_of("precision=bf16 cuda_graph=true"), BatchSplit(256, 64, 4, 1)
+    without = count_memory(config_of("precision=bf16"), split, {})["total"]
+    # Most at pool1: what conv1_2 gives it, its own maps, and the places of their maxima.
+    images, maps = 256 * 3 * 224**2, 64 * 64 * (2 * 224**2 + (2 + 8) * 112**2)
+    assert count_memory(config, split, {})["total"] == without + images + maps
+    smaller = config_of("precision=bf16 cuda_graph=true evaluation.micro=16")
+    assert count_memory(smaller, split, {})["total"] == without + images + maps // 4

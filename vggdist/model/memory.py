@@ -7,7 +7,7 @@ of real steps on pretended tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
@@ -80,6 +80,11 @@ class _Step:
             "images": split.micro * pixels * (self._element + 1 + config.data.prefetch),
             "exchange": moment.exchange,
         }
+        if config.cuda_graph:
+            # The batches that it reads; and an evaluation, which finds its memory taken.
+            images = (config.evaluation.micro or split.micro) / split.micro
+            evaluation = round(images * self._most_passing(self._rows))
+            memory["graph"] = split.per_rank * pixels + evaluation
         return {**memory, "total": sum(memory.values())}
 
     def _moments(self) -> Iterator[_Moment]:
@@ -92,7 +97,8 @@ class _Step:
             exchange=0,
         )
         # Of autocast's copies hardly any is there yet.
-        yield replace(now, activations=self._most_of_frozen(), rounded_weights=0)
+        frozen = self._most_passing(self._rows[: self._first])
+        yield replace(now, activations=frozen, rounded_weights=0)
         yield now
         for number in reversed(range(self._first, len(self._rows))):
             row = self._rows[number]
@@ -155,12 +161,12 @@ class _Step:
             return 2 * kept + MASK_BYTES * units
         return kept + self._indices(row)
 
-    def _most_of_frozen(self) -> int:
-        """What a row that keeps nothing has at once in the forward pass: inputs and outputs."""
+    def _most_passing(self, rows: Sequence[LayerSummary]) -> int:
+        """What rows that keep nothing have at once in the forward pass: inputs and outputs."""
         return max(
             (
                 self._bytes_of(before) + self._bytes_of(row) + self._indices(row)
-                for before, row in pairwise(self._rows[: self._first])
+                for before, row in pairwise(rows)
             ),
             default=0,
         )
