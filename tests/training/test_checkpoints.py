@@ -19,7 +19,7 @@ from tests.training.test_loop import EVERY_THREE_STEPS, Logged
 from vggdist.artifacts import checkpoint
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process
-from vggdist.errors import CheckpointError, DataError
+from vggdist.errors import DataError
 from vggdist.evaluation.metrics import Errors
 from vggdist.training.loop import Training
 from vggdist.training.signals import StopSignal
@@ -82,6 +82,11 @@ class SlowDisk:
         self.weights[step] = self.part.weights(), self.part.momentum()
         self.happen(f"step {step}")
         return flags
+
+    def fail(self, stop: StopSignal) -> Errors:
+        """An evaluation of an image that is gone."""
+        self.happen(f"evaluation {self.part.training.step}")
+        raise DataError("The image cat.jpg cannot be used.")
 
     def _evaluate(self, training: Training, stop: StopSignal) -> Errors:
         self.happen(f"evaluation {training.step}")
@@ -187,33 +192,39 @@ def test_the_best_network_is_not_kept_when_its_checkpoint_cannot_be_written(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
-def fill_the_disk(process: Process, folder: Path, full: list[int]) -> tuple[list[str], str]:
-    """What is told of checkpoints, and the error in which a training of four steps ends."""
+def fill_the_disk(process: Process, folder: Path, evaluates: bool) -> tuple[list[str], str]:
+    """What is told of a last checkpoint that cannot be written at first, and how it all ends."""
     logged = Logged()
-    disk = SlowDisk(
-        process, folder, schedule={"num_steps": 4}, checkpoint={"every_steps": 2, "keep": 9}
-    )
-    disk.full = full
+    disk = SlowDisk(process, folder, schedule={"num_steps": 4})
+    disk.full = [4]
+    if not evaluates:
+        disk.wait_until(4, "evaluation 4")
+        disk.part.training.evaluate = disk.fail
+    ended = ""
     try:
         disk.part.train()
-    except CheckpointError as error:
-        return logged.about("could not be written"), str(error)
-    return logged.about("could not be written"), ""
+    except DataError as error:
+        ended = str(error)
+    return logged.about("could not be written"), ended
 
 
 def test_a_last_checkpoint_that_fails_is_written_again_after_the_evaluation(
     tmp_path: Path,
 ) -> None:
-    (told, error), other = run_in_ranks(fill_the_disk, 2, tmp_path, [4])
-    assert error == ""
-    assert other == ([], "")
-    (line,) = told
-    assert line.startswith("the checkpoint of step 4 could not be written: No space left on device")
-    assert line.endswith("It is written again after the evaluation.")
+    assert run_in_ranks(fill_the_disk, 2, tmp_path, True) == [([], "")] * 2
     newest = checkpoint.newest(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.name == "step-00000004"
     assert checkpoint.load(newest).state["evaluated_step"] == 4
+
+
+def test_a_last_checkpoint_that_fails_is_told_where_the_evaluation_fails_too(
+    tmp_path: Path,
+) -> None:
+    ((told, ended),) = run_in_ranks(fill_the_disk, 1, tmp_path, False)
+    assert ended == "The image cat.jpg cannot be used."
+    (line,) = told
+    assert line.startswith("the checkpoint of step 4 could not be written: No space left on device")
 
 
 def end_while_writing(process: Process, folder: Path) -> list[str]:

@@ -586,10 +586,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training_but_the_last_one_a
         "could not be written: No space left on device. Free space or fix the "
         f"permissions of {folder}. The one before it, {folder}/step-00000002, is kept."
     )
-    assert told == [
-        f"the checkpoint of step 4 {sentence} Training continues.",
-        f"the checkpoint of step 6 {sentence} It is written again after the evaluation.",
-    ]
+    assert told == [f"the checkpoint of step 4 {sentence} Training continues."]
     assert error == f"the checkpoint of step 6 {sentence}"
 
 

@@ -15,7 +15,7 @@ from vggdist.artifacts import checkpoint
 from vggdist.artifacts.paths import quote
 from vggdist.artifacts.weights import Description
 from vggdist.distributed.process import Process, from_main
-from vggdist.errors import in_words
+from vggdist.errors import CheckpointError, in_words
 from vggdist.training.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class CheckpointWriter:
     Attributes:
         begun_step: of the latest checkpoint that was begun; -1: there is none.
         saved_step: of the latest one that all ranks know to be on the disk.
-        problem: on the main rank, why the latest could not be written; empty where it could.
+        problem: on the main rank, why the latest could not be written, where that was not told.
     """
 
     def __init__(
@@ -58,24 +58,25 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "vggdist-checkpoints", turn)  # begins on GPU 0
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown()
+        if self.problem and kind is not CheckpointError:
+            logger.error("%s", self.problem)
         self._finish()
 
     def continue_from(self, step: int) -> None:
         """The latest checkpoint is one that was written before; -1: it is not in the folder."""
         self.begun_step = self.saved_step = self._written_step = step
 
-    def begin(self, step: int, engine: Engine, state: Mapping[str, Any], otherwise: str) -> None:
+    def begin(self, step: int, engine: Engine, state: Mapping[str, Any], last: bool) -> None:
         """Copies the tensors of `engine`, and begins to write them; collective. Call `wait` before.
 
         Args:
             step: finished steps.
             state: what is saved besides tensors; may change afterwards.
-            otherwise: what happens if it cannot be written, as a sentence, which an error in the
-                log ends with; empty for no error in the log.
+            last: whether no failure is told, but left in `problem`.
         """
-        self.begun_step = step
+        self.begun_step, self.problem = step, ""
         if not self._process.is_main:
             for _ in engine.held_momentum():  # under ZeRO the ranks gather it
                 pass
@@ -94,7 +95,7 @@ class CheckpointWriter:
             saved = checkpoint.Checkpoint(
                 step, _contiguous(weights), _contiguous(momentum), state, self._description
             )
-            self._write(saved, otherwise)
+            self._write(saved, last)
 
         self._jobs.append(self._thread.submit(write))
 
@@ -120,15 +121,17 @@ class CheckpointWriter:
         for job in jobs:
             job.result()
 
-    def _write(self, saved: checkpoint.Checkpoint, otherwise: str) -> None:
+    def _write(self, saved: checkpoint.Checkpoint, last: bool) -> None:
         try:
             checkpoint.save(self._folder, saved, self._keep)
         except OSError as error:
-            self.problem = self._not_written(saved.step, error)
-            if otherwise:
-                logger.error("%s %s", self.problem, otherwise)
+            problem = self._not_written(saved.step, error)
+            if last:
+                self.problem = problem
+            else:
+                logger.error("%s Training continues.", problem)
         else:
-            self.problem, self._written_step = "", saved.step
+            self._written_step = saved.step
 
     def _not_written(self, step: int, error: OSError) -> str:
         committed = checkpoint.committed(self._folder)

@@ -161,7 +161,7 @@ class Training:
                 # Save first: an evaluation takes time, and may be interrupted or fail. A run
                 # resumed from this checkpoint then evaluates it.
                 if saving and not stopping:
-                    self._begin_save()
+                    self._begin_save(last=self.step == self.schedule.total_steps)
                 if self._evaluation_due and not stopping:
                     stopping = not self._evaluate(stop)
                 if stopping or self.finished:
@@ -300,12 +300,16 @@ class Training:
         if not self.best.is_beaten(self.step, top1_error):
             return
         if self._checkpoints.begun_step != self.step:
-            self._begin_save()
+            self._begin_save(last=False)
         best = Best(self.step, self._rhythm.epoch(self.step), top1_error)
         self.best.keep(best, self._checkpoints)
 
-    def _begin_save(self, last: bool = False) -> None:
-        """Begins to write a checkpoint of this step, once the one before is written; collective."""
+    def _begin_save(self, last: bool) -> None:
+        """Begins to write a checkpoint of this step, once the one before is written; collective.
+
+        Args:
+            last: whether `_save_last` follows, and writes it again if it could not be written.
+        """
         with self.throughput.paused():
             self._wait_for_checkpoint()
             if not all_agree(self.engine.is_finite(), self.process.device):
@@ -315,13 +319,8 @@ class Training:
                     "stops.",
                     good_until=self.step - 1,
                 )
-            otherwise = "Training continues."
-            if last:
-                otherwise = ""
-            elif self.step == self.schedule.total_steps:
-                otherwise = "It is written again after the evaluation."
             state = self.state()  # waits for the device, which the copies are given to only then
-            self._checkpoints.begin(self.step, self.engine, state, otherwise)
+            self._checkpoints.begin(self.step, self.engine, state, last)
 
     def _save_last(self) -> None:
         """Makes sure that this step is on the disk; collective."""
