@@ -118,6 +118,7 @@ def measure_pauses(
                 save_photo(path, *shapes[number % len(shapes)], seed=number)
         given = [
             *overrides,
+            "optimizer.learning_rate=1e-9",  # no network may diverge
             f"data.root={folder}",
             f"run.folder={folder}/run",
             f"schedule.num_epochs={rounds + 1}",
