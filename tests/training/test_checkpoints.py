@@ -2,6 +2,9 @@
 happened, so that a step that waited for it would wait forever."""
 
 import errno
+import signal
+import subprocess
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from tests.training.test_loop import EVERY_THREE_STEPS, Logged
 from vggdist.artifacts import checkpoint
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process
-from vggdist.errors import DataError
+from vggdist.errors import EXIT_INTERRUPTED, DataError
 from vggdist.evaluation.metrics import Errors
 from vggdist.training.loop import Training
 from vggdist.training.signals import StopSignal
@@ -269,3 +272,36 @@ def test_a_signal_ends_a_training_once_both_checkpoints_are_written(tmp_path: Pa
     saved = checkpoint.committed(tmp_path / "checkpoints")
     assert [path.name[-1] for path in saved] == ["3", "2"]
     assert [checkpoint.verify(path) for path in saved] == [None, None]
+
+
+WRITES_FOREVER = """
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from vggdist.artifacts import checkpoint
+from vggdist.distributed.process import Process
+from vggdist.training.checkpoints import CheckpointWriter
+from vggdist.training.signals import SAVING, StopSignal
+checkpoint.save = lambda *_: threading.Event().wait()
+engine = SimpleNamespace(held_weights=dict, held_momentum=dict)
+process = Process(0, 0, 1, torch.device("cpu"))
+with StopSignal() as stop, stop.answering(SAVING):
+    with CheckpointWriter(Path("nowhere"), 2, process) as checkpoints:
+        checkpoints.begin(1, engine, {}, last=False)
+        print("begun", flush=True)
+        checkpoints.wait()
+"""
+
+
+def test_a_second_interrupt_does_not_wait_for_the_disk() -> None:
+    command, pipe = [sys.executable, "-c", WRITES_FOREVER], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert "SIGINT received: saving after this step." in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == EXIT_INTERRUPTED
