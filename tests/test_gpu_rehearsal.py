@@ -64,6 +64,10 @@ def test_the_benchmark_writes_every_number_and_prints_rows_like_the_pages(tmp_pa
         assert training["loader_images_per_second"] > 0
         assert report["measured"][f"loader, micro batch {micro}"]["images_per_second"]["0.65"] > 0
     assert report["measured"]["evaluation"]["num_images"] == 8
+    paused = report["measured"]["pauses"]
+    assert {"save", "write", "start", "first_start"} <= paused.keys()
+    assert all(seconds > 0 for seconds in paused.values())
+    assert "| an evaluation's start, first / later | " in ended.stdout
 
 
 @pytest.mark.slow

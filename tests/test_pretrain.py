@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from tests.ranks import leave_world, run_in_ranks, train_in_ranks
-from tests.run_folders import steps
+from tests.run_folders import records, steps
 from vggdist import pretrain as subject
 from vggdist.artifacts import run_folder
 from vggdist.artifacts.run_folder import open_weights
 from vggdist.config import split_batch, with_classes
 from vggdist.config_file import load_config
+from vggdist.data.batch import Batch
 from vggdist.data.dataset import open_dataset
 from vggdist.data.manifest_file import BadFile, save_quarantine
 from vggdist.distributed.process import Process
@@ -133,6 +134,31 @@ def test_the_micro_batch_that_fits_a_gpu_stands_in_the_run_folder_and_is_kept(
     monkeypatch.setattr(subject, "resolve_micro", choosing(memory - 1e6))
     message = refusal(again, ConfigError)
     assert f"this run was begun with micro batches of {chosen} images" in message
+
+
+def train_and_watch_loaders(process: Process, overrides: list[str]) -> tuple[int, int, list[Batch]]:
+    """The exit code, how many loaders of validation images there were, and what one gives still."""
+    leave_world()
+    open_loader, opened = subject._evaluation_loader, []
+
+    def watch(*arguments, **options):
+        loader = open_loader(*arguments, **options)
+        if options.get("repeats"):
+            opened.append(loader)
+        return loader
+
+    subject._evaluation_loader = watch
+    return run(load_config(None, overrides)), len(opened), list(opened[0])
+
+
+@pytest.mark.multi_process
+def test_all_evaluations_of_a_training_take_their_images_from_one_loader(tiny_overrides, tmp_path):
+    # Seven images on two ranks: four batches and three.
+    settings = ["evaluation.every_epochs=0.8", "evaluation.micro=1"]
+    found = run_in_ranks(train_and_watch_loaders, 2, [*tiny_overrides, *settings])
+    assert found == [(0, 1, [])] * 2
+    evaluated = records(tmp_path / "run", "validation")
+    assert [record["step"] for record in evaluated] == [2, 4, 6]
 
 
 @pytest.fixture

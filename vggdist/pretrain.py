@@ -1,10 +1,12 @@
 """One rank of a training: builds everything from a `Config`, trains, and reports the result."""
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from vggdist.artifacts import checkpoint, run_folder
@@ -117,7 +119,9 @@ def pretrain(
             on_main(process, run_folder.require_space, folder, num_bytes, keep)
         log = on_main(process, _open_curves, config, folder, first_step, process, stack)
         data = replace(data, dataset=dataset)
-        training = _build_training(config, process, split, engine, data, log, folder, profile)
+        training = _build_training(
+            config, process, split, engine, data, log, folder, profile, stack
+        )
         if saved is not None:
             training.load(saved)
             logger.info("continuing from step %d of %s", saved.step, quote(folder))
@@ -184,7 +188,9 @@ def _build_training(
     log: MetricLog | None,
     folder: Path,
     profile: StepProfile | None,
+    stack: ExitStack,
 ) -> Training:
+    """The training; the loader of its evaluations is closed with `stack`."""
     dataset = data.dataset
     num_images = dataset.train.num_images
     known_bad = KnownBad(dataset.train, config.data.max_unusable)
@@ -200,14 +206,18 @@ def _build_training(
             max_bad=known_bad.limit,
         )
 
+    @cache
+    def open_validation() -> EvaluationLoader:
+        # Once: an evaluation finds its first batches made, and has no pipelines to build.
+        loader = _evaluation_loader(config, process, split, dataset.val, repeats=True)
+        return stack.enter_context(loader)
+
     def evaluate_all(stop: StopSignal) -> Errors:
-        images = dataset.val
-        with _evaluation_loader(config, process, split, images) as batches:
-            shown = until_stopped(batches, batches.num_rounds, stop, process.device)
-            num_classes, num_mistakes = len(images.classes), config.log.num_mistakes
-            return evaluate(
-                engine, shown, images.num_images, num_classes, process.device, num_mistakes
-            )
+        images, loader = dataset.val, open_validation()
+        batches = itertools.islice(loader, loader.num_batches)
+        shown = until_stopped(batches, loader.num_rounds, stop, process.device)
+        num_classes, num_mistakes = len(images.classes), config.log.num_mistakes
+        return evaluate(engine, shown, images.num_images, num_classes, process.device, num_mistakes)
 
     def open_crops(only: Sequence[int]) -> EvaluationLoader:
         return _evaluation_loader(config, process, split, dataset.val, only)
@@ -262,6 +272,7 @@ def _evaluation_loader(
     split: BatchSplit,
     images: Manifest,
     only: Sequence[int] | None = None,
+    repeats: bool = False,
 ) -> EvaluationLoader:
     """Centre crops of this rank's share; with `only`, of these images, all on this rank."""
     return EvaluationLoader(
@@ -270,6 +281,7 @@ def _evaluation_loader(
         scale=config.data.evaluation_scale,
         batch_size=config.evaluation.micro or split.micro,
         only=only,
+        repeats=repeats,
         rank=0 if only else process.rank,
         world_size=1 if only else process.world_size,
         device=process.device,

@@ -7,8 +7,9 @@
 Configuration D in the precision that the GPU computes natively, at micro batches 64 and 256: a
 training step beside a bare PyTorch loop and a tuned one, the peak of memory, the step with
 `compile` and with `cuda_graph`, the loader alone and both together; the loader at several shares of
-the hardware decoder; dense and multi-crop evaluation; and, with several GPUs, the exchange of
-gradients. The rows of the table are in the form of docs/performance.md's. Some ten minutes.
+the hardware decoder; dense and multi-crop evaluation; the pauses for checkpoints and evaluations;
+and, with several GPUs, the exchange of gradients. The rows of the table are in the form of
+docs/performance.md's. Some ten minutes.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.benchmarks import pauses
 from tests.machine import describe, driver, name_of
 from tests.ranks import FORKS
 from vggdist.config import split_batch
@@ -254,6 +256,9 @@ def measure_all(device: str, root: Path, size: Size) -> Result:
         size.scale,
         size.rounds,
     )
+    works["pauses"] = partial(
+        pauses.measure_pauses, first, size.rounds, 1, size.num_photos, size.shapes
+    )
     if num_gpus > 1:
         several = [*first, f"batch.global={size.micros[0] * num_gpus}"]
         works["exchange"] = partial(measure_exchange, several, size.rounds, num_gpus)
@@ -282,6 +287,8 @@ def rows(measured: Result) -> list[tuple[str, str]]:
             found += loader_rows(result)
         elif name == "evaluation":
             found += evaluation_rows(result)
+        elif name == "pauses":
+            found += pauses.rows(result)
         else:
             found += exchange_rows(result)
     return found

@@ -232,6 +232,46 @@ def test_a_rank_without_images_evaluates_nothing(tmp_path, make_tree):
     assert taken(loader) == []
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_loader_that_repeats_makes_every_pass_the_same(manifest, num_threads):
+    loaders = [
+        EvaluationLoader(
+            manifest, DATA, scale=48, batch_size=5, rank=1, world_size=2,
+            num_threads=num_threads, repeats=repeats,
+        )
+        for repeats in (False, True)
+    ]  # fmt: skip
+    once = taken(loaders[0])
+    assert [len(batch) for batch in once] == [5, 5, 5, 3]
+    with loaders[1] as loader:
+        for _ in range(3):
+            again = list(islice(loader, loader.num_batches))
+            assert [batch.index.tolist() for batch in again] == [b.index.tolist() for b in once]
+            assert all(
+                torch.equal(one.images, other.images)
+                for one, other in zip(once, again, strict=True)
+            )
+
+
+def test_a_loader_that_repeats_makes_the_next_pass_ahead(manifest):
+    with EvaluationLoader(manifest, DATA, scale=48, batch_size=37, repeats=True) as loader:
+        next(loader)
+        deadline = time.monotonic() + 60
+        while not all(queue.qsize() for queue in loader._queues):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert next(loader).index.tolist() == list(range(37))
+
+
+def test_a_rank_without_images_repeats_nothing(tmp_path, make_tree):
+    two = open_images(make_tree(tmp_path, {"cat": 1, "dog": 1}))
+    assert taken(
+        EvaluationLoader(
+            two, DATA, scale=32, batch_size=8, rank=3, world_size=4, repeats=True
+        )
+    ) == []  # fmt: skip
+
+
 def vggdist_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "vggdist" in thread.name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,7 @@ def _set_first(x: Tensor, _: object) -> None:
 
 
 def _wait_for_now(*_: object) -> None:
+    torch.cuda.set_device(RANK)
     event = torch.cuda.Event()
     event.record()
     event.synchronize()
@@ -52,6 +54,17 @@ def _copy_to_pinned(x: Tensor, _: object) -> None:
     pinned = torch.empty(4, pin_memory=True)
     pinned.copy_(x, non_blocking=True)
     x.copy_(pinned, non_blocking=True)
+
+
+def _copy_to_another_layout(x: Tensor, _: object) -> None:
+    pinned = torch.empty(2, 2, pin_memory=True)
+    pinned.copy_(x.view(2, 2).T, non_blocking=True)
+
+
+def _wait_in_a_thread(*_: object) -> None:
+    thread = threading.Thread(target=_wait_for_now)
+    thread.start()
+    thread.join()
 
 
 def _wait_for_own_stream(*_: object) -> None:
@@ -75,6 +88,7 @@ FAULTS: dict[str, tuple[str, Action]] = {
     ),
     "copy to the GPU": ("a copy from cpu to cuda:", lambda *_: torch.ones(4).to("cuda")),
     "copy to the host": ("a copy from cuda:3 to cpu", lambda x, _: x.cpu()),
+    "copy to another layout": ("a copy from cuda:3 to cpu", _copy_to_another_layout),
     "copy of pageable memory": (
         "a copy from cpu to cuda:3",
         lambda x, _: torch.ones(4).to(x.device, non_blocking=True),
@@ -113,6 +127,7 @@ HARMLESS: dict[str, Action] = {
     "pinned copy": lambda x, _: torch.ones(4).pin_memory().to(x.device, non_blocking=True),
     "event of before": lambda _, event: event.synchronize(),
     "own stream": _wait_for_own_stream,
+    "another thread": _wait_in_a_thread,
     "own GPU": lambda *_: torch.cuda.set_device(RANK),
     "host alone": lambda *_: torch.ones(4).sum().item(),
 }

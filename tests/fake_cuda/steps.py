@@ -22,6 +22,7 @@ from tests.fake_cuda import runtime
 from tests.fake_cuda.memory import DeviceMemory
 from tests.fake_cuda.runtime import PretendedTensors
 from tests.fake_cuda.watch import Watch
+from vggdist.artifacts import checkpoint
 from vggdist.config import BatchSplit, Config, split_batch, trained_layers
 from vggdist.config_file import load_config
 from vggdist.data.batch import Batch
@@ -72,7 +73,7 @@ def gpu_at_start(ranks: Ranks) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """What was seen in a step."""
+    """What was seen in a step, and when its network was saved."""
 
     faults: list[str]
     operators: Counter[str]
@@ -84,6 +85,10 @@ class Report:
     """Of the host, which is slower here than with true tensors."""
     memory: dict[str, int] = field(default_factory=dict)
     """Most bytes on the GPU, by what they are for."""
+    saved: list[int] = field(default_factory=list)
+    """Contiguous tensors of each checkpoint that would have been written."""
+    waiting: set[str] = field(default_factory=set)
+    """Threads that have waited for an event since the start of the process."""
 
 
 class _SeenError(Exception):
@@ -96,7 +101,7 @@ def train(
     measure_memory: bool = False,
     watched_step: int = WATCHED_STEP,
 ) -> Report:
-    """A training of D that ends after a step that is watched.
+    """A training of D that ends after a step that is watched, with a checkpoint if one is due then.
 
     Args:
         overrides: `section.key=value`.
@@ -109,6 +114,13 @@ def train(
     split = split_batch(config.batch, process.world_size)
     watch, memory = Watch(process.device), DeviceMemory()
     started_at: list[float] = []
+    saved: list[int] = []
+
+    def note(_: Path, given: checkpoint.Checkpoint, keep: int) -> None:
+        tensors = [*given.weights.values(), *given.momentum.values()]
+        saved.append(sum(tensor.is_contiguous() for tensor in tensors))
+
+    checkpoint.save = note  # type: ignore[assignment]
 
     def batches() -> Iterator[Batch]:
         batch = synthetic_batch(config, split.micro, process.device)
@@ -128,6 +140,7 @@ def train(
         engine = build_engine(network, config, split, process)
         if measure_memory:
             memory.follow_gradients(engine.module)
+        engine.is_finite = lambda read=engine.is_finite: read() is not None  # no bool is true
         training = build_training(config, process, split, engine, batches())
         with contextlib.suppress(_SeenError):
             training.train(StopSignal())
@@ -135,7 +148,18 @@ def train(
     replays = sum(call.name == "CUDAGraph.replay" for call in watch.calls)
     devices = {call.device for call in runtime.calls}
     peak = memory.peak(engine) if measure_memory else {}
-    return Report(watch.faults, watch.operators, devices, replays, seconds, peak)
+    waiting = {call.thread for call in runtime.calls if call.name == "Event.synchronize"}
+    operators = watch.operators
+    return Report(
+        watch.faults,
+        operators,
+        devices,
+        replays,
+        seconds,
+        memory=peak,
+        saved=saved,
+        waiting=waiting,
+    )
 
 
 def build_training(

@@ -71,6 +71,22 @@ def test_a_step_that_is_logged_is_waited_for_by_the_log_alone(
     assert_whole(report, ranks)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_copies_of_a_checkpoint_are_waited_for_by_its_thread_alone(
+    fake_cuda: FakeCuda, precision: str
+) -> None:
+    settings = [f"precision={precision}", "batch.global=64", "checkpoint.every_steps=3"]
+    report = fake_cuda.run(train, settings)
+    places = {fault.rpartition(" in ")[2] for fault in report.faults}
+    # Before the copies: whether the step was good, whether the weights are finite, on all ranks,
+    # and the sums since the log.
+    before = {"read", "pause", "is_finite", "all_agree", "state"}
+    assert places == before | ({"scaler_state"} if precision == "fp16" else set())
+    assert report.saved == [2 * 32], "weights and biases of 16 layers, and their momentum"
+    assert "vggdist-checkpoints_0" in report.waiting
+    assert_whole(report, ALONE)
+
+
 @pytest.mark.parametrize(("precision", "stage"), [("bf16", 1), ("fp16", 2)])
 def test_under_zero_a_step_is_waited_for_by_deepspeed_alone(
     fake_cuda: FakeCuda, precision: str, stage: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ _CPU = torch.device("cpu")
 
 
 class Watch(TorchDispatchMode):
-    """Notes what a rank's step must not do.
+    """Notes what a rank's step must not do; other threads may wait.
 
     Attributes:
         operators: how many there were on the GPU, by name; those that only take memory or make
@@ -38,6 +39,7 @@ class Watch(TorchDispatchMode):
         """
         super().__init__()
         self._own = device
+        self._thread = threading.current_thread().name
         self._pinned: dict[int, Tensor] = {}
         self.start()
 
@@ -62,9 +64,11 @@ class Watch(TorchDispatchMode):
         ]
 
     def _is_fault(self, call: runtime.Call) -> bool:
-        if call.name == "Event.synchronize":
-            return call.since >= self._first_call
         if call.name.endswith("synchronize"):
+            if call.thread != self._thread:
+                return False
+            if call.name == "Event.synchronize":
+                return call.since >= self._first_call
             return not call.own_stream
         return call.device != self._own.index
 
@@ -104,7 +108,9 @@ class Watch(TorchDispatchMode):
         if _device(source) == _device(target):
             return
         on_host = source if _device(source) == _CPU else target
-        if not (non_blocking and _memory(on_host) in self._pinned):
+        # Between two layouts, torch arranges the elements on the host.
+        alike = source.stride() == target.stride()
+        if not (non_blocking and alike and _memory(on_host) in self._pinned):
             self._note(f"a copy from {_device(source)} to {_device(target)} that is waited for")
 
     def _note(self, fault: str) -> None:

@@ -63,6 +63,12 @@ def test_a_reserve_is_left_beside_the_tensors_of_the_dearer_exchange() -> None:
     assert needed_memory(factors, split) < needed_memory(config, split)
 
 
+def test_smaller_batches_of_evaluations_leave_room_for_larger_steps() -> None:
+    # 64 images of an evaluation take 0.67 GB, and a step of 64 images leaves 0.65.
+    assert fitting_split(config_of("precision=bf16"), 1, 11.7 * GB).micro == 32
+    assert fitting_split(config_of("precision=bf16 evaluation.micro=16"), 1, 11.7 * GB).micro == 64
+
+
 def test_memory_is_counted_without_torch() -> None:
     code = "import sys, vggdist.model.fitting\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -123,12 +123,19 @@ def open_training_loader(
 class EvaluationLoader(Prefetcher[Batch]):
     """Centre crops of one rank's share of the images: each image of the set on one rank, once.
 
+    Attributes:
+        num_images: of this rank's share.
+        num_batches: that they make.
+        num_rounds: batches of the rank that has the most.
+
     Args:
         manifest: the set.
         data: crop size, mean, prefetch.
         scale: Q, the rescaled shorter side, pixels.
         batch_size: images per batch; a rank's last batch may have fewer.
         only: numbers of the images to share, instead of the whole set.
+        repeats: begin again behind the last batch, without end; the first batches of the next pass
+            are then made ahead.
         rank: of `world_size`.
         world_size: ranks that share the set.
         device: of the batches.
@@ -144,6 +151,7 @@ class EvaluationLoader(Prefetcher[Batch]):
         scale: int,
         batch_size: int,
         only: Sequence[int] | None = None,
+        repeats: bool = False,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -154,13 +162,17 @@ class EvaluationLoader(Prefetcher[Batch]):
         share = images[evaluation_share(len(images), rank, world_size)]
         self.num_images = len(share)
         self.num_batches = -(-len(share) // batch_size)
-        # Of the rank with the most: all ranks may need the same number of collectives.
+        # All ranks may need the same number of collectives.
         most = len(evaluation_share(len(images), 0, world_size))
         self.num_rounds = -(-most // batch_size)
 
+        num_batches = self.num_batches
+
         def samples(number: int, _known_bad: Set[int]) -> Samples | None:
-            part = share[number * batch_size : (number + 1) * batch_size]
-            return evaluation_samples(part, scale) if len(part) else None
+            if number >= num_batches and not (repeats and num_batches):
+                return None
+            first = number % num_batches * batch_size
+            return evaluation_samples(share[first : first + batch_size], scale)
 
         bad_images = BadImages(manifest, search=find_every_bad)
         super().__init__(

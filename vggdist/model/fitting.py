@@ -17,7 +17,8 @@ _LIBRARIES_BYTES = 4 << 30
 """CUDA's context (0.5 GB), NCCL's buffers (1 GB), nvJPEG's (a gibibyte, `data/decode.py`), and as
 much again."""
 _BYTES_OF_IMAGE = 10 << 20
-"""DALI's windows of an image: 3 bytes a pixel, some batches ahead."""
+"""DALI's windows of an image: 3 bytes a pixel, some batches ahead. The loader of the evaluations is
+kept between them, and its first batches wait while steps are taken."""
 _SHARE = 1.2
 """cuDNN's workspaces, and what lies unused between tensors, as a share of the tensors."""
 
@@ -35,7 +36,8 @@ def needed_memory(config: Config, split: BatchSplit) -> int:
         ]
         for way in ways
     )
-    return round(_SHARE * tensors) + _LIBRARIES_BYTES + _BYTES_OF_IMAGE * split.micro
+    images = split.micro + (config.evaluation.micro or split.micro)
+    return round(_SHARE * tensors) + _LIBRARIES_BYTES + _BYTES_OF_IMAGE * images
 
 
 def fitting_split(config: Config, world_size: int, memory_bytes: float) -> BatchSplit:

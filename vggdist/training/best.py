@@ -8,6 +8,7 @@ from vggdist.artifacts import checkpoint
 from vggdist.artifacts.run_files import CHECKPOINTS, Best, read_best
 from vggdist.distributed.process import Process, from_main
 from vggdist.errors import in_words
+from vggdist.training.checkpoints import CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +40,23 @@ class BestNetwork:
         # It was evaluated before, by a process that was killed before it had kept the weights.
         return self.known.folder is None and self.known.step == step
 
-    def keep(self, best: Best, is_saved: bool) -> None:
-        """Keeps the weights of the checkpoint of `best.step`, if that was saved; collective."""
-        kept = best
-        if is_saved and self._process.is_main:
-            try:
-                kept = checkpoint.keep_best(self._folder / CHECKPOINTS, best)
-            except OSError as error:
-                logger.error(
-                    "the network of step %d, the best so far, could not be kept: %s. "
-                    "Training continues.",
-                    best.step,
-                    in_words(error),
-                )
-        self.known = from_main(kept)
+    def keep(self, best: Best, checkpoints: CheckpointWriter) -> None:
+        """Keeps the weights of `best.step`, of which `checkpoints` has begun the latest checkpoint;
+        `agree` learns whether that was possible."""
+        self.known = best
+        checkpoints.follow(self._keep, best)
+
+    def agree(self) -> None:
+        """Learns whether the weights were kept, once nothing is being written; collective."""
+        self.known = from_main(self.known)
+
+    def _keep(self, best: Best) -> None:
+        try:
+            self.known = checkpoint.keep_best(self._folder / CHECKPOINTS, best)
+        except OSError as error:
+            logger.error(
+                "the network of step %d, the best so far, could not be kept: %s. "
+                "Training continues.",
+                best.step,
+                in_words(error),
+            )

@@ -289,20 +289,28 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, contiguous, on the CPU."""
-        return {name: _to_store(value) for name, value in self.module.state_dict().items()}
+        return {name: _to_store(value) for name, value in self.held_weights()}
 
     def momentum(self) -> dict[str, Tensor]:
         """Momentum by trained parameter's name, contiguous, on the CPU; collective under ZeRO.
 
         Empty where `optimizer.momentum` is 0.
         """
+        return {name: _to_store(value) for name, value in self.held_momentum()}
+
+    def held_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers with their names, as they lie on the device."""
+        for name, value in self.module.state_dict().items():
+            yield name, value.detach()
+
+    def held_momentum(self) -> Iterator[tuple[str, Tensor]]:
+        """What `momentum` copies, as it lies on the device; collective under ZeRO, which gathers
+        one after the other."""
         if not self.config.optimizer.momentum:
-            return {}
+            return
         self._start_momentum()
-        return {
-            name: _to_store(self._momentum_of(parameter))
-            for name, parameter in trained_parameters(self.module).items()
-        }
+        for name, parameter in trained_parameters(self.module).items():
+            yield name, self._momentum_of(parameter)
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from vggdist.artifacts import checkpoint
-from vggdist.artifacts.paths import quote
 from vggdist.artifacts.run_files import CHECKPOINTS, Best
 from vggdist.artifacts.weights import Description
 from vggdist.config import BatchSplit, Config
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process, all_agree, from_main, sum_over_ranks
-from vggdist.errors import CheckpointError, NumericError, StoppedError, in_words
+from vggdist.errors import CheckpointError, NumericError, StoppedError
 from vggdist.evaluation.metrics import Errors
 from vggdist.training.bad_images import KnownBad
 from vggdist.training.best import BestNetwork
+from vggdist.training.checkpoints import CheckpointWriter
 from vggdist.training.engine import Engine
 from vggdist.training.flags import DelayedFlags, SharedFlags, StepFlags, first_of
 from vggdist.training.graph import build_step
@@ -89,13 +89,16 @@ class Training:
         self.engine, self.schedule, self.log = engine, schedule, log
         self.open_batches, self.evaluate = open_batches, evaluate
         self.data_digests, self.known_bad = data_digests, known_bad
-        self.description, self._profile = description, profile
+        self._profile = profile
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.step = 0
         self.num_masked = 0
         self.errors: Errors | None = None
         self.evaluated_step = -1
         self.best = BestNetwork(run_folder, process)
+        self._checkpoints = CheckpointWriter(
+            self.checkpoint_folder, config.checkpoint.keep, process, description
+        )
         self.elapsed_seconds = 0.0
         self._rhythm = Rhythm(config, num_images, split.global_batch, schedule.total_steps)
         self.observer = Observer(
@@ -111,7 +114,6 @@ class Training:
         self.throughput, self._meter = self.observer.throughput, self.observer.meter
         self._flags = SharedFlags(engine)
         self._train_step = build_step(engine, config, process, self._meter, profile is not None)
-        self._latest_save = (-1, False)  # the step, and whether it was written
 
     @property
     def finished(self) -> bool:
@@ -130,6 +132,10 @@ class Training:
             DataError: on all ranks, if too many images are bad.
             CheckpointError: the last checkpoint could not be written.
         """
+        with self._checkpoints:
+            return self._train(stop)
+
+    def _train(self, stop: StopSignal) -> bool:
         self.throughput.resume()
         if self._evaluation_due and not self._evaluate(stop):
             return False
@@ -155,12 +161,12 @@ class Training:
                 self.observer.show_step(self.step, self.num_masked)
                 # Save first: an evaluation takes time, and may be interrupted or fail. A run
                 # resumed from this checkpoint then evaluates it.
-                if saving or stopping:
-                    self._save(last=stopping or self.step == self.schedule.total_steps)
+                if saving and not stopping:
+                    self._begin_save(last=self.step == self.schedule.total_steps)
                 if self._evaluation_due and not stopping:
                     stopping = not self._evaluate(stop)
-                    if not self._is_saved and (stopping or self.finished):
-                        self._save(last=True)
+                if stopping or self.finished:
+                    self._save_last()
                 self.observer.show_decreases(self.step)
                 if stopping:
                     return False
@@ -198,7 +204,7 @@ class Training:
         self.step, self.num_masked = saved.step, state["num_masked"]
         self.best.load()
         is_here = checkpoint.path_of(self.checkpoint_folder, self.step).exists()
-        self._latest_save = (self.step if from_main(is_here) else -1, True)
+        self._checkpoints.continue_from(self.step if from_main(is_here) else -1)
         self.observer.continue_from(self.step)
         self.errors = Errors.from_state(state["errors"]) if state["errors"] is not None else None
         self.evaluated_step = state.get("evaluated_step", saved.step)
@@ -251,6 +257,7 @@ class Training:
             good_until: a step; checkpoints of later steps may be bad.
         """
         good = None
+        self._checkpoints.wait()
         if self.process.is_main:
             good = checkpoint.newest_good(self.checkpoint_folder, good_until)
         path = shlex.quote(str(good))
@@ -293,12 +300,19 @@ class Training:
     def _keep_if_best(self, top1_error: float) -> None:
         if not self.best.is_beaten(self.step, top1_error):
             return
-        if self._latest_save[0] != self.step:
-            self._save(last=False)
-        self.best.keep(Best(self.step, self._rhythm.epoch(self.step), top1_error), self._is_saved)
+        if self._checkpoints.begun_step != self.step:
+            self._begin_save(last=False)
+        best = Best(self.step, self._rhythm.epoch(self.step), top1_error)
+        self.best.keep(best, self._checkpoints)
 
-    def _save(self, last: bool) -> None:
+    def _begin_save(self, last: bool) -> None:
+        """Begins to write a checkpoint of this step, once the one before is written; collective.
+
+        Args:
+            last: whether `_save_last` follows, and writes it again if it could not be written.
+        """
         with self.throughput.paused():
+            self._wait_for_checkpoint()
             if not all_agree(self.engine.is_finite(), self.process.device):
                 raise self._diverged(
                     f"step {self.step}: the weights are infinite, not numbers, or so large that "
@@ -306,31 +320,22 @@ class Training:
                     "stops.",
                     good_until=self.step - 1,
                 )
-            weights, momentum, state = self.engine.weights(), self.engine.momentum(), self.state()
-            problem = ""
-            if self.process.is_main:
-                saved = checkpoint.Checkpoint(self.step, weights, momentum, state, self.description)
-                try:
-                    checkpoint.save(self.checkpoint_folder, saved, self.config.checkpoint.keep)
-                except OSError as error:
-                    problem = self._not_saved(error)
-            self._latest_save = (self.step, all_agree(not problem, self.process.device))
-            if last and not self._is_saved:  # all ranks end with the main rank
-                raise CheckpointError(problem)
-            if problem:
-                logger.error("%s Training continues.", problem)
+            state = self.state()  # waits for the device, which the copies are given to only then
+            self._checkpoints.begin(self.step, self.engine, state, last)
 
-    def _not_saved(self, error: OSError) -> str:
-        committed = checkpoint.committed(self.checkpoint_folder)
-        kept = (
-            f"The one before it, {quote(committed[0])}, is kept."
-            if committed
-            else "There is none before it."
-        )
-        return (
-            f"the checkpoint of step {self.step} could not be written: {in_words(error)}. Free "
-            f"space or fix the permissions of {quote(self.checkpoint_folder)}. {kept}"
-        )
+    def _save_last(self) -> None:
+        """Makes sure that this step is on the disk; collective."""
+        self._wait_for_checkpoint()
+        if self._checkpoints.saved_step != self.step:
+            self._begin_save(last=True)
+            self._wait_for_checkpoint()
+        if self._checkpoints.saved_step != self.step:  # all ranks end with the main rank
+            raise CheckpointError(self._checkpoints.problem)
+
+    def _wait_for_checkpoint(self) -> None:
+        """Waits until nothing is being written; collective."""
+        self._checkpoints.wait()
+        self.best.agree()
 
     def _received(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for number, batch in enumerate(batches):
@@ -338,10 +343,6 @@ class Training:
             if number == 0:
                 self.observer.show_fed(batch, self.step)
             yield batch
-
-    @property
-    def _is_saved(self) -> bool:
-        return self._latest_save == (self.step, True)
 
     @property
     def _evaluation_due(self) -> bool:
