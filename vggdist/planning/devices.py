@@ -61,6 +61,9 @@ class Device(Section):
     decoded_images_per_second: Positive = Field(
         900.0, description="Images that one CPU core makes ready for the network."
     )
+    host_gigabytes_per_second: Positive = Field(
+        12.0, description="Rate of copies from the device into pinned memory of the host."
+    )
     checkpoint_gigabytes_per_second: Positive = Field(
         1.0, description="Rate at which a checkpoint is written, hashed and flushed."
     )
@@ -92,7 +95,8 @@ class Device(Section):
 
 # Latencies of a ring's step: NCCL's own model of them (src/graph/tuning.cc, ring, simple
 # protocol): 3.4 us over NVLink, 5.7 over PCIe, 14 over a network. Memory: 80 % of the published
-# rate. Bus: 80 % of NVLink's published rate in one direction.
+# rate. Bus: 80 % of NVLink's published rate in one direction. Host: 80 % of PCIe's with 16 lanes
+# (3.0, 4.0, 5.0).
 _NVLINK, _PCIE, NETWORK_LATENCY_MICROSECONDS = 3.4, 5.7, 14.0
 
 DEVICES = {
@@ -105,6 +109,7 @@ DEVICES = {
         memory_gigabytes=80.0,
         memory_gigabytes_per_second=2680.0,
         bus_gigabytes_per_second=360.0,
+        host_gigabytes_per_second=50.0,
         bus_latency_microseconds=_NVLINK,
         network_latency_microseconds=NETWORK_LATENCY_MICROSECONDS,
     ),
@@ -117,6 +122,7 @@ DEVICES = {
         memory_gigabytes=80.0,
         memory_gigabytes_per_second=1630.0,
         bus_gigabytes_per_second=240.0,
+        host_gigabytes_per_second=25.0,
         bus_latency_microseconds=_NVLINK,
         network_latency_microseconds=NETWORK_LATENCY_MICROSECONDS,
     ),

@@ -43,6 +43,7 @@ class Checkpoints:
 
     Attributes:
         seconds: that a checkpoint holds up the training.
+        written_seconds: after which it is on the disk; the steps go on meanwhile.
         hours_between_failures: mean of the whole job.
         every_steps: for `checkpoint.every_steps`.
         lost: share of the time that goes into checkpoints and into steps that are done again.
@@ -50,6 +51,7 @@ class Checkpoints:
 
     gigabytes: float
     seconds: float
+    written_seconds: float
     hours_between_failures: float
     every_seconds: float
     every_steps: int
@@ -95,21 +97,27 @@ def estimate_supply(
 def estimate_checkpoints(
     layers: tuple[Layer, ...], device: Device, world_size: int, step_seconds: float
 ) -> Checkpoints:
-    """Weights and momentum in fp32, written by one rank while the others wait."""
+    """Weights and momentum in fp32: one rank copies them into its memory, and writes them behind
+    the steps. On a CPU the cores that write do not compute."""
     parameters = sum(layer.num_parameters for layer in layers)
     trained = sum(layer.num_parameters for layer in layers if layer.is_trained)
     gigabytes = 4 * (parameters + trained) / 1e9
-    seconds = gigabytes / device.checkpoint_gigabytes_per_second
+    seconds = gigabytes / device.host_gigabytes_per_second
+    written = seconds + gigabytes / device.checkpoint_gigabytes_per_second
+    if device.cores_compute:
+        seconds = written
     failures = 3600 * DEVICE_HOURS_BETWEEN_FAILURES / world_size
     ratio = seconds / (2 * failures)
     every = math.sqrt(2 * seconds * failures) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - seconds
+    every = max(every, written - seconds)  # one is written at a time
     return Checkpoints(
         gigabytes=gigabytes,
         seconds=seconds,
+        written_seconds=written,
         hours_between_failures=failures / 3600,
         every_seconds=every,
         every_steps=max(1, round(every / step_seconds)),
-        lost=seconds / (every + seconds) + every / (2 * failures),
+        lost=seconds / (every + seconds) + (every / 2 + written - seconds) / failures,
     )
 
 

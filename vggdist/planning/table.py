@@ -118,7 +118,8 @@ def _needs(estimate: Estimate) -> Iterator[str]:
         f"{duration(3600 * run.checkpoint_hours)} of it"
     )
     yield (
-        f"checkpoints: {checkpoints.gigabytes:.2f} GB in {checkpoints.seconds:.1f} s; a failure in "
+        f"checkpoints: {checkpoints.gigabytes:.2f} GB, copied in {checkpoints.seconds:.2f} s and "
+        f"on the disk after {checkpoints.written_seconds:.1f} s; a failure in "
         f"{checkpoints.hours_between_failures:,.0f} h: least is lost with "
         f"checkpoint.every_steps={checkpoints.every_steps} "
         f"({duration(checkpoints.every_seconds)}), {100 * checkpoints.lost:.2f} %"
