@@ -210,12 +210,12 @@ def test_a_compiler_that_fails_costs_the_setting_and_not_the_loop(both_loops, mo
         def forward(self, _):
             raise RuntimeError("no such header\nand a page of output")
 
-    monkeypatch.setattr(torch, "compile", lambda _: Broken())
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: Broken())
     for loop in (bare, tuned):
         torch.manual_seed(0)  # of the dropout
         loop.step(batches)
     assert tuned.settings == []
-    assert tuned.missing == ["The tuned loop goes without torch.compile: no such header"]
+    assert tuned.missing == ["The tuned loop goes without torch.compile: no such header."]
     for ours, theirs in zip(tuned._network.parameters(), bare._network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -6,7 +6,7 @@ numbers that Python has put into them stay as they were, and so do the tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,13 +78,21 @@ def steps(
     return seen | {"weights": engine.weights(), "momentum": engine.momentum()}
 
 
-def graphed_and_not(process: Process, bad: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """What the steps leave behind without and with a graph, compared."""
+def graphed_and_not(
+    process: Process, bad: int, settings: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the steps leave behind without and with a graph, compared; in each of some settings."""
+    torch.backends.cudnn.deterministic = True  # else the order of sums may differ
+    return [_compare(process, bad, changes) for changes in settings]
+
+
+def _compare(process: Process, bad: int, changes: dict[str, Any]) -> dict[str, Any]:
     on_cpu = process.device.type == "cpu"
     recorded = RecordedGraphs()
     plain = steps(process, None, bad, changes)
     graphed = steps(process, recorded if on_cpu else Graphs(process.device), bad, changes)
     return {
+        "changes": changes,
         "replayed": recorded.num_replayed,
         "captured": recorded.num_captured,
         "seen": [

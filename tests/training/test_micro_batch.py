@@ -79,7 +79,7 @@ def test_a_gpu_that_is_too_small_for_a_run_is_told_what_to_set() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_micro(config_of(), 1, 17 * GB, config_of("batch.micro=256"))
     assert str(caught.value) == (
-        "this run was begun with micro batches of 256 images, for which a GPU needs about 22.5 GB, "
+        "this run was begun with micro batches of 256 images, for which a GPU needs about 25.1 GB, "
         "and the smallest here has 17.0 GB. Set batch.micro=128, which fits, or batch.micro=256 to "
         "try it all the same."
     )
