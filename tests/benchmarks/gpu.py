@@ -241,9 +241,10 @@ def measure_all(device: str, root: Path, size: Size) -> Result:
         given = settings(device, root, size, micro)
         shares = size.shares if number == 0 else size.shares[:1]
         works[f"training, micro batch {micro}"] = partial(measure_training, given, size.rounds)
-        works[f"settings, micro batch {micro}"] = partial(
-            in_own_process, measure_settings, given, size.rounds
-        )
+        if number == 0:  # where the host has most to do for each image
+            works[f"settings, micro batch {micro}"] = partial(
+                in_own_process, measure_settings, given, size.rounds
+            )
         works[f"loader, micro batch {micro}"] = partial(
             in_own_process, measure_loader, given, shares, size.loader_seconds
         )
