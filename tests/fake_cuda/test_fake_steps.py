@@ -113,7 +113,7 @@ def test_a_step_that_a_graph_repeats_is_copies_a_replay_and_flags(
     batch = f"batch.global={64 * ranks.world_size}"
     overrides = [f"precision={precision}", batch, "cuda_graph=true", *settings]
     captured = fake_cuda.run(train, overrides, ranks, watched_step=CAPTURED_STEP)
-    assert {fault.rpartition(" in ")[2] for fault in captured.faults} == {"all_agree"}
+    assert captured.faults == []
     assert captured.num_replays == 1
     assert captured.operators["aten::_fused_sgd_"] > 0
     repeated = fake_cuda.run(train, overrides, ranks, watched_step=CAPTURED_STEP + 1)

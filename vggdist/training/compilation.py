@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vggdist.config import Config
+from vggdist.distributed import process as world
 from vggdist.distributed.precision import DTYPES
-from vggdist.distributed.process import Process, all_agree
+from vggdist.distributed.process import Process
 from vggdist.errors import first_line
 from vggdist.model.vgg import VGG
 
@@ -40,14 +41,13 @@ def compile_for_training(network: VGG, config: Config, micro: int, process: Proc
         _try(network, config, micro, process.device)
     except Exception as error:  # what a compiler says has no type of its own
         problem = first_line(error)
-    if all_agree(not problem, process.device):
-        return True
-    network.compiled = None
-    logger.warning(
-        "compile: true has no effect here: %s The convolutions run as they are.",
-        problem or "another rank could not compile them, and its log says why.",
-    )
-    return False
+    problem = max(world.gather(problem))  # of any rank
+    if problem:
+        network.compiled = None
+        logger.warning(
+            "compile: true has no effect here: %s The convolutions run as they are.", problem
+        )
+    return not problem
 
 
 def compiled_features(network: VGG) -> Callable[[Tensor], Tensor]:

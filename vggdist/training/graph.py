@@ -19,7 +19,8 @@ import torch
 
 from vggdist.config import Config
 from vggdist.data.batch import Batch
-from vggdist.distributed.process import Process, all_agree
+from vggdist.distributed import process as world
+from vggdist.distributed.process import Process
 from vggdist.errors import first_line
 from vggdist.training.engine import Engine
 from vggdist.training.step import Meter, train_step
@@ -110,14 +111,14 @@ class GraphedStep:
             problem = first_line(error)
             engine.forget_step()
         engine.measure_norm, engine.measure_histograms = before
-        if all_agree(not problem, self._process.device):
-            self._replays, engine.gradient_histograms = replays, {}
-            logger.info("the step is captured as a CUDA graph")
+        if problem := max(world.gather(problem)):  # of any rank
+            logger.warning(
+                "cuda_graph: true has no effect here: %s The host launches kernel by kernel.",
+                problem,
+            )
             return
-        logger.warning(
-            "cuda_graph: true has no effect here: %s The host launches kernel by kernel.",
-            problem or "another rank could not capture its step, and its log says why.",
-        )
+        self._replays, engine.gradient_histograms = replays, {}
+        logger.info("the step is captured as a CUDA graph")
 
 
 class Graphs:
