@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -48,6 +48,10 @@ from vggdist.training.utilization import training_flops
 _WINDOW_SECONDS = 0.5
 _LONGEST_WINDOW = 100  # steps
 _STEPS_BEFORE_TOGETHER = 2
+_FASTER = 1.02
+"""By which the tuned loop has to be faster before its settings are advised."""
+_SETTINGS = {"torch.compile": "compile", "a CUDA graph": "cuda_graph"}
+"""What the tuned loop has, and the key with which a training has it."""
 
 
 def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
@@ -63,7 +67,8 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
         On the main rank, else none: `bare_seconds`, `tuned_seconds`, `vggdist_seconds` (medians per
         step; the two loops exchange nothing, and the tuned one is none where there is nothing to
         tune), `tuned_settings` and `tuned_missing` (what the tuned loop has, and why it lacks
-        more), `ratio` and `ratio_tuned` (median of the pairs of vggdist and each loop),
+        more), `settings_left` (that give a training what the tuned loop has), `ratio` and
+        `ratio_tuned` (median of the pairs of vggdist and each loop),
         `ratio_fastest` (fastest step by fastest step: what is left where other work on the machine
         disturbed the rest),
         `images_per_second` (of vggdist, all ranks), `model_flop_utilization` (of vggdist, a
@@ -117,6 +122,11 @@ def measure_step(config: Config, rounds: int) -> dict[str, Any] | None:
         "tuned_seconds": median.get("tuned"),
         "tuned_settings": steps.tuned.settings,
         "tuned_missing": steps.tuned.missing,
+        "settings_left": [
+            f"{key}=true"
+            for name, key in _SETTINGS.items()
+            if name in steps.tuned.settings and not getattr(config, key)
+        ],
         "vggdist_seconds": median["vggdist"],
         "ratio": statistics.median(pairs),
         "ratio_min": min(pairs),
@@ -166,10 +176,17 @@ def render_step(result: dict[str, Any]) -> str:
             ratio,
             f"the peak is that of {result['peak']}: {result['peak_teraflops']:.3g} TFLOPS a rank",
             *result["tuned_missing"],
+            *_advise(result),
             "",
             *render_bound(result),
         ]
     )
+
+
+def _advise(result: dict[str, Any]) -> Iterator[str]:
+    settings = " ".join(result["settings_left"])
+    if settings and (result["ratio_tuned"] or 0.0) > _FASTER:
+        yield f"The tuned loop is faster; {settings} gives this training what makes it so."
 
 
 def _open_images(config: Config) -> Manifest | None:
