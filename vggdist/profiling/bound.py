@@ -71,10 +71,9 @@ def advise(timings: Timings, bench: Bench) -> str:
     sentences = {"input": _input, "exchange": _exchange, "compute": _compute}
     text = f"This training is {bound}-bound: {sentences[bound](timings, bench)}"
     if timings.no_exchange is None and bench.split.world_size > 1:
-        text += (
-            f" The exchange of zero_stage {bench.config.zero_stage} is DeepSpeed's and cannot be "
-            "left out, so it counts as compute."
-        )
+        stage = bench.config.zero_stage
+        whose = f"of zero_stage {stage} is DeepSpeed's" if stage else "is part of the CUDA graph"
+        text += f" The exchange {whose} and cannot be left out, so it counts as compute."
     if timings.loader is None:
         text += " data.root is not set, so only compute and exchange were compared."
     return text

@@ -21,7 +21,7 @@ from vggdist.model.initialization import build_initialized
 from vggdist.model.vgg import VGG
 from vggdist.training.compilation import compiled_features
 from vggdist.training.flags import DelayedFlags, SharedFlags
-from vggdist.training.graph import WARM_UP_STEPS, Graphs, build_step
+from vggdist.training.graph import WARM_UP_STEPS, GraphedStep, Graphs, build_step
 from vggdist.training.step import Meter
 from vggdist.training.zero import build_engine
 
@@ -149,12 +149,12 @@ class OurLoop:
         if network is None:
             network = build_initialized(config.model, config.data.crop_size, config.seed)
         self._engine = build_engine(network, config, split, process)
-        # DeepSpeed's own exchange, at the other stages, cannot be left out, nor that of a graph.
-        plain = config.zero_stage == 0 and not config.cuda_graph
-        self.can_keep_gradients = plain and split.world_size > 1
         self._flags = SharedFlags(self._engine)
         self.meter = Meter(process.device)
         self._take = build_step(self._engine, config, process, self.meter)
+        # DeepSpeed's own exchange, at the other stages, cannot be left out, nor that of a graph.
+        plain = config.zero_stage == 0 and not isinstance(self._take, GraphedStep)
+        self.can_keep_gradients = plain and split.world_size > 1
         self._delayed = DelayedFlags(process.device)
 
     def step(self, micro_batches: Iterable[Batch]) -> None:
