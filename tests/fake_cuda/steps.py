@@ -149,16 +149,8 @@ def train(
     devices = {call.device for call in runtime.calls}
     peak = memory.peak(engine) if measure_memory else {}
     waiting = {call.thread for call in runtime.calls if call.name == "Event.synchronize"}
-    operators = watch.operators
     return Report(
-        watch.faults,
-        operators,
-        devices,
-        replays,
-        seconds,
-        memory=peak,
-        saved=saved,
-        waiting=waiting,
+        watch.faults, watch.operators, devices, replays, seconds, peak, saved=saved, waiting=waiting
     )
 
 

@@ -194,15 +194,21 @@ def test_under_a_loss_scale_a_bad_step_is_left_out_and_the_scale_halved(device, 
 
 def overflowing_steps(process):
     """Of a network whose gradients do not fit into fp16: scales, flags, whether it has moved."""
-    from tests.training.small_engine import batch_of_step, equal, loss_of, small_engine
+    from tests.training.small_engine import (
+        batch_of_step,
+        equal,
+        loss_of,
+        small_engine,
+        weights_of,
+    )
 
     engine = small_engine(process, micro=8, precision="fp16")
     set_loss_scale(engine, 2.0**24)
-    origin, steps = engine.weights(), []
+    origin, steps = weights_of(engine), []
     for _ in range(24):
         engine.backward(loss_of(engine, *(one.to(process.device) for one in batch_of_step(0))))
         engine.step()
-        unmoved = equal(engine.weights(), origin)
+        unmoved = equal(weights_of(engine), origin)
         steps.append((engine.loss_scale(), engine.masked.item(), engine.failed.item(), unmoved))
         if not engine.masked.item():
             break

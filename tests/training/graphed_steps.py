@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.training.small_engine import equal, small_engine
+from tests.training.small_engine import equal, momentum_of, small_engine, weights_of
 from tests.training.small_training import GLOBAL_BATCH, batch_of, part_of
 from vggdist.data.batch import Batch
 from vggdist.distributed.precision import DTYPES
@@ -27,6 +27,12 @@ from vggdist.training.step import Meter
 
 NUM_STEPS, LOGGED, BAD = 10, (2, 5, 6, 9), 7
 """The steps whose norms are measured, and one with an image that is not finite."""
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"batch_norm": True, "clip": 0.5},
+    {"optimizer": {"name": "lars", "learning_rate": 0.1}},
+    {"precision": "bf16"},
+]
 
 
 def micro_batches(process: Process, step: int, precision: str, bad: int) -> list[Batch]:
@@ -75,7 +81,7 @@ def steps(
         if engine.measure_norm:
             seen["norms"].append(engine.gradient_norm())
             seen["layers"].append(engine.layer_norms())
-    return seen | {"weights": engine.weights(), "momentum": engine.momentum()}
+    return seen | {"weights": weights_of(engine), "momentum": momentum_of(engine)}
 
 
 def graphed_and_not(
@@ -84,6 +90,14 @@ def graphed_and_not(
     """What the steps leave behind without and with a graph, compared; in each of some settings."""
     torch.backends.cudnn.deterministic = True  # else the order of sums may differ
     return [_compare(process, bad, changes) for changes in settings]
+
+
+def assert_equal(found: dict[str, Any]) -> None:
+    """The graph has changed nothing, to the bit."""
+    plain, graphed = found["seen"]
+    assert graphed == plain, found["changes"]
+    assert found["weights"], found["changes"]
+    assert found["momentum"], found["changes"]
 
 
 def _compare(process: Process, bad: int, changes: dict[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,20 @@ def engine_step(engine: Engine, process: Process, step: int, num_micro: int = 1)
         engine.step()
 
 
+def weights_of(engine: Engine) -> State:
+    """Copies of the parameters and buffers, on the CPU."""
+    return {name: _copy(tensor) for name, tensor in engine.weights()}
+
+
+def momentum_of(engine: Engine) -> State:
+    """Copies of the momentum, on the CPU; collective under ZeRO."""
+    return {name: _copy(tensor) for name, tensor in engine.momentum()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", memory_format=torch.contiguous_format, copy=True)
+
+
 def given_gradients(engine: Engine) -> State:
     """Copies of what the optimizer is given, by parameter; for a hook before its step."""
     parameters = dict(engine.module.named_parameters())

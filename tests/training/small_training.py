@@ -11,8 +11,10 @@ from tests.training.small_engine import (
     CROP_SIZE,
     GLOBAL_BATCH,
     NUM_CLASSES,
+    momentum_of,
     small_config,
     small_network,
+    weights_of,
 )
 from vggdist.artifacts import checkpoint
 from vggdist.config import split_batch, total_steps
@@ -137,10 +139,10 @@ class Part:
             world.all_agree(True, self.training.process.device)  # the main rank has saved
 
     def weights(self) -> dict[str, Tensor]:
-        return self.training.engine.weights()
+        return weights_of(self.training.engine)
 
     def momentum(self) -> dict[str, Tensor]:
-        return self.training.engine.momentum()
+        return momentum_of(self.training.engine)
 
     def _evaluate(self, process: Process, stop: StopSignal) -> Errors:
         rounds = -(-len(range(0, NUM_VALIDATION_IMAGES, process.world_size)) // EVALUATION_MICRO)

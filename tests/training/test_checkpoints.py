@@ -2,9 +2,6 @@
 happened, so that a step that waited for it would wait forever."""
 
 import errno
-import signal
-import subprocess
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.processes import interrupt_twice
 from tests.ranks import run_in_ranks
 from tests.training.small_engine import equal
 from tests.training.small_training import Part, StopAfter
@@ -22,7 +20,7 @@ from tests.training.test_loop import EVERY_THREE_STEPS, Logged
 from vggdist.artifacts import checkpoint
 from vggdist.data.batch import Batch
 from vggdist.distributed.process import Process
-from vggdist.errors import EXIT_INTERRUPTED, DataError
+from vggdist.errors import DataError
 from vggdist.evaluation.metrics import Errors
 from vggdist.training.loop import Training
 from vggdist.training.signals import StopSignal
@@ -284,7 +282,7 @@ from vggdist.distributed.process import Process
 from vggdist.training.checkpoints import CheckpointWriter
 from vggdist.training.signals import SAVING, StopSignal
 checkpoint.save = lambda *_: threading.Event().wait()
-engine = SimpleNamespace(held_weights=dict, held_momentum=dict)
+engine = SimpleNamespace(weights=dict, momentum=dict)
 process = Process(0, 0, 1, torch.device("cpu"))
 with StopSignal() as stop, stop.answering(SAVING):
     with CheckpointWriter(Path("nowhere"), 2, process) as checkpoints:
@@ -295,13 +293,4 @@ with StopSignal() as stop, stop.answering(SAVING):
 
 
 def test_a_second_interrupt_does_not_wait_for_the_disk() -> None:
-    command, pipe = [sys.executable, "-c", WRITES_FOREVER], subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGINT)
-        assert "SIGINT received: saving after this step." in process.stderr.readline()
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == EXIT_INTERRUPTED
+    interrupt_twice(WRITES_FOREVER)

@@ -15,7 +15,14 @@ from torch._dynamo.utils import counters
 
 from tests.ranks import run_in_ranks
 from tests.training.graphed_steps import on_device
-from tests.training.small_engine import engine_step, equal, small_engine, whole_difference
+from tests.training.small_engine import (
+    engine_step,
+    equal,
+    momentum_of,
+    small_engine,
+    weights_of,
+    whole_difference,
+)
 from tests.training.small_training import GLOBAL_BATCH, batch_of, part_of
 from vggdist.distributed.process import Process
 from vggdist.training.step import Meter, train_step
@@ -35,7 +42,7 @@ def compiled_and_not(process: Process, precision: str, backend: str) -> dict[str
         engine = small_engine(process, compile=compiled, micro=micro, **changes)
         assert engine.compiled == compiled
         at_start, meter = counters["stats"]["unique_graphs"], Meter(process.device)
-        own: dict[str, Any] = {"before": engine.weights()}
+        own: dict[str, Any] = {"before": weights_of(engine)}
         for step in range(NUM_STEPS):
             batch, first = batch_of(step, GLOBAL_BATCH), process.rank * NUM_MICRO * micro
             parts = [
@@ -45,8 +52,8 @@ def compiled_and_not(process: Process, precision: str, backend: str) -> dict[str
             train_step(
                 engine, [on_device(part, process.device, precision) for part in parts], meter
             )
-        own |= {"losses": meter.sums[0].item(), "weights": engine.weights()}
-        own["momentum"] = engine.momentum()
+        own |= {"losses": meter.sums[0].item(), "weights": weights_of(engine)}
+        own["momentum"] = momentum_of(engine)
         engine.eval()
         for side in (32, 48, 64):
             engine.module.maps(torch.zeros(1, 3, side, side, device=process.device))
@@ -98,7 +105,7 @@ def without_a_compiler(process: Process, broken: str, cache: Path) -> dict[str, 
     for step in range(2):
         engine_step(engine, process, step)
         engine_step(plain, process, step)
-    same = equal(engine.weights(), plain.weights())
+    same = equal(weights_of(engine), weights_of(plain))
     return {"compiled": engine.compiled, "said": said.lines, "same": same}
 
 

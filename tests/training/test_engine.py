@@ -19,12 +19,14 @@ from tests.training.small_engine import (
     engine_step,
     equal,
     loss_of,
+    momentum_of,
     plain_training,
     relative_difference,
     share,
     small_config,
     small_engine,
     small_network,
+    weights_of,
 )
 from vggdist.artifacts import checkpoint
 from vggdist.config import split_batch
@@ -65,12 +67,12 @@ def one_rank(process: Process) -> dict[str, Any]:
             results[f"warning: {case}"] = messages.stop()
             if precision == "fp16":
                 set_loss_scale(engine, 256.0)
-            origin, differences = engine.weights(), []
+            origin, differences = weights_of(engine), []
             for step in (0, 1):
                 engine_step(engine, process, step, num_micro=2)
                 weights, momentum = plain[precision, step + 1]
-                differences.append(relative_difference(engine.weights(), weights, origin))
-                differences.append(relative_difference(engine.momentum(), momentum))
+                differences.append(relative_difference(weights_of(engine), weights, origin))
+                differences.append(relative_difference(momentum_of(engine), momentum))
             results[f"steps: {case}"] = differences
             results[f"flags: {case}"] = (engine.masked.tolist(), engine.failed.tolist())
             results[f"channels_last: {case}"] = convolutions_are_channels_last(engine.module)
@@ -95,11 +97,11 @@ def wide_block(process: Process, precision: str, plain: tuple[Any, Any]) -> dict
     taken: list[bool] = []
     narrow, wide_one = (engine.module.get_submodule(f"features.block{n}.conv1") for n in (1, 2))
     wide_one.register_forward_pre_hook(lambda _, maps: taken.append(maps[0].is_contiguous()))
-    origin = engine.weights()
+    origin = weights_of(engine)
     engine_step(engine, process, step=0, num_micro=2)
     differences = [
-        relative_difference(engine.weights(), plain[0], origin),
-        relative_difference(engine.momentum(), plain[1]),
+        relative_difference(weights_of(engine), plain[0], origin),
+        relative_difference(momentum_of(engine), plain[1]),
     ]
     return {
         "channels_last": [
@@ -113,7 +115,7 @@ def wide_block(process: Process, precision: str, plain: tuple[Any, Any]) -> dict
 
 def set_loss_scale(engine: Engine, scale: float) -> None:
     state = engine.scaler_state()
-    engine.load(engine.weights(), engine.momentum(), state | {"scale": scale})
+    engine.load(weights_of(engine), momentum_of(engine), state | {"scale": scale})
 
 
 def clipping(process: Process, precision: str, stage: int) -> dict[str, float]:
@@ -121,7 +123,7 @@ def clipping(process: Process, precision: str, stage: int) -> dict[str, float]:
     engine = small_engine(process, micro=4, precision=precision, zero_stage=stage, clip=clip)
     if precision == "fp16":
         set_loss_scale(engine, 256.0)
-    origin = engine.weights()
+    origin = weights_of(engine)
     engine.measure_norm = True
     engine_step(engine, process, 0, num_micro=2)
     weights, _ = plain_training(small_network(engine.config), 1, 2, precision, clip=clip)
@@ -130,8 +132,8 @@ def clipping(process: Process, precision: str, stage: int) -> dict[str, float]:
     loss_of(unclipped, *batch_of_step(0)).backward()
     norm = torch.cat([p.grad.flatten() for p in unclipped.parameters()]).norm().item()
     return {
-        "difference": relative_difference(engine.weights(), weights, origin),
-        "without clipping": relative_difference(engine.weights(), not_clipped, origin),
+        "difference": relative_difference(weights_of(engine), weights, origin),
+        "without clipping": relative_difference(weights_of(engine), not_clipped, origin),
         "norm": engine.gradient_norm(),
         "norm in plain torch": norm,
     }
@@ -140,7 +142,7 @@ def clipping(process: Process, precision: str, stage: int) -> dict[str, float]:
 def overflow(process: Process, stage: int, plain: tuple[State, State]) -> dict[str, Any]:
     """Step 0 again and again until fp16's loss scale, 65,536 at first, fits the gradients."""
     engine = small_engine(process, micro=4, precision="fp16", zero_stage=stage)
-    origin, scales, flags = engine.weights(), [], []
+    origin, scales, flags = weights_of(engine), [], []
     unmoved, no_garbage = True, True
     while len(scales) < 10:
         engine_step(engine, process, 0, num_micro=2)
@@ -148,48 +150,48 @@ def overflow(process: Process, stage: int, plain: tuple[State, State]) -> dict[s
         flags.append((engine.masked.item(), engine.failed.item()))
         if not engine.masked.item():
             break
-        unmoved &= equal(engine.weights(), origin)
-        no_garbage &= not any(buffer.any() for buffer in engine.momentum().values())
+        unmoved &= equal(weights_of(engine), origin)
+        no_garbage &= not any(buffer.any() for buffer in momentum_of(engine).values())
     return {
         "scales": scales,
         "flags": flags,
         "unmoved": unmoved,
         "no garbage": no_garbage,
-        "difference": relative_difference(engine.weights(), plain[0], origin),
+        "difference": relative_difference(weights_of(engine), plain[0], origin),
     }
 
 
 def smallest_scale(process: Process, stage: int) -> dict[str, Any]:
     engine = small_engine(process, micro=4, precision="fp16", zero_stage=stage)
     set_loss_scale(engine, 1.0)
-    origin = engine.weights()
+    origin = weights_of(engine)
     engine.module.fc7.linear.bias.register_hook(lambda gradient: gradient * float("inf"))
     engine_step(engine, process, 0, num_micro=2)
     return {
         "flags": (engine.masked.tolist(), engine.failed.tolist()),
-        "unmoved": equal(engine.weights(), origin),
+        "unmoved": equal(weights_of(engine), origin),
     }
 
 
 def no_momentum(process: Process, stage: int) -> dict[str, Any]:
     engine = small_engine(process, precision="bf16", zero_stage=stage, momentum=0.0)
-    origin = engine.weights()
+    origin = weights_of(engine)
     engine_step(engine, process, 0)
     weights, _ = plain_training(small_network(engine.config), 1, 1, "bf16", momentum=0.0)
-    saved = (engine.weights(), engine.momentum(), engine.scaler_state())
+    saved = (weights_of(engine), momentum_of(engine), engine.scaler_state())
     other = small_engine(process, seed=2, precision="bf16", zero_stage=stage, momentum=0.0)
     other.load(*saved)
     return {
-        "difference": relative_difference(engine.weights(), weights, origin),
-        "momentum": engine.momentum(),
-        "loaded": equal(other.weights(), engine.weights()),
+        "difference": relative_difference(weights_of(engine), weights, origin),
+        "momentum": momentum_of(engine),
+        "loaded": equal(weights_of(other), weights_of(engine)),
     }
 
 
 def other_networks(process: Process) -> list[str]:
     """What is said of checkpoints with another tensor, one less, and one of another shape."""
     engine = small_engine(process)
-    weights, momentum, before = engine.weights(), engine.momentum(), engine.weights()
+    weights, momentum, before = weights_of(engine), momentum_of(engine), weights_of(engine)
     bias = "fc8.linear.bias"
     without = {name: tensor for name, tensor in weights.items() if name != bias}
     told = []
@@ -203,7 +205,7 @@ def other_networks(process: Process) -> list[str]:
             engine.load(wrong_weights, wrong_momentum, {})
         except CheckpointError as error:
             told.append(str(error))
-    assert equal(engine.weights(), before)
+    assert equal(weights_of(engine), before)
     return told
 
 
@@ -349,9 +351,9 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
     engines = {}
     for stage in STAGES:
         engine = small_engine(process, micro=2, zero_stage=stage, dropout=0.5)
-        origin = engine.weights()
+        origin = weights_of(engine)
         engine_step(engine, process, 0, num_micro=2)
-        first = {"weights": engine.weights(), "momentum": engine.momentum()}
+        first = {"weights": weights_of(engine), "momentum": momentum_of(engine)}
         results[f"saved: stage {stage}"] = first
         if process.is_main:
             saved = checkpoint.Checkpoint(1, first["weights"], first["momentum"], {})
@@ -359,8 +361,8 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
         engine_step(engine, process, 1, num_micro=2)
         plain = plain_training(small_network(engine.config), 2)
         results[f"one rank: stage {stage}"] = (
-            relative_difference(engine.weights(), plain[0], origin),
-            relative_difference(engine.momentum(), plain[1]),
+            relative_difference(weights_of(engine), plain[0], origin),
+            relative_difference(momentum_of(engine), plain[1]),
         )
         engines[stage] = engine
     all_reducing = small_engine(process, micro=2, dropout=0.5, exchange="all_reduce")
@@ -374,12 +376,12 @@ def two_ranks(process: Process, folder: Path) -> dict[str, Any]:
         engine = small_engine(process, seed=2, micro=2, zero_stage=new, dropout=0.5)
         engine.load(saved.weights, saved.momentum, {})
         case = f"loaded: stage {old} to {new}"
-        results[case] = {"weights": engine.weights(), "momentum": engine.momentum()}
+        results[case] = {"weights": weights_of(engine), "momentum": momentum_of(engine)}
         engine_step(engine, process, 1, num_micro=2)
         results[case]["went on"] = relative_difference(
-            engine.weights(), engines[old].weights(), saved.weights
+            weights_of(engine), weights_of(engines[old]), saved.weights
         )
-        results[case]["bit for bit"] = equal(engine.weights(), engines[old].weights())
+        results[case]["bit for bit"] = equal(weights_of(engine), weights_of(engines[old]))
     for stage in STAGES:
         for accident in ("nan loss", "infinite loss", "nan gradient", "infinite gradient"):
             results[f"{accident}: stage {stage}"] = after_an_accident(process, stage, accident)
@@ -398,7 +400,7 @@ def sent_elements(engine: Engine, process: Process) -> int:
         return all_reduce(tensor, *arguments, **named)
 
     torch.distributed.all_reduce = counted
-    origin = engine.weights(), engine.momentum()
+    origin = weights_of(engine), momentum_of(engine)
     engine_step(engine, process, 1, num_micro=2)
     torch.distributed.all_reduce = all_reduce
     engine.load(*origin, {})
@@ -433,9 +435,9 @@ def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, 
         return flags.end(engine, False).tolist()
 
     def state() -> tuple[State, State]:
-        weights = engine.weights()
+        weights = weights_of(engine)
         # Counts forward passes, and nothing reads it.
-        return {n: w for n, w in weights.items() if "tracked" not in n}, engine.momentum()
+        return {n: w for n, w in weights.items() if "tracked" not in n}, momentum_of(engine)
 
     good_flags = step(0, with_accident=False)
     before = state()
@@ -453,12 +455,12 @@ def after_an_accident(process: Process, stage: int, accident: str) -> dict[str, 
 def overflow_on_one_rank(process: Process, stage: int) -> dict[str, Any]:
     engine = small_engine(process, micro=2, zero_stage=stage, precision="fp16")
     set_loss_scale(engine, 256.0)
-    before = engine.weights()
+    before = weights_of(engine)
     bias = engine.module.features.block2.conv1.bias
     spoil = bias.register_hook(lambda gradient: gradient / (1 - process.rank))
     engine_step(engine, process, 0, num_micro=2)
     flags, scale = (engine.masked.item(), engine.failed.item()), engine.loss_scale()
-    unmoved = equal(engine.weights(), before)
+    unmoved = equal(weights_of(engine), before)
     spoil.remove()
     engine_step(engine, process, 0, num_micro=2)
     plain, _ = plain_training(small_network(engine.config), 1, precision="fp16")
@@ -466,7 +468,7 @@ def overflow_on_one_rank(process: Process, stage: int) -> dict[str, Any]:
         "flags": flags,
         "scales": (scale, engine.loss_scale()),
         "unmoved": unmoved,
-        "then": relative_difference(engine.weights(), plain, before),
+        "then": relative_difference(weights_of(engine), plain, before),
     }
 
 

@@ -15,9 +15,11 @@ from tests.training.small_engine import (
     equal,
     given_gradients,
     loss_of,
+    momentum_of,
     relative_difference,
     small_config,
     small_network,
+    weights_of,
 )
 from vggdist.artifacts import checkpoint
 from vggdist.config import Exchange, split_batch
@@ -148,7 +150,7 @@ def beside_plain_torch(process: Process) -> float:
 
 def set_loss_scale(engine: Engine, scale: float) -> None:
     state = engine.scaler_state()
-    engine.load(engine.weights(), engine.momentum(), state | {"scale": scale})
+    engine.load(weights_of(engine), momentum_of(engine), state | {"scale": scale})
 
 
 def moved(process: Process, folder: Path) -> dict[str, Any]:
@@ -158,7 +160,9 @@ def moved(process: Process, folder: Path) -> dict[str, Any]:
         first = Trained(process, old, num_micro=2, dropout=0.5)
         first.step(0)
         if process.is_main:
-            state = checkpoint.Checkpoint(1, first.engine.weights(), first.engine.momentum(), {})
+            state = checkpoint.Checkpoint(
+                1, weights_of(first.engine), momentum_of(first.engine), {}
+            )
             checkpoint.save(folder / f"{process.world_size}-{old}", state, keep=2)
         torch.distributed.barrier()
         path = checkpoint.newest(folder / f"{process.world_size}-{old}")
@@ -169,11 +173,11 @@ def moved(process: Process, folder: Path) -> dict[str, Any]:
             second = Trained(process, new, seed=2, num_micro=2, dropout=0.5)
             second.engine.load(saved.weights, saved.momentum, {})
             second.step(1)
-            ours, theirs = second.engine.weights(), first.engine.weights()
+            ours, theirs = weights_of(second.engine), weights_of(first.engine)
             results[old, new] = {
                 "difference": relative_difference(ours, theirs, saved.weights),
                 "bit for bit": equal(ours, theirs)
-                and equal(second.engine.momentum(), first.engine.momentum()),
+                and equal(momentum_of(second.engine), momentum_of(first.engine)),
             }
     return results
 
@@ -182,7 +186,7 @@ def overflow(process: Process) -> dict[str, Any]:
     """fp16's first loss scale, 65,536, halved until no rank's factors overflow."""
     trained = Trained(process, "factors", precision="fp16")
     engine = trained.engine
-    origin, unmoved = engine.weights(), True
+    origin, unmoved = weights_of(engine), True
     scales, masked = [], []
     while len(scales) < 12:
         trained.step(0)
@@ -190,8 +194,8 @@ def overflow(process: Process) -> dict[str, Any]:
         masked.append(bool(engine.masked.item()))
         if not masked[-1]:
             break
-        unmoved &= equal(engine.weights(), origin)
-    return {"scales": scales, "masked": masked, "unmoved": unmoved, "weights": engine.weights()}
+        unmoved &= equal(weights_of(engine), origin)
+    return {"scales": scales, "masked": masked, "unmoved": unmoved, "weights": weights_of(engine)}
 
 
 @pytest.fixture(scope="module", params=WORLD_SIZES)

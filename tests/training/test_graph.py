@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from tests.ranks import run_in_ranks
-from tests.training.graphed_steps import BAD, NUM_STEPS, RecordedGraphs, graphed_and_not, steps
+from tests.training.graphed_steps import (
+    BAD,
+    NUM_STEPS,
+    SETTINGS,
+    RecordedGraphs,
+    assert_equal,
+    graphed_and_not,
+    steps,
+)
 from tests.training.small_engine import equal
 from vggdist.distributed.process import Process
 from vggdist.training.graph import WARM_UP_STEPS
@@ -18,21 +26,12 @@ pytestmark = pytest.mark.multi_process
 def assert_the_same(found: dict[str, Any]) -> None:
     assert found["captured"] == 2
     assert found["replayed"] == NUM_STEPS - WARM_UP_STEPS
-    plain, graphed = found["seen"]
-    assert graphed == plain, found["changes"]
-    assert found["weights"], found["changes"]
-    assert found["momentum"], found["changes"]
+    assert_equal(found)
     assert found["finite"]
 
 
 def test_a_replayed_step_is_to_the_bit_the_step_itself() -> None:
-    settings: list[dict[str, Any]] = [
-        {},
-        {"batch_norm": True, "clip": 0.5},
-        {"optimizer": {"name": "lars", "learning_rate": 0.1}},
-        {"precision": "bf16"},
-    ]
-    (found,) = run_in_ranks(graphed_and_not, 1, BAD, settings)
+    (found,) = run_in_ranks(graphed_and_not, 1, BAD, SETTINGS)
     for compared in found:
         assert_the_same(compared)
         assert compared["masked"] == [0.0] * BAD + [1.0] * (NUM_STEPS - BAD), "for good"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.ranks import run_in_ranks
-from tests.training.small_engine import engine_step, given_gradients, small_engine
+from tests.training.small_engine import engine_step, given_gradients, small_engine, weights_of
 from vggdist.distributed.process import Process
 from vggdist.training import layer_values
 from vggdist.training.layer_values import NUM_BINS, histograms
@@ -56,9 +56,9 @@ def measured(process: Process, changes: dict[str, Any]) -> dict[str, Any]:
         engine.optimizer.register_step_pre_hook(
             lambda *_: gradients.extend(g.norm().item() for g in matrices(given_gradients(engine)))
         )
-    before = matrices(engine.weights())
+    before = matrices(weights_of(engine))
     engine_step(engine, process, 1)
-    after = matrices(engine.weights())
+    after = matrices(weights_of(engine))
     scale = GRADIENTS if changes.get("precision") == "fp16" else 1.0
     return {
         "said": engine.layer_norms(),

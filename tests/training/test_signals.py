@@ -3,14 +3,13 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from vggdist.errors import EXIT_INTERRUPTED, StoppedError
+from tests.processes import interrupt_twice
+from vggdist.errors import StoppedError
 from vggdist.training.signals import SAVING, SIGNALS, StopSignal
 
 
@@ -108,17 +107,7 @@ with StopSignal() as stop, stop.answering(SAVING):
 
 
 def test_in_a_long_call_a_signal_is_told_at_once_and_a_second_interrupt_ends_it() -> None:
-    command = [sys.executable, "-c", ENDLESS_CALL]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGINT)
-        assert "SIGINT received: saving after this step." in process.stderr.readline()
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == EXIT_INTERRUPTED
+    interrupt_twice(ENDLESS_CALL)
 
 
 def test_a_signal_that_was_blocked_comes_as_soon_as_it_is_noted() -> None:

@@ -21,9 +21,11 @@ from tests.training.small_engine import (
     engine_step,
     equal,
     loss_of,
+    momentum_of,
     relative_difference,
     small_config,
     small_network,
+    weights_of,
 )
 from vggdist.artifacts.weights import Description, save_weights
 from vggdist.config import Config, split_batch, trained_layers
@@ -116,16 +118,16 @@ def tune(process: Process) -> dict[str, Any]:
 
 def steps(process: Process, choice: str, stage: int) -> dict[str, Any]:
     engine = tuning_engine(process, choice, zero_stage=stage, micro=2)
-    origin = engine.weights()
+    origin = weights_of(engine)
     num_micro = 4 // process.world_size
     for step in (0, 1):
         engine.measure_norm = step == 1
         engine_step(engine, process, step, num_micro)
     weights, momentum, norm = plain_tuning(engine.config, choice, 2)
-    after = engine.weights()
+    after = weights_of(engine)
     return {
         "difference": relative_difference(only(after, choice), only(weights, choice), origin),
-        "momentum": relative_difference(engine.momentum(), momentum),
+        "momentum": relative_difference(momentum_of(engine), momentum),
         "norm": engine.gradient_norm() / norm.item(),
         "frozen": all(
             torch.equal(after[name].view(torch.uint8), tensor.view(torch.uint8))
@@ -137,7 +139,7 @@ def steps(process: Process, choice: str, stage: int) -> dict[str, Any]:
             for name, parameter in engine.module.named_parameters()
             if not is_trained(name, choice)
         ),
-        "with momentum": set(engine.momentum()),
+        "with momentum": set(momentum_of(engine)),
     }
 
 
@@ -150,20 +152,20 @@ def resume(process: Process, stage: int) -> dict[str, Any]:
     first = tuning_engine(process, "scattered", zero_stage=stage, batch_norm=True)
     engine_step(first, process, 0)
     other = tuning_engine(process, "scattered", seed=2, zero_stage=stage, batch_norm=True)
-    other.load(first.weights(), first.momentum(), {})
+    other.load(weights_of(first), momentum_of(first), {})
     for engine in (first, other):
         engine_step(engine, process, 1)
     told = ""
     try:
         tuning_engine(process, "last", zero_stage=stage, batch_norm=True).load(
-            first.weights(), first.momentum(), {}
+            weights_of(first), momentum_of(first), {}
         )
     except CheckpointError as error:
         told = str(error)
     return {
-        "weights": equal(first.weights(), other.weights()),
-        "momentum": equal(first.momentum(), other.momentum()),
-        "names": sorted(first.momentum()),
+        "weights": equal(weights_of(first), weights_of(other)),
+        "momentum": equal(momentum_of(first), momentum_of(other)),
+        "names": sorted(momentum_of(first)),
         "other layers": told,
     }
 
@@ -174,14 +176,14 @@ def statistics(process: Process, stage: int) -> dict[str, Any]:
     frozen = engine.module.features.block1.norm1.running_mean
     flags = SharedFlags(engine)
     assert engine.module.features.block1.norm1.running_mean is frozen, "it must not be sent"
-    before = engine.weights()
+    before = weights_of(engine)
     for step in range(3):
         flags.begin()
         engine_step(engine, process, step)
         flags.end(engine, stop_requested=False)
         engine.eval()
         engine.train()
-    after = engine.weights()
+    after = weights_of(engine)
     return {
         name: torch.equal(tensor, before[name])
         for name, tensor in after.items()

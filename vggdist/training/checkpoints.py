@@ -78,11 +78,11 @@ class CheckpointWriter:
         """
         self.begun_step, self.problem = step, ""
         if not self._process.is_main:
-            for _ in engine.held_momentum():  # under ZeRO the ranks gather it
+            for _ in engine.momentum():  # under ZeRO the ranks gather it
                 pass
             return
-        weights = self._weights.take(engine.held_weights())
-        momentum = self._momentum.take(engine.held_momentum())
+        weights = self._weights.take(engine.weights())
+        momentum = self._momentum.take(engine.momentum())
         copied = None
         if self._process.device.type == "cuda":
             copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

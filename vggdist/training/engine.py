@@ -287,30 +287,22 @@ class Engine:
         values += [buffer for buffer in momentum if buffer is not None]
         return bool(torch.isfinite(norm(values)))
 
-    def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, contiguous, on the CPU."""
-        return {name: _to_store(value) for name, value in self.held_weights()}
-
-    def momentum(self) -> dict[str, Tensor]:
-        """Momentum by trained parameter's name, contiguous, on the CPU; collective under ZeRO.
-
-        Empty where `optimizer.momentum` is 0.
-        """
-        return {name: _to_store(value) for name, value in self.held_momentum()}
-
-    def held_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers with their names, as they lie on the device."""
         for name, value in self.module.state_dict().items():
             yield name, value.detach()
 
-    def held_momentum(self) -> Iterator[tuple[str, Tensor]]:
-        """What `momentum` copies, as it lies on the device; collective under ZeRO, which gathers
-        one after the other."""
+    def momentum(self) -> Iterator[tuple[str, Tensor]]:
+        """Momentum with the trained parameters' names, as it lies on the device; collective under
+        ZeRO, which gathers one after the other.
+
+        Nothing where `optimizer.momentum` is 0.
+        """
         if not self.config.optimizer.momentum:
             return
         self._start_momentum()
         for name, parameter in trained_parameters(self.module).items():
-            yield name, self._momentum_of(parameter)
+            yield name, self._momentum_of(parameter).detach()
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -379,10 +371,6 @@ def _check_alike(kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tenso
             f"in name or shape, the first is {different[0]}. Continue it with the configuration "
             "that it was made with, or set run.resume to another one."
         )
-
-
-def _to_store(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
 
 
 @contextlib.contextmanager
