@@ -150,6 +150,8 @@ def test_the_advice_admits_what_was_not_measured():
     )
     zero = advise(Timings(step=0.1), setting(world_size=2, zero_stage=1))
     assert "The exchange of zero_stage 1 is DeepSpeed's and cannot be left out" in zero
+    graph = advise(Timings(step=0.1), setting(world_size=2, cuda_graph=True))
+    assert "The exchange is part of the CUDA graph and cannot be left out" in graph
 
 
 def test_rates_are_of_all_ranks_and_none_where_nothing_was_measured():
